@@ -1,0 +1,153 @@
+"""What differs between model architectures, as one table keyed by Hugging Face's `model_type`.
+
+Everything else in the project asks this table; nothing looks at model names. To support another architecture, add a row and
+the tiny random model of `tests/tiny_models.py`; the tests then check every hook point against the bare model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from interp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where the parts of a transformer live in Hugging Face's module tree.
+
+    Names without a leading dot are relative to a block, except `blocks`, `embed`, `embed_out`, `final_norm`, which are
+    absolute.
+
+    Attributes:
+        model_type: `config.model_type`.
+        blocks: the ModuleList of blocks, e.g. `model.layers`.
+        embed: token embedding.
+        embed_out: module whose output is the residual stream before block 0 where that is not `embed`'s output, else None
+            (GPT-2: the dropout after token plus position embeddings).
+        final_norm: the norm before the unembedding.
+        attention_out: attention output projection; its input is the per-head outputs.
+        mlp_out: MLP down projection; its input is the neuron activations.
+        attention_added: module whose output is added to the residual stream by attention.
+        mlp_added: module whose output is added to the residual stream by the MLP.
+        mid: norm whose *input* is the residual stream after attention; None for always-parallel blocks.
+        scaled_by_norm: for each norm of a block, the linears that read its output (AWQ moves scales across these).
+        scaled_by_linear: pairs (producer, consumer) of linears between which a per-channel scale can move without changing
+            the function.
+        norm_offset: the norm multiplies by `weight + norm_offset` (Gemma: 1).
+        conv1d: linears are stored as GPT-2's Conv1D, [in, out].
+        gguf: the architecture's name in GGUF files.
+        gguf_permuted: llama.cpp stores the rows of q and k permuted (interleaved rotary layout).
+        gguf_norm_offset: what a GGUF norm weight has added to it compared with Hugging Face's.
+    """
+
+    model_type: str
+    gguf: str
+    blocks: str = "model.layers"
+    embed: str = "model.embed_tokens"
+    embed_out: str | None = None
+    final_norm: str = "model.norm"
+    attention_out: str = "self_attn.o_proj"
+    mlp_out: str = "mlp.down_proj"
+    attention_added: str = "self_attn"
+    mlp_added: str = "mlp"
+    mid: str | None = "post_attention_layernorm"
+    scaled_by_norm: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+    )
+    scaled_by_linear: tuple[tuple[str, str], ...] = (
+        ("self_attn.v_proj", "self_attn.o_proj"),
+        ("mlp.up_proj", "mlp.down_proj"),
+    )
+    norm_offset: float = 0.0
+    conv1d: bool = False
+    gguf_permuted: bool = False
+    gguf_norm_offset: float = 0.0
+
+    def parallel(self, config: Any) -> bool:
+        """Whether attention and MLP read the same residual stream, so that `hook_resid_mid` does not exist."""
+        return self.mid is None or bool(getattr(config, "use_parallel_residual", False))
+
+
+_GEMMA_NORMS = (
+    ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    ("pre_feedforward_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+)
+_GEMMA: dict[str, Any] = {
+    "attention_added": "post_attention_layernorm",
+    "mlp_added": "post_feedforward_layernorm",
+    "mid": "pre_feedforward_layernorm",
+    "scaled_by_norm": _GEMMA_NORMS,
+    "norm_offset": 1.0,
+    "gguf_norm_offset": 1.0,
+}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    a.model_type: a
+    for a in (
+        Architecture("llama", "llama", gguf_permuted=True),
+        Architecture("mistral", "llama", gguf_permuted=True),
+        Architecture("qwen2", "qwen2"),
+        Architecture("qwen3", "qwen3"),
+        Architecture("gemma2", "gemma2", **_GEMMA),
+        Architecture("gemma3_text", "gemma3", **_GEMMA),
+        Architecture(
+            "phi",
+            "phi2",
+            final_norm="model.final_layernorm",
+            attention_out="self_attn.dense",
+            mlp_out="mlp.fc2",
+            mid=None,
+            scaled_by_norm=(
+                ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1")),
+            ),
+            scaled_by_linear=(("self_attn.v_proj", "self_attn.dense"),),
+        ),
+        Architecture(
+            "gpt2",
+            "gpt2",
+            blocks="transformer.h",
+            embed="transformer.wte",
+            embed_out="transformer.drop",
+            final_norm="transformer.ln_f",
+            attention_out="attn.c_proj",
+            mlp_out="mlp.c_proj",
+            attention_added="attn",
+            mid="ln_2",
+            scaled_by_norm=(("ln_1", ("attn.c_attn",)), ("ln_2", ("mlp.c_fc",))),
+            scaled_by_linear=(),
+            conv1d=True,
+        ),
+        Architecture(
+            "gpt_neox",
+            "gptneox",
+            blocks="gpt_neox.layers",
+            embed="gpt_neox.embed_in",
+            final_norm="gpt_neox.final_layer_norm",
+            attention_out="attention.dense",
+            mlp_out="mlp.dense_4h_to_h",
+            attention_added="attention",
+            scaled_by_norm=(
+                ("input_layernorm", ("attention.query_key_value",)),
+                ("post_attention_layernorm", ("mlp.dense_h_to_4h",)),
+            ),
+            scaled_by_linear=(),
+        ),
+    )
+}
+
+
+def architecture(model_type: str) -> Architecture:
+    """The table row for a `model_type`.
+
+    Raises:
+        InputError: no row; the message lists those there are.
+    """
+    if model_type not in ARCHITECTURES:
+        raise InputError(
+            f"The architecture {model_type!r} is not supported",
+            f"one of {', '.join(sorted(ARCHITECTURES))}",
+            "Add a row to interp/architectures.py, or open an issue with the model's config.json",
+        )
+    return ARCHITECTURES[model_type]

@@ -1,0 +1,28 @@
+"""The one error that users are meant to see."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Something given from outside (a path, a file, a tensor, a prompt set) cannot be used.
+
+    The message is one paragraph: what was found and where, what was expected, and what to do. Commands print it without a
+    traceback and exit with code 2.
+
+    Args:
+        found: what is wrong, naming the file and the tensor or line.
+        expected: what would have been right.
+        do: what the user can do about it.
+    """
+
+    def __init__(self, found: str, expected: str = "", do: str = "") -> None:
+        sentences = [found, f"Expected {expected}" if expected else "", do]
+        super().__init__(" ".join(s.rstrip(".") + "." for s in sentences if s))
+
+
+class MissingExtra(InputError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}, which is not installed",
+                         do=f"Install it with: pip install 'quantscope[{extra}]'")

@@ -1,0 +1,1 @@
+"""One module per file format: packed tensors in, dense weights out."""

@@ -1,0 +1,28 @@
+"""Shared fixtures. jaxtyping annotations of our own packages are enforced with beartype while tests run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network should fail, not download
+install_import_hook(["interp", "probes"], "beartype.beartype")
+
+SHARED = Path(os.environ.get("QUANTSCOPE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference material beside the project; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no reference material at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def fixtures(shared: Path) -> Path:
+    """Tiny checkpoints written by the real quantizers."""
+    return shared / "fixtures"
