@@ -1,0 +1,95 @@
+"""How results are kept: one tidy table as parquet, and beside it a JSON with everything needed to measure it again."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.errors import InputError
+from interp.files import atomic_file
+
+SCHEMA_VERSION = 1
+_PACKAGES = ("quantscope", "torch", "transformers", "safetensors", "gguf", "compressed-tensors", "numpy", "pandas")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the machine's architecture and the packages that can change a number."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+@dataclass
+class Result:
+    """A probe's table and what it was measured with.
+
+    Attributes:
+        probe: the probe's name, and the stem of the files.
+        table: tidy, one row per cell, layer, neuron … as the probe's docstring says.
+        settings: everything that determines the numbers: options, seeds, dtypes, hashes of checkpoints and prompts.
+        warnings: what the user was told while measuring.
+    """
+
+    probe: str
+    table: pd.DataFrame
+    settings: Mapping[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+    def describe(self) -> dict[str, Any]:
+        """The JSON document without the table."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "probe": self.probe,
+            "settings": dict(self.settings),
+            "warnings": list(self.warnings),
+            "versions": versions(),
+        }
+
+    def records(self) -> list[dict[str, Any]]:
+        """The table's rows; undefined numbers are null."""
+        return json.loads(self.table.to_json(orient="records", double_precision=15))
+
+    def to_json(self) -> str:
+        """The whole result as one JSON document."""
+        return json.dumps(self.describe() | {"rows": self.records()}, indent=2)
+
+    def write(self, directory: Path) -> tuple[Path, Path]:
+        """Write `<probe>.parquet` and `<probe>.json` into a directory, atomically, and return their paths."""
+        parquet, document = directory / f"{self.probe}.parquet", directory / f"{self.probe}.json"
+        try:
+            with atomic_file(parquet) as temporary:
+                self.table.to_parquet(temporary)
+            with atomic_file(document) as temporary:
+                temporary.write_text(json.dumps(self.describe() | {"table": parquet.name, "n_rows": len(self.table)}, indent=2))
+        except OSError as error:
+            raise InputError(f"Cannot write results to {directory}: {error.strerror or error}",
+                             "a directory that can be written, with space left", "Give another one with --out") from error
+        return parquet, document
+
+
+def read_result(document: Path) -> Result:
+    """Read what `Result.write` wrote.
+
+    Raises:
+        InputError: missing, damaged, or of another schema version.
+    """
+    try:
+        described = json.loads(document.read_text())
+        version = described["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{document} is not a Quantscope result ({error})", "the JSON file that a probe wrote") from error
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{document} has schema version {version}", f"version {SCHEMA_VERSION}", "Measure it again")
+    table = pd.read_parquet(document.with_name(described["table"]))
+    return Result(described["probe"], table, described["settings"], described["warnings"])
