@@ -1,0 +1,48 @@
+# `make demo` and `make test` set up everything they need in .venv; a second run does not install again.
+# PYTHON=python3.12 make … chooses another interpreter (3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := quantize,gguf,lens,dev
+DEMO := runs/demo
+
+.PHONY: demo demo-all test lint types setup lock clean
+
+demo: $(READY)  ## train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix
+	$(BIN)/python -m probes.demo --out $(DEMO)
+
+demo-all: $(READY)  ## the same for all four architectures
+	$(BIN)/python -m probes.demo --architecture all --out runs/demo-all
+
+test: lint types  ## lint, types and all tests
+	@echo "== tests"
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	@echo "== lint"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	@echo "== types"
+	$(BIN)/mypy
+
+setup: $(READY)  ## install everything into .venv
+
+$(READY): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) (once; about 7 GB, most of it PyTorch; llama.cpp is compiled from source)"
+	@sh scripts/check_machine.sh $(PYTHON)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+lock: $(READY)  ## resolve the newest allowed versions into constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --upgrade --no-header --no-annotate --python-version 3.11 --all-extras \
+		pyproject.toml --output-file constraints.txt
+	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> constraints.txt
+
+clean:
+	rm -rf $(VENV) runs
