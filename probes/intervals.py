@@ -20,7 +20,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(values: Float[Tensor, n]) -> Interval:
+def mean_interval(values: Float[Tensor, " n"]) -> Interval:
     """Mean of independent values with Student's t interval; for paired data pass the differences.
 
     One value has no bounds, and a value that is not finite leaves all three undefined: dropping it would bias the mean.
@@ -35,7 +35,7 @@ def mean_interval(values: Float[Tensor, n]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def rate_interval(outcomes: Bool[Tensor, n]) -> Interval:
+def rate_interval(outcomes: Bool[Tensor, " n"]) -> Interval:
     """Share of true outcomes with Wilson's interval."""
     if len(outcomes) == 0:
         return Interval(np.nan, np.nan, np.nan)

@@ -1,4 +1,4 @@
-"""Which layers the study looks at: a share of the depth, rounded half up, in integers so that floats cannot decide it."""
+"""Which layers the study looks at: a share of the depth, rounded half up, in integers so that floats decide nothing."""
 
 from __future__ import annotations
 
