@@ -1,7 +1,7 @@
 """The maths of the safety-neuron probe.
 
-A unit is a dimension, a neuron or a head; a head has d_head components, the others one. Tensors are [..., unit, component];
-sizes over components are Euclidean, which for one component is the absolute value.
+A unit is a dimension, a neuron or a head; a head has d_head components, the others one. Tensors are
+[..., unit, component]; sizes over components are Euclidean, which for one component is the absolute value.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def matched_sets(
     """Random sets of as many units with the magnitudes of the chosen: [unit] → [draw, unit].
 
     Units are ranked by magnitude and cut into strata of `STRATUM`; each draw takes from a stratum as many units as the
-    chosen have in it. Exchanging labels within strata is an exact permutation test of "being chosen tells nothing beyond
-    magnitude". The chosen may be drawn again, so a stratum which they fill has no freedom: that weakens the test rather
+    chosen have in it. Exchanging labels within strata is an exact permutation test of "being chosen tells nothing
+    beyond magnitude". The chosen may be drawn again, so a stratum which they fill has no freedom: that weakens the test rather
     than biasing it.
     """
     sets = torch.zeros(draws, len(chosen), dtype=torch.bool)

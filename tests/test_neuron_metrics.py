@@ -82,7 +82,7 @@ def test_matched_sets_are_uniform_within_a_stratum() -> None:
 
 
 def test_permutation_p_against_an_exact_permutation_test() -> None:
-    """One unit of ten chosen: the exact null has ten equally likely sets, of which the second largest and above are two."""
+    """One unit of ten chosen: its exact null has ten equally likely sets, two at least as large."""
     error = torch.arange(1.0, 11.0)
     chosen = metrics.largest(torch.tensor([0.0] * 8 + [1.0, 0.0]), 1)
     sets = metrics.matched_sets(chosen, torch.rand(10), 20_000, torch.Generator().manual_seed(1))
