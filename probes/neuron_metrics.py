@@ -72,8 +72,8 @@ def matched_sets(
 
     Units are ranked by magnitude and cut into strata of `STRATUM`; each draw takes from a stratum as many units as the
     chosen have in it. Exchanging labels within strata is an exact permutation test of "being chosen tells nothing
-    beyond magnitude". The chosen may be drawn again, so a stratum which they fill has no freedom: that weakens the test rather
-    than biasing it.
+    beyond magnitude". The chosen may be drawn again, so a stratum which they fill has no freedom:
+    that weakens the test rather than biasing it.
     """
     sets = torch.zeros(draws, len(chosen), dtype=torch.bool)
     for stratum in magnitude.argsort(stable=True).tensor_split(max(1, len(chosen) // STRATUM)):
