@@ -2,3 +2,28 @@
 
 Nothing here knows of prompts or refusals; those live in `probes`.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel as HookedModel
+    from interp.model import load as load
+
+_EXPORTS = {
+    "HookedModel": "interp.model",
+    "load": "interp.model",
+}
+"""Public name → the module that defines it, imported on first use: `import interp` does not import torch."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -1,0 +1,261 @@
+"""Hook names → modules, and the two things done there: capture what flows through, or replace it.
+
+Names follow TransformerLens (`blocks.0.hook_resid_post`), blocks are 0-based, and every hook is a plain torch forward
+hook that lives only inside a `with` block. Where TransformerLens means something else by a name:
+
+- `ln_final.hook_normalized` is the final norm's output *with* its gain; the bridge's is before the gain.
+- `hook_embed` in GPT-2 includes the position embeddings; TransformerLens has them apart in `hook_pos_embed`. In Gemma
+  both include the scale √d_model.
+- `hook_attn_out` and `hook_mlp_out` are what is *added* to the residual stream: in Gemma 2 and 3 after the post-norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from interp.architectures import Architecture
+from interp.errors import InputError
+
+Activation = Float[Tensor, "batch pos ..."]
+Intervention = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """Where one named activation can be read and replaced.
+
+    Attributes:
+        name: e.g. `blocks.3.attn.hook_z`.
+        module: the module's path in the Hugging Face model.
+        at_input: the activation is the module's first input, else its (first) output.
+        heads: the last dimension is split into this many heads; None where there are none.
+        block: the block this is the `hook_resid_mid` of, else None.
+    """
+
+    name: str
+    module: str
+    at_input: bool = False
+    heads: int | None = None
+    block: int | None = None
+
+    def read(self, value: Tensor) -> Tensor:
+        """The activation as users see it, a view: [batch, pos, d], or [batch, pos, head, d_head]."""
+        return value if self.heads is None else value.unflatten(-1, (self.heads, -1))
+
+    def write(self, activation: Tensor) -> Tensor:
+        """The module's own layout again: the inverse of `read`."""
+        return activation if self.heads is None else activation.flatten(-2)
+
+
+def hook_points(row: Architecture, config: Any) -> dict[str, HookPoint]:
+    """Every hook point of a model, in the order in which the forward pass reaches them."""
+    points = [HookPoint("hook_embed", row.embed_out or row.embed)]
+    for block in range(config.num_hidden_layers):
+        points += _block_points(row, config, block)
+    points.append(HookPoint("ln_final.hook_normalized", row.final_norm))
+    return {point.name: point for point in points}
+
+
+def _block_points(row: Architecture, config: Any, block: int) -> list[HookPoint]:
+    name, module = f"blocks.{block}", f"{row.blocks}.{block}"
+    mid = []
+    if not row.parallel(config):
+        mid = [HookPoint(f"{name}.hook_resid_mid", f"{module}.{row.mid}", at_input=True, block=block)]
+    return [
+        HookPoint(f"{name}.hook_resid_pre", module, at_input=True),
+        HookPoint(
+            f"{name}.attn.hook_z", f"{module}.{row.attention_out}", at_input=True, heads=config.num_attention_heads
+        ),
+        HookPoint(f"{name}.hook_attn_out", f"{module}.{row.attention_added}"),
+        *mid,
+        HookPoint(f"{name}.mlp.hook_post", f"{module}.{row.mlp_out}", at_input=True),
+        HookPoint(f"{name}.hook_mlp_out", f"{module}.{row.mlp_added}"),
+        HookPoint(f"{name}.hook_resid_post", module),
+    ]
+
+
+class _Order(IntEnum):
+    """What runs first where several callbacks sit on one module, whichever `with` was entered first."""
+
+    REPAIR = 0
+    INTERVENE = 1
+    OBSERVE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Callback:
+    order: _Order
+    module: str
+    at_input: bool
+    run: Callable[[Tensor], Tensor | None]
+
+    def register(self, model: nn.Module) -> RemovableHandle:
+        module = model.get_submodule(self.module)
+        return (
+            module.register_forward_pre_hook(self._before)
+            if self.at_input
+            else module.register_forward_hook(self._after)
+        )
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        new = self.run(args[0])
+        return None if new is None else (new, *args[1:])
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return self.run(output)
+        new = self.run(output[0])
+        return None if new is None else (new, *output[1:])
+
+
+class Hooks:
+    """The hook points of one Hugging Face model.
+
+    Hooks are global state of the model while their `with` block is open: every forward pass inside it runs them,
+    whoever calls it. Blocks nest. At one point interventions run in the order they were entered, and captures after all
+    interventions.
+    """
+
+    def __init__(self, model: nn.Module, row: Architecture, config: Any) -> None:
+        self.points = hook_points(row, config)
+        self._model = model
+        self._row = row
+        self._active: list[_Callback] = []
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether a `capture` or `intervene` is open."""
+        return bool(self._active)
+
+    def point(self, name: str) -> HookPoint:
+        """The hook point of a name.
+
+        Raises:
+            InputError: the model has no such point; the message lists those it has.
+        """
+        if name not in self.points:
+            last = max(int(known.split(".")[1]) for known in self.points if known.startswith("blocks."))
+            kinds = dict.fromkeys(
+                k.replace("blocks.0.", "blocks.{i}.") for k in self.points if not k.startswith("blocks.") or ".0." in k
+            )
+            raise InputError(
+                f"This {self._row.model_type} model has no hook {name!r}",
+                f"one of {', '.join(kinds)} with i from 0 to {last}",
+                "Parallel blocks (Phi, GPT-NeoX) have no hook_resid_mid" if name.endswith("hook_resid_mid") else "",
+            )
+        return self.points[name]
+
+    @contextmanager
+    def capture(
+        self, names: Iterable[str], keep: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Record activations of the forward passes inside the `with` block; the latest one where there are several.
+
+        The tensors are the model's own, not copies: do not change them in place. The dictionary stays filled on exit.
+
+        Args:
+            names: hook names.
+            keep: what to keep of each activation, e.g. one position; everything by default.
+
+        Raises:
+            InputError: an unknown name.
+        """
+        acts: dict[str, Tensor] = {}
+        with self._installed([self._observer(self.point(name), acts, keep) for name in dict.fromkeys(names)]):
+            yield acts
+
+    @contextmanager
+    def intervene(self, interventions: Mapping[str, Intervention]) -> Iterator[None]:
+        """Replace activations in the forward passes inside the `with` block.
+
+        Each function gets the activation, [batch, pos, …] in the model's dtype, and returns a new tensor of the same
+        shape; everything computed afterwards sees the new one, as if the model had computed it.
+
+        Raises:
+            InputError: an unknown name; during the forward pass, a result of another shape.
+        """
+        callbacks: list[_Callback] = []
+        for name, function in interventions.items():
+            point = self.point(name)
+            callbacks += (
+                self._intervener(point, function) if point.block is None else self._mid_intervener(point, function)
+            )
+        with self._installed(callbacks):
+            yield
+
+    @contextmanager
+    def _installed(self, callbacks: list[_Callback]) -> Iterator[None]:
+        self._active += callbacks
+        try:
+            self._register()
+            yield
+        finally:
+            self._active = [callback for callback in self._active if callback not in callbacks]
+            self._register()
+
+    def _register(self) -> None:
+        """Bring torch's hooks, which run in the order of registration, in line with the active callbacks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [c.register(self._model) for c in sorted(self._active, key=lambda c: c.order)]
+
+    def _observer(
+        self, point: HookPoint, acts: dict[str, Tensor], keep: Callable[[Tensor], Tensor] | None
+    ) -> _Callback:
+        def observe(value: Tensor) -> None:
+            activation = point.read(value)
+            acts[point.name] = activation if keep is None else keep(activation)
+
+        return _Callback(_Order.OBSERVE, point.module, point.at_input, observe)
+
+    def _intervener(self, point: HookPoint, function: Intervention) -> list[_Callback]:
+        return [
+            _Callback(_Order.INTERVENE, point.module, point.at_input, lambda value: replaced(point, function, value))
+        ]
+
+    def _mid_intervener(self, point: HookPoint, function: Intervention) -> list[_Callback]:
+        """`hook_resid_mid`: the norm's input is only a branch of the residual stream, which is carried around it.
+
+        So the new value goes into the norm, and the block's output becomes what the block would have computed from it:
+        the new value plus what the MLP added.
+        """
+        parts: dict[str, Tensor] = {}
+        block = f"{self._row.blocks}.{point.block}"
+
+        def replace(value: Tensor) -> Tensor:
+            parts["mid"] = replaced(point, function, value)
+            return parts["mid"]
+
+        def remember(value: Tensor) -> None:
+            parts["mlp"] = value
+
+        return [
+            _Callback(_Order.INTERVENE, point.module, True, replace),
+            _Callback(_Order.OBSERVE, f"{block}.{self._row.mlp_added}", False, remember),
+            _Callback(_Order.REPAIR, block, False, lambda _: parts.pop("mid") + parts.pop("mlp")),
+        ]
+
+
+def replaced(point: HookPoint, function: Intervention, value: Tensor) -> Tensor:
+    """What flows on after `function` was applied to the activation at a point.
+
+    Raises:
+        InputError: the function's result is no tensor or has another shape.
+    """
+    activation = point.read(value)
+    new = function(activation)
+    if not isinstance(new, Tensor) or new.shape != activation.shape:
+        found = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
+        raise InputError(
+            f"The intervention on {point.name} returned {found}", f"a tensor of shape {tuple(activation.shape)}"
+        )
+    return point.write(new).to(value)

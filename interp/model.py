@@ -1,0 +1,254 @@
+"""`load`: a checkpoint of any format → a Hugging Face model with named hooks.
+
+Example:
+    >>> from interp import load
+    >>> model = load("checkpoints/llama-awq")
+    >>> model.activations(["How are you?"], ["blocks.3.hook_resid_post"], chat=True)
+    {'blocks.3.hook_resid_post': tensor([[...]])}
+    >>> with model.intervene({"blocks.3.hook_mlp_out": torch.zeros_like}):
+    ...     ablated = model.logits(["How are you?"], chat=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.architectures import Architecture
+from interp.batching import Batch, batches
+from interp.chat import encode, render
+from interp.errors import InputError
+from interp.hooks import Hooks, Intervention
+from interp.loading import config_and_tokenizer, device_of, empty_model, fill
+
+if TYPE_CHECKING:
+    from interp.checkpoint import Checkpoint
+
+Consumer = Callable[[dict[str, Tensor], Int[Tensor, " batch"]], object]
+"""Called with {name: [batch, …]} and which texts these rows are."""
+
+
+class HookedModel:
+    """A Hugging Face model whose activations have TransformerLens names.
+
+    Attributes:
+        hf: the transformers model, in eval mode, dense weights in one dtype, parameters that need no gradient.
+        tokenizer: its tokenizer.
+        checkpoint: where the weights came from.
+        architecture: its row in the table of architectures.
+    """
+
+    def __init__(
+        self, hf: Any, tokenizer: Any, architecture: Architecture, checkpoint: Checkpoint | None = None
+    ) -> None:
+        self.hf = hf
+        self.tokenizer = tokenizer
+        self.architecture = architecture
+        self.checkpoint = checkpoint
+        self.hooks = Hooks(hf, architecture, hf.config)
+
+    @property
+    def config(self) -> Any:
+        """The transformers config, without a quantization config."""
+        return self.hf.config
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.hf.config.num_hidden_layers
+
+    @property
+    def hook_names(self) -> list[str]:
+        """Every hook name, in the order of the forward pass."""
+        return list(self.hooks.points)
+
+    def capture(self, names: Iterable[str]) -> AbstractContextManager[dict[str, Tensor]]:
+        """Record activations, [batch, pos, …] in the model's dtype; see `Hooks.capture`.
+
+        Example:
+            >>> with model.capture(["blocks.0.hook_resid_post"]) as acts:
+            ...     model.hf(**inputs)
+            >>> acts["blocks.0.hook_resid_post"]
+        """
+        return self.hooks.capture(names)
+
+    def intervene(self, interventions: Mapping[str, Intervention]) -> AbstractContextManager[None]:
+        """Replace activations; see `Hooks.intervene`.
+
+        Example:
+            >>> with model.intervene({"blocks.3.hook_resid_post": lambda resid: resid - 2 * direction}):
+            ...     model.logits(prompts)
+        """
+        return self.hooks.intervene(interventions)
+
+    def activations(
+        self, texts: Sequence[str], names: Sequence[str], position: int = -1, chat: bool = False
+    ) -> dict[str, Float[Tensor, "n_texts ..."]]:
+        """Activations at one token of every text, {name: [n_texts, …]}, float32 on the CPU, in the order of the texts.
+
+        Args:
+            texts: prompts; never truncated.
+            names: hook names.
+            position: which token of each text, from the end if negative; −1 is its last one, whatever the padding.
+            chat: render each text through the chat template, with the generation prompt.
+
+        Raises:
+            InputError: no texts; an unknown name; a text that is empty, too short or longer than the context; no chat
+                template; activations that are not finite.
+        """
+        parts: list[dict[str, Tensor]] = []
+        rows: list[Tensor] = []
+
+        def keep(activations: dict[str, Tensor], indices: Tensor) -> None:
+            parts.append({name: _finite(name, value) for name, value in activations.items()})
+            rows.append(indices)
+
+        self.stream(texts, names, keep, position, chat)
+        back = torch.cat(rows).argsort()
+        return {name: torch.cat([part[name] for part in parts])[back] for name in names}
+
+    def logits(self, texts: Sequence[str], position: int = -1, chat: bool = False) -> Float[Tensor, "n_texts vocab"]:
+        """Logits at one token of every text, float32 on the CPU, in the order of the texts; else as `activations`."""
+        parts, rows = [], []
+        for batch in self._batches(texts, position, chat, None):
+            with torch.no_grad(), self._unembed_only(batch):
+                parts.append(self.hf(**batch.inputs, use_cache=False).logits[:, 0].float().cpu())
+            rows.append(batch.indices)
+        return _finite("logits", torch.cat(parts)[torch.cat(rows).argsort()])
+
+    def stream(
+        self,
+        texts: Sequence[str],
+        names: Sequence[str],
+        consume: Consumer,
+        position: int = -1,
+        chat: bool = False,
+        batch_size: int | None = None,
+    ) -> None:
+        """Hand the activations at one token to `consume`, batch by batch (longest texts first), and keep none.
+
+        Args:
+            texts: prompts.
+            names: hook names.
+            consume: called with {name: [batch, …]} (float32 on the CPU) and the indices of these texts.
+            position: which token of each text.
+            chat: render through the chat template.
+            batch_size: texts per forward pass; by default as many as fit a budget of tokens.
+
+        Raises:
+            InputError: as `activations`.
+        """
+        for name in names:
+            self.hooks.point(name)
+        for batch in self._batches(texts, position, chat, batch_size):
+            with torch.no_grad(), self.hooks.capture(names, batch.at_position) as acts:
+                self.hf.base_model(**batch.inputs, use_cache=False)
+            consume({name: acts[name].float().cpu() for name in names}, batch.indices)
+
+    def token_ids(self, texts: Sequence[str], chat: bool = False) -> list[list[int]]:
+        """Tokens of every text, with exactly one BOS where the model has one.
+
+        Raises:
+            InputError: a text without tokens or longer than the context; no chat template although `chat`.
+        """
+        encoded = encode(self.tokenizer, render(self.tokenizer, texts, "chat" if chat else "none").texts)
+        context = getattr(self.config, "max_position_embeddings", None)
+        for which, ids in enumerate(encoded):
+            if not ids:
+                raise InputError(f"Prompt {which} is empty: it has no tokens", do="Leave it out")
+            if context is not None and len(ids) > context:
+                raise InputError(
+                    f"Prompt {which} ({texts[which][:40]!r}…) has {len(ids)} tokens",
+                    f"at most {context}, the model's context",
+                    "Shorten it or leave it out; prompts are never truncated",
+                )
+        return encoded
+
+    def to_transformer_lens(self) -> Any:
+        """This model as TransformerLens' `TransformerBridge`, on the same weights; see `interp.views`."""
+        from interp.views import to_transformer_lens
+
+        return to_transformer_lens(self)
+
+    def to_nnsight(self) -> Any:
+        """This model as an nnsight `TransformersModel`, on the same weights; see `interp.views`."""
+        from interp.views import to_nnsight
+
+        return to_nnsight(self)
+
+    def _batches(self, texts: Sequence[str], position: int, chat: bool, batch_size: int | None) -> Iterator[Batch]:
+        if not len(texts):
+            raise InputError("There are no prompts", "at least one")
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        return batches(self.token_ids(texts, chat), position, pad, batch_size, self.hf.device)
+
+    def _unembed_only(self, batch: Batch) -> Any:
+        """Unembed one position per row instead of all: the logits of a whole batch can be larger than the model."""
+        unembedding = self.hf.get_output_embeddings()
+        return unembedding.register_forward_pre_hook(lambda _, args: (batch.at_position(args[0]).unsqueeze(1),))
+
+
+def load(
+    path: str | Path,
+    like: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+) -> HookedModel:
+    """Open a checkpoint of any format as a hooked model with dense weights.
+
+    Args:
+        path: a checkpoint directory, a .gguf file, or a hub id; nothing is downloaded for a path that exists.
+        like: the baseline that a GGUF takes its config and tokenizer from.
+        dtype: of every parameter. Default: the checkpoint's own on an accelerator; float32 on the CPU, which holds
+            every float16 and bfloat16 weight exactly and where half-precision sums are slower and rounded more coarsely.
+            Give both cells of a pair the same one.
+        device: default the CPU.
+        device_map: spread over devices by accelerate ("auto", or {module: device}) instead of `device`.
+
+    Raises:
+        InputError: not a checkpoint that can be read; a tensor missing, unexpected or of the wrong shape.
+    """
+    from interp.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    config, tokenizer = config_and_tokenizer(checkpoint, like)
+    target = torch.device(device or "cpu")
+    if dtype is None:
+        dtype = torch.float32 if target.type == "cpu" and device_map is None else checkpoint.compute_dtype
+    hf: Any = empty_model(config, dtype)
+    if device_map is None:
+        fill(hf, checkpoint, dtype, lambda _: target)
+        hf.to(target)
+    else:
+        _fill_and_dispatch(hf, checkpoint, dtype, device_map)
+    return HookedModel(hf, tokenizer, checkpoint.architecture, checkpoint)
+
+
+def _fill_and_dispatch(
+    hf: Any, checkpoint: Checkpoint, dtype: torch.dtype, device_map: str | Mapping[str, Any]
+) -> None:
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    if isinstance(device_map, str):
+        placed = dict(infer_auto_device_map(hf, no_split_module_classes=list(hf._no_split_modules), dtype=dtype))
+    else:
+        placed = dict(device_map)
+    if "disk" in placed.values():
+        raise InputError("The model does not fit into memory, spread over all devices", do="Use a larger machine")
+    fill(hf, checkpoint, dtype, device_of(placed))
+    dispatch_model(hf, placed)
+
+
+def _finite(name: str, value: Tensor) -> Tensor:
+    if not torch.isfinite(value).all():
+        raise InputError(
+            f"{name} holds values that are not finite", do="Load the model with dtype=torch.float32 or bfloat16"
+        )
+    return value
