@@ -20,6 +20,10 @@ class InputError(ValueError):
         super().__init__(" ".join(s.rstrip(".") + "." for s in sentences if s))
 
 
+class NotFinite(InputError):
+    """A model computed NaN or infinity. Probes over several cells go on with the others."""
+
+
 class MissingExtra(InputError):
     """A package of an optional extra is not installed."""
 
