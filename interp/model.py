@@ -207,7 +207,8 @@ def load(
         path: a checkpoint directory, a .gguf file, or a hub id; nothing is downloaded for a path that exists.
         like: the baseline that a GGUF takes its config and tokenizer from.
         dtype: of every parameter. Default: the checkpoint's own on an accelerator; float32 on the CPU, which holds
-            every float16 and bfloat16 weight exactly and where half-precision sums are slower and rounded more coarsely.
+            every float16 and bfloat16 weight exactly and where half-precision sums are slower and rounded more
+            coarsely.
             Give both cells of a pair the same one.
         device: default the CPU.
         device_map: spread over devices by accelerate ("auto", or {module: device}) instead of `device`.

@@ -1,0 +1,73 @@
+"""The same weights in the other two microscopes: TransformerLens' TransformerBridge and nnsight.
+
+Both wrap a Hugging Face model and change what they wrap (the bridge swaps submodules and forces eager attention). So they get
+a copy whose parameters and buffers are the loaded model's own tensors: storage is shared, and the loaded model stays as
+it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InputError, MissingExtra
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+
+
+def to_transformer_lens(model: HookedModel) -> Any:
+    """The model as a `transformer_lens.model_bridge.TransformerBridge`; nothing is downloaded.
+
+    Example:
+        >>> bridge = model.to_transformer_lens()
+        >>> logits, cache = bridge.run_with_cache("How are you?")
+
+    Raises:
+        MissingExtra: transformer-lens is not installed.
+        InputError: a `capture` or `intervene` of the model is open.
+    """
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError as error:
+        raise MissingExtra("transformer-lens", "lens", "A TransformerLens view") from error
+    hf = shared_copy(model)
+    hf.config.architectures = [type(hf).__name__]
+    return TransformerBridge.boot_transformers(
+        hf.name_or_path or hf.config.model_type,
+        hf_model=hf,
+        tokenizer=copy.deepcopy(model.tokenizer),
+        dtype=hf.dtype,
+        device=hf.device,
+    )
+
+
+def to_nnsight(model: HookedModel) -> Any:
+    """The model as an `nnsight.TransformersModel`; nothing is downloaded.
+
+    Example:
+        >>> view = model.to_nnsight()
+        >>> with view.trace("How are you?"):
+        ...     resid = view.model.layers[3].output.save()
+
+    Raises:
+        MissingExtra: nnsight is not installed.
+        InputError: a `capture` or `intervene` of the model is open.
+    """
+    try:
+        from nnsight import TransformersModel
+    except ImportError as error:
+        raise MissingExtra("nnsight", "lens", "An nnsight view") from error
+    return TransformersModel(shared_copy(model), tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
+
+
+def shared_copy(model: HookedModel) -> Any:
+    """A copy of the Hugging Face model on the same tensors.
+
+    Raises:
+        InputError: a `capture` or `intervene` is open, whose hooks the copy would keep for ever.
+    """
+    if model.hooks.active:
+        raise InputError("A view was asked for inside capture or intervene", do="Leave the with block first")
+    tensors = [*model.hf.parameters(), *model.hf.buffers()]
+    return copy.deepcopy(model.hf, {id(tensor): tensor for tensor in tensors})

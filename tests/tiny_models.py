@@ -1,0 +1,103 @@
+"""Tiny random models of every supported architecture, saved as the real checkpoints that users have on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+CONTEXT = 96
+TEXTS = [
+    "How do I bake bread?",
+    "Tell me.",
+    "What is the capital of the country whose flag has a maple leaf, and why does it have one at all?",
+    "x",
+    "The quick brown fox jumps over the lazy dog.",
+]
+"""Of very different lengths, the longest longer than the sliding windows below."""
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+_GROUPED = {"num_key_value_heads": 2}
+_WINDOWED = {"sliding_window": 8}
+_WIDE_HEADS = {"head_dim": 12}  # num_attention_heads · head_dim ≠ hidden_size, as in Gemma and Qwen3
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**_SIZES, **_GROUPED),
+    "qwen2": lambda: transformers.Qwen2Config(**_SIZES, **_GROUPED, tie_word_embeddings=True),
+    "qwen3": lambda: transformers.Qwen3Config(**_SIZES, **_GROUPED, **_WIDE_HEADS),
+    "mistral": lambda: transformers.MistralConfig(**_SIZES, **_GROUPED, **_WINDOWED),
+    "gemma2": lambda: transformers.Gemma2Config(**_SIZES, **_GROUPED, **_WINDOWED, **_WIDE_HEADS),
+    "gemma3_text": lambda: transformers.Gemma3TextConfig(
+        **_SIZES,
+        **_GROUPED,
+        **_WINDOWED,
+        **_WIDE_HEADS,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "phi": lambda: transformers.PhiConfig(**_SIZES, partial_rotary_factor=0.5),
+    "gpt2": lambda: transformers.GPT2Config(**{k: v for k, v in _SIZES.items() if k != "intermediate_size"}, n_inner=48),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SIZES, rotary_pct=0.25),
+    "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(**_SIZES, use_parallel_residual=False),
+}
+"""Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
+
+
+def tokenizer(chat: bool = True, adds_bos: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, trained here."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    specials = ["<s>", "</s>", "<pad>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=_SIZES["vocab_size"],
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(TEXTS, trainer)
+    if adds_bos:
+        bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        chat_template=TEMPLATE if chat else None,
+    )
+
+
+def bare_model(name: str) -> Any:
+    """The Hugging Face model of `CONFIGS[name]` with weights large enough that a mistake shows, float32."""
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def write(name: str, directory: Path, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:
+    """Save the model and its tokenizer with save_pretrained, as anyone would."""
+    bare_model(name).to(dtype).save_pretrained(directory, max_shard_size=shard)
+    tokenizer().save_pretrained(directory)
+    return directory
