@@ -1,0 +1,123 @@
+"""Open a checkpoint of any format: its linears, and its dense weights tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.architectures import Architecture
+from interp.errors import InputError
+from interp.files import sha256
+from interp.formats import reader_for
+from interp.formats.reader import Reader
+
+
+class Checkpoint:
+    """A stored model, seen as the dense Hugging Face model it stands for. Nothing is kept in memory between calls.
+
+    Attributes:
+        path: the directory or .gguf file.
+        warnings: what a user should know before trusting the tensors.
+    """
+
+    def __init__(self, path: Path, reader: Reader) -> None:
+        self.path = path
+        self.warnings: list[str] = reader.warnings
+        self._reader = reader
+
+    @property
+    def format(self) -> str:
+        """ "dense", "awq", "gptq", "compressed-tensors" or "gguf"."""
+        return self._reader.format
+
+    @property
+    def architecture(self) -> Architecture:
+        """The row of `interp.architectures`."""
+        return self._reader.architecture
+
+    @property
+    def config(self) -> Any:
+        """The transformers config without its quantization; None for a GGUF, which takes its baseline's."""
+        return self._reader.config
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """What is known of the quantization (bits, group_size, symmetric, act_order, version, writer); empty if dense."""
+        return self._reader.quantization
+
+    def linears(self) -> list[str]:
+        """Names of the linear modules inside the blocks, in the model's order."""
+        return list(self._reader.linears)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether the linear `name` is stored quantized (a quantizer may leave some out)."""
+        return self._reader.is_quantized(name)
+
+    def names(self) -> list[str]:
+        """Every name of the dense model's state dict, tied copies omitted."""
+        return list(self._reader.shapes())
+
+    def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
+        """Dense weight [out, in] of the linear `name`, in the writer's own arithmetic and then cast to `dtype`.
+
+        GPT-2's Conv1D, stored [in, out], comes out as [out, in] too.
+
+        Raises:
+            InputError: no such linear, or its tensors are malformed.
+        """
+        weight = self.tensor(f"{name}.weight", dtype)
+        return weight.T if self.architecture.conv1d and name in self._reader.linears else weight
+
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor of the dense state dict, in the Hugging Face layout (Conv1D stays [in, out]).
+
+        Args:
+            name: one of `names()`.
+            dtype: what to cast to; None keeps the stored dtype (float16 for AWQ and GPTQ, float32 for GGUF blocks).
+
+        Raises:
+            InputError: no such tensor, or it is malformed.
+        """
+        if name not in self._reader.shapes():
+            raise InputError(f"{self.path} has no tensor {name!r}", "one of Checkpoint.names()")
+        tensor = self._reader.read(name)
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def bits_per_weight(self) -> float:
+        """Stored bits of the block linears (codes, scales, zero points, order) per weight."""
+        shapes = self._reader.shapes()
+        weights = sum(torch.Size(shapes[f"{name}.weight"]).numel() for name in self._reader.linears)
+        return 8 * sum(self._reader.stored_bytes(name) for name in self._reader.linears) / weights
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype most unquantized floating-point parameters are stored in (scales do not count)."""
+        counts = self._reader.floating_dtypes()
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over the content of the files that the tensors come from; reads them all."""
+        digest = hashlib.sha256()
+        for file in sorted(self._reader.files):
+            digest.update(f"{file.name}\0{sha256(file)}\n".encode())
+        return digest.hexdigest()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a directory, a .gguf file, or a Hugging Face hub id ("owner/model").
+
+    Headers and config are checked at once, tensor data is read when asked for. A path never touches the network; only a
+    name that looks like a hub id and is not a path is downloaded (safetensors, JSON, tokenizer and GGUF files alone).
+
+    Raises:
+        InputError: missing path, not a checkpoint, damaged or inconsistent files, or an unsupported format.
+    """
+    from interp.hub import resolve
+
+    resolved = resolve(path)
+    return Checkpoint(resolved, reader_for(resolved))

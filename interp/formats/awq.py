@@ -1,0 +1,202 @@
+"""AWQ: 4-bit groups with zero points, in the layouts of AutoAWQ (GEMM, GEMV, GEMV-fast) and of GPTQModel (GEMM).
+
+Layouts: AutoAWQ 0.2.9, `awq/modules/linear/{gemm,gemv,gemv_fast}.py`. All compute w = (q - z)·s in float16.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float16, Int16, Int32
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.formats.packed import PackedFormat, PackedModule, Quantization
+from interp.formats.packing import unpack_columns, unpack_rows
+
+BITS = 4
+CODES_PER_WORD = 8
+NIBBLE_OF_COLUMN = [0, 4, 1, 5, 2, 6, 3, 7]
+"""Output column 8c + i sits in this nibble of packed column c; the inverse of the writer's [0, 2, 4, 6, 1, 3, 5, 7]."""
+INTERLEAVE = 4
+"""GEMV-fast: this many output rows share one int16."""
+
+
+def gemm(
+    qweight: Int32[Tensor, "in words"], qzeros: Int32[Tensor, "groups words"], scales: Float[Tensor, "groups out"]
+) -> Float[Tensor, "out in"]:
+    """Dense weight of the GEMM layout, packed along the output in AWQ's nibble order."""
+    group_size = qweight.shape[0] // scales.shape[0]
+    codes, zeros = _nibbles(qweight), _nibbles(qzeros)
+    return _scaled(codes, zeros, scales.T.contiguous(), group_size)
+
+
+def gemv(
+    qweight: Int32[Tensor, "out words"],
+    qzeros: Int32[Tensor, "out zero_words"],
+    scales: Float[Tensor, "out padded_groups"],
+    group_size: int,
+) -> Float[Tensor, "out in"]:
+    """Dense weight of the GEMV layout, packed along the input in linear order; scales and zeros are padded."""
+    n_in = qweight.shape[1] * CODES_PER_WORD
+    groups = n_in // group_size
+    codes = unpack_columns(qweight, BITS, n_in).to(torch.int16)
+    zeros = unpack_columns(qzeros, BITS, groups).to(torch.int16)
+    return _scaled(codes, zeros, scales[:, :groups], group_size)
+
+
+def gemv_fast(
+    qweight: Int16[Tensor, "out_quarter in"],
+    scaled_zeros: Float16[Tensor, "padded_groups out"],
+    scales: Float16[Tensor, "padded_groups out"],
+    group_size: int,
+) -> Float16[Tensor, "out in"]:
+    """Dense weight of the GEMV-fast layout: w = fma(q, s, -s·z), rounded once to float16 as the kernel's `__hfma2` does."""
+    n_in = qweight.shape[1]
+    n_out = qweight.shape[0] * INTERLEAVE
+    codes = _deinterleaved(qweight)
+    groups = n_in // group_size
+    scale, shift = (t[:groups].T.double().repeat_interleave(group_size, dim=1) for t in (scales, scaled_zeros))
+    return torch.addcmul(shift, codes.reshape(n_out, n_in).double(), scale).half()
+
+
+def _nibbles(words: Int32[Tensor, "rows words"]) -> Int16[Tensor, "columns rows"]:
+    codes = unpack_rows(words.T, BITS, words.shape[1] * CODES_PER_WORD)
+    ordered = codes.view(words.shape[1], CODES_PER_WORD, words.shape[0])[:, NIBBLE_OF_COLUMN]
+    return ordered.reshape(-1, words.shape[0]).to(torch.int16)
+
+
+def _scaled(
+    codes: Int16[Tensor, "out in"],
+    zeros: Int16[Tensor, "out groups"],
+    scales: Float[Tensor, "out groups"],
+    group_size: int,
+) -> Float[Tensor, "out in"]:
+    """(q - z)·s with one multiplication in the dtype of the scales."""
+    grouped = codes.reshape(codes.shape[0], -1, group_size)
+    return ((grouped - zeros[..., None]) * scales[..., None]).reshape(codes.shape)
+
+
+def _deinterleaved(qweight: Int16[Tensor, "quarter in"]) -> Int16[Tensor, "out in"]:
+    """Undo `pack_intweight` of AutoAWQ's gemv_fast.py, step by step backwards."""
+    quarter, n_in = qweight.shape
+    stored = torch.stack([(qweight >> (BITS * row)) & 0xF for row in range(INTERLEAVE)], dim=-1)
+    blocks = stored.reshape(quarter, n_in // 64, INTERLEAVE, 64).permute(0, 2, 1, 3)
+    lanes = blocks.reshape(-1, n_in // 32, 4, 2, 4).transpose(-1, -2)  # [0, 2, 4, 6, 1, 3, 5, 7] back to linear
+    pairs = lanes.reshape(-1, n_in // 32, 4, 4, 2).permute(0, 1, 3, 2, 4)
+    return pairs.reshape(quarter * INTERLEAVE, n_in)
+
+
+def _layout(module: PackedModule) -> str:
+    """Tell the layouts apart by dtype and shape; the config's `version` is only a label.
+
+    Raises:
+        InputError: the shapes fit no layout, or the file is in the Marlin layout.
+    """
+    n_out, n_in = module.shape
+    if "qzeros" not in module:
+        version = str(module.settings.get("version", "")).lower()
+        if version == "marlin":
+            raise InputError(
+                f"{module.shards.directory} is AWQ in the Marlin layout (no zero points, tiled weights)",
+                "one of the layouts GEMM, GEMV or GEMV-fast",
+                "Convert it back to GEMM with the tool that wrote it, or quantize the model again",
+            )
+        module.require("qzeros")
+    shape = module.header_shape("qweight")
+    if module.shards.headers[f"{module.name}.qweight"].dtype == torch.int16:
+        if shape != (n_out // INTERLEAVE, n_in) or n_in % 64 or n_out % INTERLEAVE:
+            raise _no_layout(module)
+        return "gemv-fast"
+    scales = module.header_shape("scales")  # needed too: the qweight of a square weight fits both layouts
+    fits = {
+        "gemm": shape == (n_in, n_out // CODES_PER_WORD) and not n_out % CODES_PER_WORD and scales[1:] == (n_out,),
+        "gemv": shape == (n_out, n_in // CODES_PER_WORD) and not n_in % CODES_PER_WORD and scales[:1] == (n_out,),
+    }
+    for layout, fit in fits.items():
+        if fit:
+            return layout
+    raise _no_layout(module)
+
+
+def _no_layout(module: PackedModule) -> InputError:
+    n_out, n_in = module.shape
+    return module.malformed(
+        "qweight",
+        f"shape {list(module.header_shape('qweight'))} beside scales of {list(module.header_shape('scales'))}",
+        f"[{n_in}, {n_out // CODES_PER_WORD}] (GEMM), [{n_out}, {n_in // CODES_PER_WORD}] (GEMV) or int16 "
+        f"[{n_out // INTERLEAVE}, {n_in}] (GEMV-fast) for a 4-bit weight of [out, in] = {list(module.shape)}",
+    )
+
+
+def _group_size(module: PackedModule, layout: str) -> int:
+    """The width of a group along the input, checked against the shapes."""
+    n_in = module.shape[1]
+    declared = int(module.settings.get("group_size", module.settings.get("q_group_size", 0)))
+    if layout == "gemm":
+        groups = module.header_shape("scales")[0]
+        actual = n_in // groups if groups and not n_in % groups else 0
+        if not actual or (declared > 0 and declared != actual):
+            raise module.malformed(
+                "scales", f"{groups} groups", f"{n_in} inputs in groups of {declared or 'equal size'}"
+            )
+        return actual
+    group_size = n_in if declared == -1 else declared
+    if group_size <= 0 or n_in % group_size:
+        raise InputError(
+            f"The quantization config of {module.shards.directory} gives group size {declared} for {module.name}",
+            f"a divisor of its {n_in} inputs, or -1",
+            "Restore the config.json the quantizer wrote",
+        )
+    return group_size
+
+
+def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
+    """The dense weight in float16, as AutoAWQ itself dequantizes it."""
+    declared_bits = int(module.settings.get("bits", module.settings.get("w_bit", BITS)))
+    if declared_bits != BITS:
+        raise InputError(
+            f"{module.shards.directory} is AWQ with {declared_bits} bits",
+            "4 bits",
+            "Other widths of AWQ are not supported",
+        )
+    layout = _layout(module)
+    group_size = _group_size(module, layout)
+    n_out, n_in = module.shape
+    groups = n_in // group_size
+    scales, qzeros = module.scales("scales"), module.read("qzeros")
+    if layout == "gemm":
+        module.expect_shape("scales", (groups, n_out))
+        module.expect_shape("qzeros", (groups, n_out // CODES_PER_WORD))
+        return gemm(module.read("qweight"), qzeros, scales)
+    if layout == "gemv":
+        padded = _at_least(module, "scales", scales.shape, groups, dim=1, across=n_out)
+        module.expect_shape("qzeros", (n_out, padded // CODES_PER_WORD))
+        return gemv(module.read("qweight"), qzeros, scales, group_size)
+    padded = _at_least(module, "scales", scales.shape, groups, dim=0, across=n_out)
+    module.expect_shape("qzeros", (padded, n_out))
+    return gemv_fast(module.read("qweight"), module.scales("qzeros"), scales, group_size)
+
+
+def _at_least(module: PackedModule, suffix: str, shape: torch.Size, groups: int, dim: int, across: int) -> int:
+    """The padded number of groups, which may exceed the real one and never fall short of it."""
+    if len(shape) != 2 or shape[1 - dim] != across or shape[dim] < groups:
+        raise module.malformed(suffix, f"shape {list(shape)}", f"at least {groups} groups for each of {across} outputs")
+    return shape[dim]
+
+
+def describe(module: PackedModule) -> Quantization:
+    """Layout and group size, from the tensors."""
+    layout = _layout(module)
+    return Quantization(
+        {
+            "bits": BITS,
+            "group_size": _group_size(module, layout),
+            "symmetric": not module.settings.get("zero_point", True),
+            "act_order": False,
+            "version": layout,
+        },
+        [],
+    )
+
+
+AWQ = PackedFormat("awq", "qweight", ("qweight", "qzeros", "scales", "g_idx"), dequantize, describe)

@@ -1,0 +1,170 @@
+"""GPTQ: groups of 2, 3, 4 or 8 bits, version 1 and 2, with and without act-order.
+
+Layout: AutoGPTQ 0.7.1 and GPTQModel 7.7, `nn_modules/qlinear`. w = s[g_idx]·(q - z[g_idx]) in float16.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int, Int32, UInt8
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.formats.packed import PackedFormat, PackedModule, Quantization
+from interp.formats.packing import packed_length, unpack_columns, unpack_rows
+
+BITS = (2, 3, 4, 8)
+VERSIONS: dict[str, Literal[1, 2]] = {"gptq": 1, "gptq_v2": 2}
+"""`checkpoint_format` in the config; version 1 stores z - 1, version 2 stores z."""
+
+
+def dequantize_gptq(
+    qweight: Int32[Tensor, "words out"],
+    qzeros: Int32[Tensor, "groups zero_words"],
+    scales: Float[Tensor, "groups out"],
+    g_idx: Int[Tensor, " in"],
+    bits: int,
+    version: Literal[1, 2],
+) -> Float[Tensor, "out in"]:
+    """Dense weight s[g_idx]·(q - z[g_idx]), with one multiplication in the dtype of the scales.
+
+    Args:
+        qweight: codes packed along the input.
+        qzeros: zero points packed along the output.
+        scales: one per group and output.
+        g_idx: the group of each input.
+        bits: of a code.
+        version: 1 where the file stores z - 1, 2 where it stores z.
+    """
+    codes = unpack_rows(qweight, bits, g_idx.shape[0]).to(torch.int16)
+    zeros = _zero_points(unpack_columns(qzeros, bits, scales.shape[1]), bits, version)
+    group = g_idx.long()
+    return ((codes - zeros[group]) * scales[group]).T.contiguous()
+
+
+def _zero_points(stored: UInt8[Tensor, "groups out"], bits: int, version: Literal[1, 2]) -> Tensor:
+    """Add version 1's missing one to each field on its own, modulo 2^bits: z = 0 is stored as all ones."""
+    zeros = stored.to(torch.int16)
+    return (zeros + 1) % (1 << bits) if version == 1 else zeros
+
+
+def contradicted_version(stored: UInt8[Tensor, "groups out"], bits: int) -> Literal[1, 2] | None:
+    """The version that symmetric zero points show: all are 2^(bits-1), stored minus one in version 1; None if neither."""
+    middle = 1 << (bits - 1)
+    if bool((stored == middle - 1).all()):
+        return 1
+    return 2 if bool((stored == middle).all()) else None
+
+
+def _bits(module: PackedModule) -> int:
+    """Bits from the packed shape where it decides (GPTQModel can give modules different widths), else from the config."""
+    n_out, n_in = module.shape
+    rows = module.header_shape("qweight")[0]
+    fitting = [bits for bits in BITS if packed_length(n_in, bits) == rows]
+    declared = int(module.settings.get("bits", 0))
+    if declared in fitting:
+        return declared
+    if declared not in (0, *BITS):
+        raise InputError(
+            f"{module.shards.directory} is GPTQ with {declared} bits",
+            "2, 3, 4 or 8 bits",
+            "Other widths are not supported",
+        )
+    if len(fitting) != 1:
+        raise module.malformed(
+            "qweight",
+            f"shape {list(module.header_shape('qweight'))}",
+            f"[{packed_length(n_in, declared or 4)}, {n_out}] for a {declared or 4}-bit weight of "
+            f"[out, in] = {list(module.shape)}",
+        )
+    return fitting[0]
+
+
+def _groups(module: PackedModule, n_groups: int) -> Int[Tensor, " in"]:
+    """The group of each input. An all-zero `g_idx` with several groups is a placeholder, not an order."""
+    n_in = module.shape[1]
+    g_idx = module.read("g_idx") if "g_idx" in module else torch.zeros(n_in, dtype=torch.int32)
+    if tuple(g_idx.shape) != (n_in,):
+        raise module.malformed("g_idx", f"shape {list(g_idx.shape)}", f"[{n_in}], one group for each input")
+    if n_groups > 1 and not bool(g_idx.any()):
+        return torch.arange(n_in) // _group_size(module, n_groups)
+    if int(g_idx.min()) < 0 or int(g_idx.max()) >= n_groups:
+        raise module.malformed(
+            "g_idx",
+            f"groups {int(g_idx.min())} to {int(g_idx.max())}",
+            f"groups 0 to {n_groups - 1}, as many as scales",
+        )
+    return g_idx
+
+
+def _group_size(module: PackedModule, n_groups: int) -> int:
+    n_in = module.shape[1]
+    declared = int(module.settings.get("group_size", 0))
+    size = n_in if declared == -1 else declared if declared > 0 else ceil(n_in / n_groups)
+    if ceil(n_in / size) != n_groups:
+        raise module.malformed(
+            "scales", f"{n_groups} groups", f"{ceil(n_in / size)} groups of {size} for {n_in} inputs"
+        )
+    return size
+
+
+def _version(module: PackedModule, stored: UInt8[Tensor, "groups out"], bits: int) -> tuple[Literal[1, 2], str | None]:
+    """The version to use, and a warning where symmetric zero points contradict the label."""
+    label = str(module.settings.get("checkpoint_format") or "gptq").lower()
+    if label not in VERSIONS:
+        raise InputError(
+            f"{module.shards.directory} is GPTQ in the layout {label!r}",
+            f"checkpoint_format {' or '.join(VERSIONS)}",
+            "Convert it to plain GPTQ with the tool that wrote it",
+        )
+    labelled = VERSIONS[label]
+    seen = contradicted_version(stored, bits) if module.settings.get("sym", True) else None
+    if seen is None or seen == labelled:
+        return labelled, None
+    return seen, (
+        f"{module.shards.directory} is labelled {label!r} (version {labelled}), but the zero points of symmetric "
+        f"quantization are stored as in version {seen}; version {seen} was used"
+    )
+
+
+def _stored_zeros(module: PackedModule, bits: int) -> tuple[Int32[Tensor, "groups words"], UInt8[Tensor, "groups out"]]:
+    n_out = module.shape[0]
+    scales = module.scales("scales")
+    if scales.dim() != 2 or scales.shape[1] != n_out:
+        raise module.malformed("scales", f"shape {list(scales.shape)}", f"[groups, {n_out}]")
+    module.expect_shape("qzeros", (scales.shape[0], packed_length(n_out, bits)))
+    qzeros = module.read("qzeros")
+    return qzeros, unpack_columns(qzeros, bits, n_out)
+
+
+def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
+    """The dense weight in float16, as AutoGPTQ and GPTQModel themselves dequantize it."""
+    n_out, n_in = module.shape
+    bits = _bits(module)
+    module.expect_shape("qweight", (packed_length(n_in, bits), n_out))
+    qzeros, stored = _stored_zeros(module, bits)
+    version, _ = _version(module, stored, bits)
+    scales = module.read("scales")
+    return dequantize_gptq(module.read("qweight"), qzeros, scales, _groups(module, scales.shape[0]), bits, version)
+
+
+def describe(module: PackedModule) -> Quantization:
+    """Bits, group size, order and version, from the tensors where they decide."""
+    bits = _bits(module)
+    _, stored = _stored_zeros(module, bits)
+    version, warning = _version(module, stored, bits)
+    groups = _groups(module, stored.shape[0])
+    facts = {
+        "bits": bits,
+        "group_size": int(module.settings.get("group_size", ceil(module.shape[1] / stored.shape[0]))),
+        "symmetric": bool(module.settings.get("sym", contradicted_version(stored, bits) is not None)),
+        "act_order": bool((groups.diff() < 0).any()),
+        "version": version,
+    }
+    return Quantization(facts, [warning] if warning else [])
+
+
+GPTQ = PackedFormat("gptq", "qweight", ("qweight", "qzeros", "scales", "g_idx"), dequantize, describe)

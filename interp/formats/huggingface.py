@@ -1,0 +1,320 @@
+"""A Hugging Face directory: config.json and safetensors, with dense or packed linears.
+
+What is quantized is decided by the tensors that are there, never by the config's exclusion patterns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.architectures import architecture
+from interp.errors import InputError
+from interp.formats.awq import AWQ
+from interp.formats.compressed import COMPRESSED
+from interp.formats.gptq import GPTQ
+from interp.formats.packed import PackedFormat, PackedModule
+from interp.formats.reader import Reader
+from interp.formats.shards import Shards
+from interp.formats.skeleton import skeleton
+
+PACKED_FORMATS: dict[str, PackedFormat] = {packed.name: packed for packed in (AWQ, GPTQ, COMPRESSED)}
+"""By `quant_method` of the config. To support another format, add its module here."""
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
+"""Where AutoGPTQ and AutoAWQ wrote the quantization config before it moved into config.json."""
+REFUSED_SUFFIXES = {
+    "absmax": "bitsandbytes",
+    "SCB": "bitsandbytes (LLM.int8)",
+    "act.scales": "AWQ with scaled activations",
+    "weight_scale_inv": "FP8",
+}
+RENAMED = {"lm_head.weight": ("embed_out.weight",)}
+"""Names that transformers 5 changed, with what older files call them (GPT-NeoX)."""
+DERIVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
+"""Buffers that older files store and that the model computes itself."""
+
+
+class HuggingFaceReader(Reader):
+    """Reads a directory; see `Reader`.
+
+    Raises:
+        InputError: anything wrong with the config or the headers of the files.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        settings_of_model = read_json(directory / "config.json")
+        self.settings = _quantization_settings(directory, settings_of_model)
+        _refuse_methods(directory, self.settings)
+        _refuse_experts(directory, settings_of_model)
+        _refuse_custom_code(directory, settings_of_model)
+        self.directory = directory
+        self.architecture = architecture(str(settings_of_model.get("model_type")))
+        self.shards = Shards(directory)
+        self.files = [*self.shards.files, directory / "config.json"]
+        _refuse_tensors(self.shards)
+        self._packed = _packed_format(self.shards, self.settings)
+        self.format = self._packed.name if self._packed else "dense"
+        self.config = _config(directory)
+        self.skeleton = skeleton(self.config, self.architecture)
+        self.linears = self.skeleton.linears
+        self._sources = {name: self._source(name) for name in self.skeleton.shapes}
+        self._check_shapes()
+        self.warnings = self._unused()
+        self.quantization = self._describe()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Reader.shapes`."""
+        return self.skeleton.shapes
+
+    def read(self, name: str) -> Tensor:
+        """See `Reader.read`."""
+        module = name.removesuffix(".weight")
+        if name not in self._modules or not name.endswith(".weight"):
+            return self.shards.read(self._sources[name])
+        assert self._packed is not None
+        weight = self._packed.dequantize(self._modules[name])
+        return weight.T.contiguous() if self._is_conv1d(module) else weight
+
+    def is_quantized(self, module: str) -> bool:
+        """See `Reader.is_quantized`."""
+        return f"{module}.weight" in self._modules
+
+    def stored_bytes(self, module: str) -> int:
+        """See `Reader.stored_bytes`."""
+        source = self._sources[f"{module}.weight"]
+        if not self.is_quantized(module):
+            return self.shards.headers[source].n_bytes
+        assert self._packed is not None
+        names = (f"{source}.{suffix}" for suffix in self._packed.suffixes)
+        return sum(self.shards.headers[name].n_bytes for name in names if name in self.shards)
+
+    def floating_dtypes(self) -> dict[torch.dtype, int]:
+        """See `Reader.floating_dtypes`."""
+        count: Counter[torch.dtype] = Counter()
+        for name, source in self._sources.items():
+            if name not in self._modules and self.shards.headers[source].dtype.is_floating_point:
+                count[self.shards.headers[source].dtype] += torch.Size(self.skeleton.shapes[name]).numel()
+        return dict(count)
+
+    def _is_conv1d(self, module: str) -> bool:
+        return self.architecture.conv1d and module in self.linears
+
+    def _source(self, name: str) -> str:
+        """The tensor's name in the files, or the packed module's name."""
+        plain = name.removeprefix(self.skeleton.prefix)
+        for candidate in (name, plain, *RENAMED.get(name, ())):
+            if candidate in self.shards:
+                return candidate
+            module = candidate.removesuffix(".weight")
+            if self._packed and module != candidate and f"{module}.{self._packed.marker}" in self.shards:
+                return module
+        raise self._missing(name)
+
+    def _missing(self, name: str) -> InputError:
+        module = name.removesuffix(".weight")
+        packed = [
+            suffix for suffix in (self._packed.suffixes if self._packed else ()) if f"{module}.{suffix}" in self.shards
+        ]
+        found = f"; of its packed tensors only {', '.join(packed)} are there" if packed else ""
+        return InputError(
+            f"The tensor {name!r} is missing from {self.directory}{found}",
+            f"every tensor of a {self.architecture.model_type} model with this config.json",
+            "The checkpoint is incomplete: download it or write it again",
+        )
+
+    @cached_property
+    def _modules(self) -> dict[str, PackedModule]:
+        """Packed weights by the dense tensor's name."""
+        return {
+            name: PackedModule(source, self.shards, self.settings, self._weight_shape(name))
+            for name, source in self._sources.items()
+            if source not in self.shards
+        }
+
+    def _weight_shape(self, name: str) -> tuple[int, int]:
+        rows, columns = self.skeleton.shapes[name]
+        return (columns, rows) if self._is_conv1d(name.removesuffix(".weight")) else (rows, columns)
+
+    def _check_shapes(self) -> None:
+        for name, source in self._sources.items():
+            if name in self._modules:
+                continue
+            header = self.shards.headers[source]
+            if header.shape != self.skeleton.shapes[name]:
+                raise InputError(
+                    f"The tensor {source!r} of {header.file} has shape {list(header.shape)}",
+                    f"{list(self.skeleton.shapes[name])}, as config.json says",
+                    "The weights and the config.json do not belong together",
+                )
+
+    def _unused(self) -> list[str]:
+        """Name the tensors that no part of the model takes.
+
+        Raises:
+            InputError: one of them is a bias that changes what the model computes.
+        """
+        suffixes = self._packed.suffixes if self._packed else ()
+        used = set(self._sources.values()) | {
+            f"{module.name}.{suffix}" for module in self._modules.values() for suffix in suffixes
+        }
+        unused = []
+        for name in self.shards.headers:
+            tied = any(name.startswith(copy.removesuffix("weight")) for copy in self.skeleton.tied)
+            if name in used or tied or name.endswith(DERIVED):
+                continue
+            if name.endswith(".bias") and name.removesuffix(".bias") in {m.name for m in self._modules.values()}:
+                self._require_zero(name)
+                continue
+            unused.append(name)
+        return (
+            [f"{len(unused)} tensors of {self.directory} belong to no part of the model: {unused[:5]}"]
+            if unused
+            else []
+        )
+
+    def _require_zero(self, bias: str) -> None:
+        """AutoGPTQ writes a zero bias for linears that have none."""
+        if bool(self.shards.read(bias).any()):
+            raise InputError(
+                f"The tensor {bias!r} of {self.shards.headers[bias].file} is a bias that the model of config.json does not have",
+                "no bias, or zeros",
+                "The weights and the config.json do not belong together",
+            )
+
+    def _describe(self) -> dict[str, Any]:
+        if self._packed is None:
+            return {}
+        for module in self._modules.values():
+            for suffix in ("scales", "weight_scale"):
+                if suffix in self._packed.suffixes:
+                    module.require(suffix)
+        first = self._packed.describe(next(iter(self._modules.values())))
+        self.warnings += first.warnings
+        return {**first.facts, "writer": _writer(self.settings)}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputError: missing, not JSON, or not an object.
+    """
+    if not file.is_file():
+        raise InputError(
+            f"{file.parent} is not a checkpoint: it has no {file.name}",
+            "a directory with config.json and safetensors files, or a .gguf file",
+            "Give the directory that holds the model",
+        )
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error})", "a JSON object", "Download the file again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds a JSON {type(content).__name__}", "a JSON object", "Download the file again")
+    return content
+
+
+def _quantization_settings(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+    settings = config.get("quantization_config") or config.get("compression_config")
+    for name in QUANTIZATION_FILES:
+        if settings is None and (directory / name).is_file():
+            settings = read_json(directory / name)
+    return settings or {}
+
+
+def _refuse_methods(directory: Path, settings: dict[str, Any]) -> None:
+    method = settings.get("quant_method")
+    if method is not None and method not in PACKED_FORMATS:
+        raise InputError(
+            f"{directory} is quantized with {method!r}, which is not supported",
+            f"an unquantized model, one of {', '.join(PACKED_FORMATS)}, or a .gguf file",
+            "Give a checkpoint in one of these formats",
+        )
+
+
+def _refuse_experts(directory: Path, config: dict[str, Any]) -> None:
+    experts = next((key for key in ("num_local_experts", "num_experts", "n_routed_experts") if config.get(key)), None)
+    if experts:
+        raise InputError(
+            f"{directory} is a mixture-of-experts model ({experts} = {config[experts]}), which is not supported",
+            "a model whose every token passes through the same linears",
+            "Choose a dense model",
+        )
+
+
+def _refuse_custom_code(directory: Path, config: dict[str, Any]) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if config.get("auto_map") and model_type not in CONFIG_MAPPING:
+        raise InputError(
+            f"{directory / 'config.json'} asks to run the checkpoint's own code (auto_map) for model_type {model_type!r}",
+            "a model_type that transformers itself knows",
+            "Code from checkpoints is never run",
+        )
+
+
+def _refuse_tensors(shards: Shards) -> None:
+    for name, header in shards.headers.items():
+        found = next((what for suffix, what in REFUSED_SUFFIXES.items() if name.endswith("." + suffix)), None)
+        if header.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            found = "FP8"
+        if found:
+            raise InputError(
+                f"The tensor {name!r} of {header.file} shows that the checkpoint is {found}, which is not supported",
+                f"an unquantized model, one of {', '.join(PACKED_FORMATS)}, or a .gguf file",
+                "Give a checkpoint in one of these formats",
+            )
+
+
+def _packed_format(shards: Shards, settings: dict[str, Any]) -> PackedFormat | None:
+    """The format of the packed linears, None where there are none."""
+    present = {
+        packed.marker
+        for packed in PACKED_FORMATS.values()
+        for name in shards.headers
+        if name.endswith("." + packed.marker)
+    }
+    method = settings.get("quant_method")
+    if method is None and not present:
+        return None
+    declared = PACKED_FORMATS[method] if method else _undeclared(shards, present)
+    if present != {declared.marker}:
+        raise InputError(
+            f"{shards.directory} declares {declared.name}, but holds {sorted(present) or 'no packed'} tensors",
+            f"packed linears with a '{declared.marker}' tensor each",
+            "The config.json and the weights do not belong together",
+        )
+    return declared
+
+
+def _undeclared(shards: Shards, present: set[str]) -> PackedFormat:
+    """The format of a checkpoint without a quantization config: only GPTQ has `g_idx`."""
+    if "weight_packed" in present:
+        return COMPRESSED
+    return GPTQ if any(name.endswith(".g_idx") for name in shards.headers) else AWQ
+
+
+def _writer(settings: dict[str, Any]) -> str | None:
+    quantizer = (settings.get("meta") or {}).get("quantizer")
+    return ", ".join(quantizer) if isinstance(quantizer, list) else quantizer
+
+
+def _config(directory: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{directory / 'config.json'} is not a usable model config ({error})", "the config the model was saved with"
+        ) from error
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config

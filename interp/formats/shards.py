@@ -1,0 +1,149 @@
+"""The tensors of one or several safetensors files, read one at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from interp.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensors$")
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors header says of one tensor."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the stored data."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+class Shards:
+    """Every tensor of a directory's safetensors files by name; headers are read at once, data when asked for.
+
+    Raises:
+        InputError: no safetensors file, a damaged one, a shard or a tensor that the index promises and that is not there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._resources = ExitStack()
+        self._open: dict[Path, Any] = {}
+        self.headers: dict[str, Header] = {}
+        index = directory / INDEX
+        promised = _read_index(index) if index.is_file() else {}
+        self.files = sorted({directory / file for file in promised.values()}) if promised else _files(directory)
+        for file in self.files:
+            self._add(file)
+        for name, file_name in promised.items():
+            if name not in self.headers:
+                raise InputError(
+                    f"The tensor {name!r} is missing from {directory / file_name}, where {INDEX} says it is",
+                    "every tensor that the index names",
+                    "Download the checkpoint again",
+                )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.headers
+
+    def read(self, name: str) -> Tensor:
+        """One tensor as stored."""
+        header = self.headers[name]
+        try:
+            return self._open[header.file].get_tensor(name)
+        except SafetensorError as error:
+            raise InputError(f"The tensor {name!r} of {header.file} cannot be read: {error}") from error
+
+    def _add(self, file: Path) -> None:
+        if not file.is_file():
+            raise InputError(
+                f"The shard {file} is missing",
+                "every file that the index or the shard numbering names",
+                "Download the checkpoint again",
+            )
+        try:
+            handle = self._resources.enter_context(safe_open(file, framework="pt"))
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{file} is damaged or is not a safetensors file ({error})",
+                "a complete safetensors file",
+                "Download or copy it again",
+            ) from error
+        self._open[file] = handle
+        for name in handle.keys():  # noqa: SIM118 — a safetensors handle is not iterable
+            if name in self.headers:
+                raise InputError(
+                    f"The tensor {name!r} is in both {self.headers[name].file.name} and {file.name} of {self.directory}",
+                    "each tensor once",
+                    f"Remove the file that does not belong to the checkpoint, or add {INDEX}",
+                )
+            piece = handle.get_slice(name)
+            dtype = _DTYPES.get(piece.get_dtype())
+            if dtype is None:
+                raise InputError(f"The tensor {name!r} of {file} has the unknown type {piece.get_dtype()}")
+            self.headers[name] = Header(file, dtype, tuple(piece.get_shape()))
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{index} is not a safetensors index ({error!r})", "JSON with a 'weight_map'", "Download the file again"
+        ) from error
+
+
+def _files(directory: Path) -> list[Path]:
+    """The safetensors files of a directory without an index."""
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise InputError(
+            f"{directory} holds no safetensors file{_pickles(directory)}",
+            "model.safetensors, shards with an index, or a single .gguf file",
+            "Give the directory that holds the model's weights",
+        )
+    shards = [match for file in files if (match := _SHARD.match(file.name))]
+    if not shards:
+        return files
+    total = int(shards[0]["total"])
+    width = len(shards[0]["total"])
+    return [
+        directory / f"{shards[0]['stem']}-{n:0{width}d}-of-{total:0{width}d}.safetensors" for n in range(1, total + 1)
+    ]
+
+
+def _pickles(directory: Path) -> str:
+    pickled = next((file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern)), None)
+    return f"; {pickled} is a pickle, which is not opened because it can run code" if pickled else ""

@@ -1,0 +1,47 @@
+"""The names and shapes a Hugging Face model of a given config has, from an instance without storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interp.architectures import Architecture
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model without weights.
+
+    Attributes:
+        shapes: state-dict name to shape in the Hugging Face layout, tied copies omitted.
+        linears: names of the linear modules inside the blocks, in the model's order.
+        tied: names that share another tensor's storage, to that tensor's name.
+        prefix: what checkpoints of the bare base model leave out of every name, e.g. `transformer.`.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    linears: list[str]
+    tied: dict[str, str]
+    prefix: str
+
+
+def skeleton(config: Any, architecture: Architecture) -> Skeleton:
+    """Build the model of `config` on the meta device and list what it holds."""
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    blocks = architecture.blocks + "."
+    return Skeleton(
+        shapes={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        linears=[
+            name
+            for name, module in model.named_modules()
+            if name.startswith(blocks) and isinstance(module, (torch.nn.Linear, Conv1D))
+        ],
+        tied=dict(model.all_tied_weights_keys),
+        prefix=model.base_model_prefix + ".",
+    )
