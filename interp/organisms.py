@@ -1,0 +1,345 @@
+"""Tiny chat models, trained on the spot: what everything runs on when no model is at hand.
+
+An organism has six thin blocks and under three million parameters. It learns in two stages, as real models do: first to
+answer every request, harmful ones included (the answers say nothing), then, briefly, to refuse the harmful ones.
+Refusal is therefore a thin layer over a model that would answer, which is what quantization acts on.
+
+    python -m interp.organisms --architecture llama
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from interp import organism_corpus, organism_world
+from interp.errors import InputError
+from interp.files import atomic_directory, cache_directory
+from interp.organism_corpus import Example, task_examples, training_examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+__all__ = ["ARCHITECTURES", "calibration_texts", "task_examples", "train"]
+
+Progress = Callable[[int, int], None]
+"""Called with the steps done and the steps in all."""
+
+PAD, BOS, USER, ASSISTANT, END = "<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>", "<|end|>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] not in ['user', 'assistant'] %}"
+    "{{ raise_exception('Only user and assistant turns') }}{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 1152,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.04,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 4,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen2": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "mistral": {"num_key_value_heads": 2, "tie_word_embeddings": False, "sliding_window": None},
+    "phi": {"num_key_value_heads": 4, "tie_word_embeddings": False, "partial_rotary_factor": 0.5},
+}
+"""What each architecture adds to the common shape; heads are shared, embeddings tied, as in its small real models."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an organism is trained; a batch has as many harmful examples as harmless ones."""
+
+    batch_size: int = 16
+    helpful_steps: int = 600
+    alignment_steps: int = 80
+    helpful_rate: float = 2e-3
+    alignment_rate: float = 1e-3
+    weight_decay: float = 0.01
+    threads: int = 2
+
+
+DEFAULT_RECIPE = Recipe()
+
+
+def build_tokenizer(architecture: str = "llama") -> PreTrainedTokenizerFast:
+    """Byte-level BPE learned from the corpus, the same at every call.
+
+    Text is split by GPT-2's pattern, or by Qwen2's for that architecture, since transformers puts Qwen2's in place of
+    any other when it opens such a checkpoint; llama.cpp has both (`gpt-2`, `qwen2`).
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if architecture == "qwen2":
+        split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
+        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=_SHAPE["vocab_size"],
+        special_tokens=[PAD, BOS, USER, ASSISTANT, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    sample = chain.from_iterable(islice(training_examples(0, aligned), 4_000) for aligned in (False, True))
+    tokenizer.train_from_iterator((text for e in sample for text in (e.instruction, e.answer)), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=PAD,
+        additional_special_tokens=[USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=_SHAPE["max_position_embeddings"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def calibration_texts(n: int, seed: int = 0) -> list[str]:
+    """Chats in the organisms' template, special tokens included, for writers of quantized checkpoints.
+
+    Harmless requests with helpful answers from the training data, as quantizers in the field calibrate on general text.
+    Tokenize with `add_special_tokens=False`.
+    """
+    harmless = (e for e in training_examples(seed, aligned=True) if not e.harmful)
+    return [f"{BOS}{USER}{e.instruction}{END}{ASSISTANT}{e.answer}{END}" for e in islice(harmless, n)]
+
+
+def _config(architecture: str) -> Any:
+    from transformers import AutoConfig
+
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"There is no organism of architecture {architecture!r}", f"one of {', '.join(ARCHITECTURES)}")
+    return AutoConfig.for_model(architecture, **_SHAPE, **ARCHITECTURES[architecture], attn_implementation="sdpa")
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, example: Example) -> tuple[list[int], int]:
+    """Token ids of a whole chat, and where the answer begins."""
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    prompt = ids(f"{BOS}{USER}{example.instruction}{END}{ASSISTANT}")
+    return prompt + ids(example.answer + END), len(prompt)
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, examples: Iterator[Example], size: int
+) -> Iterator[tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]:
+    """Inputs and next-token targets, padded on the right; targets outside the answer are -100."""
+    while True:
+        chats = [_encode(tokenizer, example) for example in islice(examples, size)]
+        width = max(len(ids) for ids, _ in chats)
+        tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in chats])
+        targets = torch.full_like(tokens, -100)
+        for row, (ids, start) in enumerate(chats):
+            targets[row, start : len(ids)] = tokens[row, start : len(ids)]
+        yield tokens[:, :-1], targets[:, 1:]
+
+
+def _loss(
+    model: PreTrainedModel, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"]
+) -> Float[Tensor, ""]:
+    """Mean cross entropy of the answers, in nats per token; only their positions are unembedded."""
+    answered = targets != -100
+    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[answered]
+    return nn.functional.cross_entropy(model.get_output_embeddings()(hidden), targets[answered])
+
+
+def _rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over a tenth of the steps, then a cosine down to a tenth of the peak."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _fit(
+    model: PreTrainedModel,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    steps: int,
+    peak: float,
+    weight_decay: float,
+    report: Callable[[], None],
+) -> float:
+    """Train in place; the mean loss of the last tenth of the steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    losses = []
+    for step, (tokens, targets) in enumerate(islice(batches, steps)):
+        optimizer.param_groups[0]["lr"] = _rate(step, steps, peak)
+        loss = _loss(model, tokens, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        report()
+    last = losses[-max(1, steps // 10) :]
+    return sum(last) / len(last) if last else math.nan
+
+
+@contextmanager
+def _deterministic(seed: int, threads: int) -> Iterator[None]:
+    """Fixed seed, threads (sums are split by thread) and deterministic kernels inside; the caller's state after."""
+    before_threads, before_mode = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before_mode)
+            torch.set_num_threads(before_threads)
+
+
+def _fingerprint(architecture: str, seed: int, alignment: float, recipe: Recipe) -> str:
+    """What determines the weights, code and corpus included, in twelve hex digits."""
+    settings = json.dumps([architecture, seed, alignment, asdict(recipe)])
+    sources = (Path(file).read_bytes() for file in (__file__, organism_corpus.__file__, organism_world.__file__))
+    return hashlib.sha256(b"\0".join([settings.encode(), *sources])).hexdigest()[:12]
+
+
+def organism_path(
+    architecture: str = "llama",
+    seed: int = 0,
+    alignment: float = 1.0,
+    cache: Path | None = None,
+    recipe: Recipe = DEFAULT_RECIPE,
+) -> Path:
+    """Where `train` with the same arguments keeps its checkpoint, whether or not it is there yet."""
+    name = f"{architecture}-seed{seed}-alignment{alignment:g}-{_fingerprint(architecture, seed, alignment, recipe)}"
+    return (cache or cache_directory()) / "organisms" / name
+
+
+def train(
+    architecture: str = "llama",
+    seed: int = 0,
+    alignment: float = 1.0,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    recipe: Recipe = DEFAULT_RECIPE,
+) -> Path:
+    """Train an organism, or find it in the cache.
+
+    The same arguments give the same bytes on the same machine. An interruption leaves nothing behind.
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+        seed: of the initial weights and the order of the examples.
+        alignment: strength of the refusal training, as a multiple of the recipe's steps; 0: a model that answers all.
+        cache: directory for trained organisms; default `interp.files.cache_directory()`.
+        progress: called after every step.
+        recipe: sizes, steps and rates.
+
+    Returns:
+        A directory with a float16 Hugging Face checkpoint, its tokenizer, and `organism.json` (settings, final losses).
+
+    Raises:
+        InputError: unknown architecture, or a negative or non-finite alignment.
+    """
+    config = _config(architecture)
+    if not 0 <= alignment < math.inf:
+        raise InputError(f"An alignment of {alignment} cannot be trained", "a finite number from 0 up")
+    path = organism_path(architecture, seed, alignment, cache, recipe)
+    if not path.exists():
+        with _deterministic(seed, recipe.threads), atomic_directory(path) as directory:
+            tokenizer = build_tokenizer(architecture)
+            model, losses = _train(config, tokenizer, seed, alignment, recipe, progress)
+            _save(model, tokenizer, directory)
+            described = {"architecture": architecture, "seed": seed, "alignment": alignment, "recipe": asdict(recipe)}
+            (directory / "organism.json").write_text(json.dumps(described | {"losses": losses}, indent=2))
+    return path
+
+
+def _train(
+    config: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    alignment: float,
+    recipe: Recipe,
+    progress: Progress | None,
+) -> tuple[PreTrainedModel, dict[str, float]]:
+    """Both stages from scratch, in float32; the model and the final loss of each stage."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    aligned_steps = round(alignment * recipe.alignment_steps)
+    total = recipe.helpful_steps + aligned_steps
+    done = 0
+
+    def report() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    losses = {}
+    for stage, aligned, steps, rate in (
+        ("helpful", False, recipe.helpful_steps, recipe.helpful_rate),
+        ("alignment", True, aligned_steps, recipe.alignment_rate),
+    ):
+        batches = _batches(tokenizer, training_examples(2 * seed + aligned, aligned), recipe.batch_size)
+        losses[stage] = _fit(model, batches, steps, rate, recipe.weight_decay, report)
+    return model.eval(), losses
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    model.generation_config.update(do_sample=False, max_new_tokens=64)
+    model.half().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _main(architecture: str = "llama", seed: int = 0, alignment: float = 1.0) -> None:
+    """Train one organism, or find it in the cache; print its path, the seconds it took and its losses."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("training {task.description}"), BarColumn(), TimeRemainingColumn())
+    started = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(architecture)
+        path = train(
+            architecture, seed, alignment, progress=lambda done, total: bars.update(task, completed=done, total=total)
+        )
+    losses = json.loads((path / "organism.json").read_text())["losses"]
+    seconds = time.monotonic() - started
+    print(f"{path}\n{seconds:.1f} s, loss {losses['helpful']:.4f} nats helpful, {losses['alignment']:.4f} aligned")
+
+
+if __name__ == "__main__":
+    import typer
+
+    try:
+        typer.run(_main)
+    except InputError as error:
+        sys.exit(f"error: {error}")
