@@ -23,7 +23,7 @@ from torch import Tensor
 from interp.architectures import Architecture
 from interp.batching import Batch, batches
 from interp.chat import encode, render
-from interp.errors import InputError
+from interp.errors import InputError, NotFinite
 from interp.hooks import Hooks, Intervention
 from interp.loading import config_and_tokenizer, device_of, empty_model, fill
 
@@ -249,7 +249,7 @@ def _fill_and_dispatch(
 
 def _finite(name: str, value: Tensor) -> Tensor:
     if not torch.isfinite(value).all():
-        raise InputError(
+        raise NotFinite(
             f"{name} holds values that are not finite", do="Load the model with dtype=torch.float32 or bfloat16"
         )
     return value

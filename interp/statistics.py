@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.errors import InputError, NotFinite
 
 
 class RunningStats:
@@ -36,7 +36,7 @@ class RunningStats:
             return
         values = values.to(torch.float64)
         if not torch.isfinite(values).all():
-            raise InputError("A value that is not finite cannot enter a statistic", do="Measure in float32 or bfloat16")
+            raise NotFinite("A value that is not finite cannot enter a statistic", do="Measure in float32 or bfloat16")
         mean = values.mean(0)
         self._combine(len(values), mean, ((values - mean) ** 2).sum(0))
 
