@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,11 @@ def shared() -> Path:
 def fixtures(shared: Path) -> Path:
     """Tiny checkpoints written by the real quantizers."""
     return shared / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name in `tests.tiny_models.CONFIGS` → a checkpoint directory of that tiny random model, float32, written once."""
+    from tests.tiny_models import write
+
+    return cache(lambda name: write(name, tmp_path_factory.mktemp("tiny") / name))

@@ -55,7 +55,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
     "phi": lambda: transformers.PhiConfig(**_SIZES, partial_rotary_factor=0.5),
-    "gpt2": lambda: transformers.GPT2Config(**{k: v for k, v in _SIZES.items() if k != "intermediate_size"}, n_inner=48),
+    "gpt2": lambda: transformers.GPT2Config(
+        **{k: v for k, v in _SIZES.items() if k != "intermediate_size"}, n_inner=48
+    ),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SIZES, rotary_pct=0.25),
     "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(**_SIZES, use_parallel_residual=False),
 }

@@ -1,0 +1,362 @@
+"""Every hook point against three other readings of the same model: the bare model, TransformerLens and nnsight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from interp import HookedModel, load
+from interp.errors import InputError
+from tests.tiny_models import CONFIGS, TEXTS
+
+TOLERANCE = 1e-5
+"""Of the activation's largest magnitude, float32."""
+
+PARALLEL = ("phi", "gpt_neox")
+SEQUENTIAL = [name for name in CONFIGS if name not in PARALLEL]
+WORST: dict[str, tuple[float, str]] = {}
+"""Other reading → largest disagreement and where; printed at the end (pytest -s)."""
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name: str, tiny: Callable[[str], Path]) -> HookedModel:
+    return load(tiny(name))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def report_worst_disagreement() -> Iterator[None]:
+    yield
+    for other, (error, where) in WORST.items():
+        print(f"\nworst disagreement with {other}: {error:.2e} of the largest magnitude, at {where}")
+
+
+def tokens(model: HookedModel) -> Tensor:
+    return torch.tensor([model.token_ids(TEXTS)[2]])
+
+
+def captured(model: HookedModel) -> dict[str, Tensor]:
+    with torch.no_grad(), model.capture(model.hook_names) as acts:
+        model.hf(tokens(model))
+    return acts
+
+
+def output(model: HookedModel) -> Tensor:
+    with torch.no_grad():
+        return model.hf(tokens(model)).logits
+
+
+def assert_agrees(other: str, where: str, ours: Tensor, theirs: Tensor) -> None:
+    assert ours.shape == theirs.shape, where
+    error = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
+    WORST[other] = max(WORST.get(other, (0.0, "")), (error, where))
+    assert error <= TOLERANCE, f"{where}: {error}"
+
+
+def test_names_are_those_of_the_contract(model: HookedModel, name: str) -> None:
+    per_block = [
+        "hook_resid_pre",
+        "attn.hook_z",
+        "hook_attn_out",
+        "hook_resid_mid",
+        "mlp.hook_post",
+        "hook_mlp_out",
+        "hook_resid_post",
+    ]
+    if name in PARALLEL:
+        per_block.remove("hook_resid_mid")
+    blocks = [f"blocks.{i}.{point}" for i in range(3) for point in per_block]
+    assert model.hook_names == ["hook_embed", *blocks, "ln_final.hook_normalized"]
+
+
+def test_agrees_with_the_bare_model(model: HookedModel, name: str, tiny: Callable[[str], Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    bare = AutoModelForCausalLM.from_pretrained(tiny(name), dtype=torch.float32)
+    inputs: list[Tensor] = []
+    final_norm = bare.get_submodule(model.architecture.final_norm)
+    handle = final_norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.no_grad():
+        result = bare(tokens(model), output_hidden_states=True)
+    handle.remove()
+    acts = captured(model)
+    # hidden_states: embeddings, then each block's output; the last one is after the final norm
+    expected = {"hook_embed": result.hidden_states[0], "ln_final.hook_normalized": result.hidden_states[-1]}
+    residual = [*result.hidden_states[:-1], inputs[0]]
+    for block in range(3):
+        expected |= {f"blocks.{block}.hook_resid_pre": residual[block]}
+        expected |= {f"blocks.{block}.hook_resid_post": residual[block + 1]}
+    for point, theirs in expected.items():
+        assert_agrees("the bare model", f"{name} {point}", acts[point], theirs)
+    assert_agrees("the bare model", f"{name} logits", output(model), result.logits)
+
+
+def test_parts_add_up_to_the_residual_stream(model: HookedModel, name: str) -> None:
+    acts = captured(model)
+    for block in range(3):
+        pre, post, attn, mlp = (
+            acts[f"blocks.{block}.{point}"]
+            for point in ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+        )
+        torch.testing.assert_close(pre + attn + mlp, post, rtol=1e-5, atol=1e-6)
+        if name not in PARALLEL:
+            torch.testing.assert_close(pre + attn, acts[f"blocks.{block}.hook_resid_mid"], rtol=1e-5, atol=1e-6)
+
+
+def with_gain(model: HookedModel, name: str, normalized: Tensor) -> Tensor:
+    norm: Any = model.hf.get_submodule(model.architecture.final_norm)
+    gained = normalized * (norm.weight + 1 if name.startswith("gemma") else norm.weight)
+    return gained + norm.bias if hasattr(norm, "bias") else gained
+
+
+def test_agrees_with_transformer_lens(model: HookedModel, name: str) -> None:
+    bridge = model.to_transformer_lens()
+    with torch.no_grad():
+        logits, cache = bridge.run_with_cache(tokens(model))
+    for point, ours in captured(model).items():
+        theirs = cache[point]
+        if point == "hook_embed" and name == "gpt2":
+            theirs = theirs + cache["hook_pos_embed"]
+        if point == "ln_final.hook_normalized":
+            theirs = with_gain(model, name, theirs)
+        assert_agrees("TransformerBridge", f"{name} {point}", ours, theirs)
+    assert_agrees("TransformerBridge", f"{name} logits", output(model), logits)
+
+
+LLAMA_LIKE = (
+    "model.layers",
+    "model.embed_tokens",
+    "model.norm",
+    "self_attn.o_proj",
+    "mlp.down_proj",
+    "self_attn",
+    "mlp",
+)
+GEMMA_LIKE = (*LLAMA_LIKE[:5], "post_attention_layernorm", "post_feedforward_layernorm")
+NEOX = ("gpt_neox.layers", "gpt_neox.embed_in", "gpt_neox.final_layer_norm", "attention.dense", "mlp.dense_4h_to_h")
+NNSIGHT: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral"), LLAMA_LIKE),
+    **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA_LIKE),
+    "phi": (
+        "model.layers",
+        "model.embed_tokens",
+        "model.final_layernorm",
+        "self_attn.dense",
+        "mlp.fc2",
+        "self_attn",
+        "mlp",
+    ),
+    "gpt2": ("transformer.h", "transformer.drop", "transformer.ln_f", "attn.c_proj", "mlp.c_proj", "attn", "mlp"),
+    **dict.fromkeys(("gpt_neox", "gpt_neox_sequential"), (*NEOX, "attention", "mlp")),
+}
+"""What someone would write in an nnsight trace: blocks, embedding, final norm, and the four modules of a block."""
+
+
+def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
+    blocks, embed, final_norm, attention_out, mlp_out, attention, mlp = NNSIGHT[name]
+    view = model.to_nnsight()
+    saved: dict[str, Any] = {}
+    with torch.no_grad(), view.trace(tokens(model)):
+        saved["hook_embed"] = view.get(embed).output.save()
+        for i in range(3):
+            block = f"blocks.{i}"
+            saved[f"{block}.hook_resid_pre"] = view.get(f"{blocks}.{i}").input.save()
+            saved[f"{block}.attn.hook_z"] = view.get(f"{blocks}.{i}.{attention_out}").input.save()
+            saved[f"{block}.hook_attn_out"] = view.get(f"{blocks}.{i}.{attention}").output.save()
+            saved[f"{block}.mlp.hook_post"] = view.get(f"{blocks}.{i}.{mlp_out}").input.save()
+            saved[f"{block}.hook_mlp_out"] = view.get(f"{blocks}.{i}.{mlp}").output.save()
+            saved[f"{block}.hook_resid_post"] = view.get(f"{blocks}.{i}").output.save()
+        saved["ln_final.hook_normalized"] = view.get(final_norm).output.save()
+    return {point: value[0] if isinstance(value, tuple) else value for point, value in saved.items()}
+
+
+def test_agrees_with_nnsight(model: HookedModel, name: str) -> None:
+    ours = captured(model)
+    theirs = nnsight_activations(model, name)
+    assert set(ours) - set(theirs) <= {f"blocks.{i}.hook_resid_mid" for i in range(3)}
+    for point, value in theirs.items():
+        assert_agrees("nnsight", f"{name} {point}", ours[point], value.reshape(ours[point].shape))
+
+
+def test_an_identity_intervention_changes_no_bit(model: HookedModel) -> None:
+    before = output(model)
+    with model.intervene(dict.fromkeys(model.hook_names, lambda activation: activation)):
+        assert torch.equal(output(model), before)
+
+
+def rotated_at_the_last_token(activation: Tensor) -> Tensor:
+    return torch.cat([activation[:, :-1], activation[:, -1:].roll(1, dims=-1)], dim=1)
+
+
+@pytest.mark.parametrize("change", [torch.zeros_like, rotated_at_the_last_token])
+def test_interventions_agree_with_transformer_lens(
+    model: HookedModel, name: str, change: Callable[..., Tensor]
+) -> None:
+    """At `hook_resid_mid` the bridge changes only the norm's input, so that one has a test of its own below."""
+    bridge = model.to_transformer_lens()
+    differs = ("hook_resid_mid", "hook_normalized", *(["hook_embed"] if name == "gpt2" else []))
+    for point in [p for p in model.hook_names if not p.endswith(differs)]:
+        with torch.no_grad(), model.intervene({point: change}):
+            ours = model.hf(tokens(model)).logits
+        with torch.no_grad():
+            theirs = bridge.run_with_hooks(
+                tokens(model), fwd_hooks=[(point, lambda activation, hook: change(activation))]
+            )
+        assert not torch.allclose(ours, output(model), rtol=1e-3), f"{point} changed nothing"
+        assert_agrees("TransformerBridge's interventions", f"{name} {point}", ours, theirs)
+
+
+NORM_AND_MLP: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    **dict.fromkeys(
+        ("llama", "qwen2", "qwen3", "mistral", "gpt_neox_sequential"),
+        lambda block, mid: block.mlp(block.post_attention_layernorm(mid)),
+    ),
+    **dict.fromkeys(
+        ("gemma2", "gemma3_text"),
+        lambda block, mid: block.post_feedforward_layernorm(block.mlp(block.pre_feedforward_layernorm(mid))),
+    ),
+    "gpt2": lambda block, mid: block.mlp(block.ln_2(mid)),
+}
+"""The second half of each architecture's block, written out."""
+
+
+@pytest.mark.parametrize("sequential", SEQUENTIAL)
+def test_intervening_on_resid_mid_changes_the_residual_stream(sequential: str, tiny: Callable[[str], Path]) -> None:
+    name, model = sequential, load(tiny(sequential))
+    block = model.hf.get_submodule(NNSIGHT[name][0])[1]
+    shift = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        mid = captured(model)["blocks.1.hook_resid_mid"] * 0.5 + shift
+        expected = mid + NORM_AND_MLP[name](block, mid)
+    with model.intervene({"blocks.1.hook_resid_mid": lambda resid: resid * 0.5 + shift}):
+        acts = captured(model)
+        ours = output(model)
+    assert torch.equal(acts["blocks.1.hook_resid_mid"], mid)
+    torch.testing.assert_close(acts["blocks.1.hook_resid_post"], expected, rtol=1e-5, atol=1e-6)
+    with model.intervene({"blocks.1.hook_resid_post": lambda _: expected}):
+        torch.testing.assert_close(ours, output(model), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_added_anywhere_in_the_residual_stream_flows_on(model: HookedModel, name: str) -> None:
+    shift = torch.randn(32, generator=torch.Generator().manual_seed(2))
+
+    def shifted(point: str) -> Tensor:
+        with model.intervene({point: lambda activation: activation + shift}):
+            return output(model)
+
+    same = [["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.0.hook_mlp_out"]]
+    same += [["hook_embed", "blocks.0.hook_resid_pre"]]
+    same += [] if name in PARALLEL else [["blocks.1.hook_resid_mid", "blocks.1.hook_attn_out"]]
+    for first, *others in same:
+        for other in others:
+            torch.testing.assert_close(shifted(first), shifted(other), rtol=1e-5, atol=1e-6)
+
+
+def test_interventions_on_the_final_norm_reach_the_unembedding(model: HookedModel) -> None:
+    chosen = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    with model.intervene({"ln_final.hook_normalized": lambda activation: chosen.expand_as(activation)}):
+        first, second = output(model)[0, :2]
+    torch.testing.assert_close(first, second)
+    unembedded = chosen @ model.hf.get_output_embeddings().weight.T
+    if (cap := getattr(model.config, "final_logit_softcapping", None)) is not None:
+        unembedded = torch.tanh(unembedded / cap) * cap
+    if (bias := model.hf.get_output_embeddings().bias) is not None:
+        unembedded = unembedded + bias
+    torch.testing.assert_close(first, unembedded, rtol=1e-5, atol=1e-5)
+
+
+def hooks_in(module: torch.nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+def test_hooks_are_gone_after_an_exception(model: HookedModel) -> None:
+    before, logits = hooks_in(model.hf), output(model)
+
+    def fail(_: Tensor) -> Tensor:
+        raise RuntimeError("inside")
+
+    with (
+        pytest.raises(RuntimeError, match="inside"),
+        model.capture(model.hook_names),
+        model.intervene({"blocks.1.hook_resid_post": fail}),
+    ):
+        output(model)
+    assert hooks_in(model.hf) == before
+    assert torch.equal(output(model), logits)
+
+
+def test_captures_see_interventions_whichever_was_entered_first(model: HookedModel) -> None:
+    point = "blocks.1.hook_mlp_out"
+    for capture_first in (True, False):
+        with ExitStack() as stack:
+            acts = stack.enter_context(model.capture([point])) if capture_first else {}
+            stack.enter_context(model.intervene({point: torch.ones_like}))
+            stack.enter_context(model.intervene({point: lambda activation: activation * 3}))
+            acts = acts if capture_first else stack.enter_context(model.capture([point]))
+            output(model)
+        assert torch.equal(acts[point], torch.full_like(acts[point], 3))
+
+
+@pytest.mark.parametrize("sequential", SEQUENTIAL)
+def test_interventions_at_one_block_compose(sequential: str, tiny: Callable[[str], Path]) -> None:
+    """Mid, then MLP, then the block's output, each on top of the one before, however the contexts nest."""
+    model = load(tiny(sequential))
+    block = "blocks.1."
+    with (
+        model.intervene({block + "hook_resid_post": lambda resid: resid * 2}),
+        model.intervene({block + "hook_mlp_out": torch.ones_like}),
+        model.intervene({block + "hook_resid_mid": lambda resid: torch.full_like(resid, 5.0)}),
+        model.intervene({block + "hook_resid_mid": lambda resid: resid + 1}),
+    ):
+        acts = captured(model)
+    assert torch.equal(acts[block + "hook_resid_post"], torch.full_like(acts[block + "hook_resid_post"], 14.0))
+    assert torch.equal(acts["blocks.2.hook_resid_pre"], acts[block + "hook_resid_post"])
+
+
+def test_an_intervention_does_not_touch_what_was_captured_before_it(model: HookedModel) -> None:
+    original = captured(model)["blocks.0.hook_resid_post"]
+    with model.intervene({"blocks.1.hook_resid_pre": torch.zeros_like}):
+        assert torch.equal(captured(model)["blocks.0.hook_resid_post"], original)
+
+
+def test_gradients_flow_through_an_intervention(model: HookedModel) -> None:
+    shift = torch.zeros(32, requires_grad=True)
+    with model.intervene({"blocks.1.hook_resid_pre": lambda resid: resid + shift}):
+        model.hf(tokens(model)).logits[0, -1, 7].backward()
+    step = 1e-2 * torch.nn.functional.normalize(shift.grad, dim=0)  # a finite difference along the gradient
+    values = []
+    for sign in (1, -1):
+        with model.intervene({"blocks.1.hook_resid_pre": lambda resid, sign=sign: resid + sign * step}):
+            values.append(output(model)[0, -1, 7])
+    torch.testing.assert_close((values[0] - values[1]) / 2e-2, shift.grad.norm(), rtol=2e-2, atol=1e-3)
+    assert all(parameter.grad is None for parameter in model.hf.parameters())
+
+
+def test_unknown_names_are_refused_with_the_known_ones(model: HookedModel, name: str) -> None:
+    with pytest.raises(
+        InputError, match=r"no hook 'blocks\.3\.hook_resid_post'.*blocks\.\{i\}\.hook_resid_post.*0 to 2"
+    ):
+        model.activations(TEXTS, ["blocks.3.hook_resid_post"])
+    if name in PARALLEL:
+        with pytest.raises(InputError, match="Parallel blocks"), model.capture(["blocks.0.hook_resid_mid"]):
+            pass
+
+
+def test_an_intervention_must_keep_the_shape(model: HookedModel) -> None:
+    wrong: list[Callable[[Tensor], Any]] = [lambda activation: activation[:, -1], lambda activation: None]
+    for function in wrong:
+        with (
+            pytest.raises(InputError, match=r"blocks\.0\.attn\.hook_z returned"),
+            model.intervene({"blocks.0.attn.hook_z": function}),
+        ):
+            output(model)
