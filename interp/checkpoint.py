@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def quantization(self) -> dict[str, Any]:
-        """What is known of the quantization (bits, group_size, symmetric, act_order, version, writer); empty if dense."""
+        """What is known of it (bits, group_size, symmetric, act_order, version, writer); empty if dense."""
         return self._reader.quantization
 
     def linears(self) -> list[str]:

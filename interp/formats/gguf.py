@@ -1,0 +1,270 @@
+"""GGUF: blocks dequantized by the `gguf` package, llama.cpp's names and layouts turned back into Hugging Face's.
+
+Source of the layouts: llama.cpp's convert_hf_to_gguf.py (`LlamaModel.permute`, `Gemma2Model`, `GPT2Model`, `GPTNeoXModel`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from gguf import GGMLQuantizationType as BlockType
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.architectures import ARCHITECTURES, Architecture
+from interp.errors import InputError
+from interp.formats.reader import Reader
+from interp.formats.skeleton import Skeleton, skeleton
+
+DENSE_TYPES = {
+    BlockType.F64: torch.float64,
+    BlockType.F32: torch.float32,
+    BlockType.F16: torch.float16,
+    BlockType.BF16: torch.bfloat16,
+}
+FUSED = {"attn_q": 0, "attn_k": 1, "attn_v": 2}
+"""Which third of `attn_qkv` holds these, where an older converter wrote Phi's three projections as one."""
+INTERLEAVED_QKV = ("gptneox",)
+"""Architectures whose query, key and value rows Hugging Face interleaves head by head; llama.cpp stores all of each."""
+DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tables that llama.cpp stores and that Hugging Face computes from the config."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a Hugging Face tensor is in the file.
+
+    Attributes:
+        tensor: the file's tensor.
+        rows: which of its rows, None for all.
+    """
+
+    tensor: gguf.ReaderTensor
+    rows: slice | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As torch sees it: GGUF lists dimensions in reverse."""
+        shape = tuple(int(n) for n in reversed(self.tensor.shape))
+        return shape if self.rows is None else (self.rows.stop - self.rows.start, *shape[1:])
+
+
+class GGUFReader(Reader):
+    """Reads one .gguf file, memory-mapped; see `Reader`. `config` is None: it comes from the baseline.
+
+    Raises:
+        InputError: not a GGUF, truncated, an unknown architecture, a mixture of experts, or a missing tensor.
+    """
+
+    config = None
+    format = "gguf"
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.files = [file]
+        self._gguf = _open(file)
+        self._tensors = {tensor.name: tensor for tensor in self._gguf.tensors}
+        self.architecture = _architecture(file, str(self._field("general.architecture")))
+        self._refuse()
+        n_blocks = int(self._number("block_count"))
+        model = _skeleton(self.architecture, n_blocks)
+        self._stored = self._locate(model, n_blocks)
+        self.linears = [name for name in model.linears if f"{name}.weight" in self._stored]
+        self.warnings = self._unused()
+        types = Counter(self._stored[f"{name}.weight"].tensor.tensor_type.name for name in self.linears)
+        self.quantization = {"version": self._file_type(), "types": dict(types), "writer": self._quantized_by()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Reader.shapes`."""
+        return {
+            name: stored.shape[::-1] if self._is_conv1d(name) else stored.shape for name, stored in self._stored.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        """See `Reader.read`."""
+        stored = self._stored[name]
+        tensor = self._dequantize(stored.tensor)
+        if stored.rows is not None:
+            tensor = tensor[stored.rows]
+        if self.architecture.gguf_permuted and (heads := self._heads(name)):
+            return unpermute(tensor, heads)
+        if self.architecture.gguf in INTERLEAVED_QKV and ".query_key_value." in name:
+            return interleave_heads(tensor, int(self._number("attention.head_count")))
+        if self.architecture.gguf_norm_offset and name.endswith("norm.weight"):
+            return tensor - self.architecture.gguf_norm_offset
+        return tensor.T.contiguous() if self._is_conv1d(name) else tensor
+
+    def is_quantized(self, module: str) -> bool:
+        """See `Reader.is_quantized`."""
+        return self._stored[f"{module}.weight"].tensor.tensor_type not in DENSE_TYPES
+
+    def stored_bytes(self, module: str) -> int:
+        """See `Reader.stored_bytes`."""
+        stored = self._stored[f"{module}.weight"]
+        return stored.tensor.n_bytes * torch.Size(stored.shape).numel() // int(stored.tensor.n_elements)
+
+    def floating_dtypes(self) -> dict[torch.dtype, int]:
+        """See `Reader.floating_dtypes`; norms, always float32 in a GGUF, count only where nothing else is unquantized."""
+        count: Counter[torch.dtype] = Counter()
+        for name, stored in self._stored.items():
+            dtype = DENSE_TYPES.get(stored.tensor.tensor_type)
+            if dtype is not None and not (name.endswith("norm.weight") or name.endswith(".bias")):
+                count[dtype] += torch.Size(stored.shape).numel()
+        return dict(count) or {torch.float16: 0}
+
+    def tokens(self) -> list[str]:
+        """The vocabulary in the order of token ids; empty where the file carries none."""
+        field = self._gguf.get_field("tokenizer.ggml.tokens")
+        return list(field.contents()) if field else []
+
+    def _field(self, key: str) -> Any:
+        field = self._gguf.get_field(key)
+        if field is None:
+            raise InputError(
+                f"{self.file} has no field {key!r}",
+                "the metadata llama.cpp writes",
+                "Download or convert the file again",
+            )
+        return field.contents()
+
+    def _number(self, key: str) -> Any:
+        return self._field(f"{self.architecture.gguf}.{key}")
+
+    def _file_type(self) -> str | None:
+        field = self._gguf.get_field("general.file_type")
+        known = {int(kind): kind.name.removeprefix("MOSTLY_") for kind in gguf.LlamaFileType}
+        return known.get(int(field.contents())) if field else None
+
+    def _quantized_by(self) -> str | None:
+        field = self._gguf.get_field("general.quantized_by")
+        return str(field.contents()) if field else None
+
+    def _refuse(self) -> None:
+        experts = self._gguf.get_field(f"{self.architecture.gguf}.expert_count")
+        if experts is not None and int(experts.contents()) > 0:
+            raise InputError(
+                f"{self.file} is a mixture-of-experts model ({experts.contents()} experts), which is not supported",
+                "a model whose every token passes through the same linears",
+                "Choose a dense model",
+            )
+        split = self._gguf.get_field("split.count")
+        if split is not None and int(split.contents()) > 1:
+            raise InputError(
+                f"{self.file} is one part of a GGUF split into {split.contents()} files",
+                "a GGUF in one file",
+                "Merge the parts with llama.cpp's `llama-gguf-split --merge`",
+            )
+
+    def _locate(self, model: Skeleton, n_blocks: int) -> dict[str, Stored]:
+        """Where each tensor of the Hugging Face model is; biases the architecture may leave out are optional."""
+        names = gguf.get_tensor_name_map(_model_arch(self.architecture), n_blocks)
+        located = {}
+        for module in dict.fromkeys(name.rpartition(".")[0] for name in model.shapes):
+            stem = names.get_name(module)
+            for suffix in ("weight", "bias"):
+                stored = self._find(stem, suffix) if stem else None
+                if stored is not None:
+                    located[f"{module}.{suffix}"] = stored
+            if f"{module}.weight" not in located and module != "lm_head":  # no output.weight: tied to the embedding
+                raise InputError(
+                    f"The tensor '{stem}.weight' ({module}) is missing from {self.file}",
+                    f"every tensor of a {self.architecture.gguf} model",
+                    "Download or convert the file again",
+                )
+        return located
+
+    def _find(self, stem: str, suffix: str) -> Stored | None:
+        if f"{stem}.{suffix}" in self._tensors:
+            return Stored(self._tensors[f"{stem}.{suffix}"])
+        block, _, part = stem.rpartition(".")
+        fused = self._tensors.get(f"{block}.attn_qkv.{suffix}")
+        if part not in FUSED or fused is None:
+            return None
+        heads = int(self._number("attention.head_count"))
+        key_heads = int(self._number("attention.head_count_kv"))
+        head_width = int(fused.shape[-1]) // (heads + 2 * key_heads)
+        edges = [0, heads * head_width, (heads + key_heads) * head_width, (heads + 2 * key_heads) * head_width]
+        return Stored(fused, slice(edges[FUSED[part]], edges[FUSED[part] + 1]))
+
+    def _dequantize(self, tensor: gguf.ReaderTensor) -> Tensor:
+        dtype = DENSE_TYPES.get(tensor.tensor_type)
+        try:
+            dense = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        except NotImplementedError as error:
+            raise InputError(
+                f"The tensor {tensor.name!r} of {self.file} has the block type {tensor.tensor_type.name}",
+                "a type that the gguf package dequantizes",
+                "Quantize the model to another type",
+            ) from error
+        if not bool(torch.isfinite(dense).all()):
+            raise InputError(
+                f"The tensor {tensor.name!r} of {self.file} holds NaN or infinite values",
+                "finite scales",
+                "Download or quantize the file again",
+            )
+        return dense if dtype is None else dense.to(dtype)
+
+    def _heads(self, name: str) -> int | None:
+        """How many heads' rows are permuted in this tensor, None if they are in Hugging Face's order."""
+        if ".q_proj." in name:
+            return int(self._number("attention.head_count"))
+        return int(self._number("attention.head_count_kv")) if ".k_proj." in name else None
+
+    def _is_conv1d(self, name: str) -> bool:
+        return self.architecture.conv1d and name.removesuffix(".weight") in self.linears
+
+    def _unused(self) -> list[str]:
+        used = {stored.tensor.name for stored in self._stored.values()} | {*DERIVED, "output.weight"}
+        unused = [name for name in self._tensors if name not in used]
+        return [f"{len(unused)} tensors of {self.file} belong to no part of the model: {unused[:5]}"] if unused else []
+
+
+def unpermute(tensor: Float[Tensor, rows * columns], n_heads: int) -> Float[Tensor, rows * columns]:
+    """Undo llama.cpp's interleaving of the two rotary halves of each head."""
+    half = tensor.shape[0] // n_heads // 2
+    return tensor.reshape(n_heads, half, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def interleave_heads(tensor: Float[Tensor, rows * columns], n_heads: int) -> Float[Tensor, rows * columns]:
+    """From all queries, all keys, all values to the query, key and value of each head in turn."""
+    width = tensor.shape[0] // n_heads // 3
+    return tensor.reshape(3, n_heads, width, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
+
+
+def _open(file: Path) -> gguf.GGUFReader:
+    try:
+        return gguf.GGUFReader(file)
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{file} is truncated or is not a GGUF file ({error})",
+            "a complete .gguf file",
+            "Download or write it again",
+        ) from error
+
+
+def _architecture(file: Path, name: str) -> Architecture:
+    """The first row with this GGUF name: Mistral and Llama share a name, and all that matters here."""
+    rows = [row for row in ARCHITECTURES.values() if row.gguf == name]
+    if not rows:
+        raise InputError(
+            f"The architecture {name!r} of {file} is not supported",
+            f"one of {', '.join(sorted({row.gguf for row in ARCHITECTURES.values()}))}",
+            "Add a row to interp/architectures.py",
+        )
+    return rows[0]
+
+
+def _model_arch(row: Architecture) -> gguf.MODEL_ARCH:
+    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == row.gguf)
+
+
+def _skeleton(row: Architecture, n_blocks: int) -> Skeleton:
+    """Names only: the sizes are those of the architecture's default config."""
+    from transformers import AutoConfig
+
+    return skeleton(AutoConfig.for_model(row.model_type, num_hidden_layers=n_blocks), row)

@@ -1,0 +1,63 @@
+"""Write GGUF files the way llama.cpp's convert_hf_to_gguf.py does: its names, its permutations, its norm offsets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+GEMMA = ("gemma2", "gemma3_text")
+
+
+def to_llama_cpp(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
+    """`modify_tensors` of the converter's model classes, transcribed."""
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", heads)
+    kind = config.model_type
+    if kind in ("llama", "mistral") and (".q_proj." in name or ".k_proj." in name):
+        n = heads if ".q_proj." in name else key_heads
+        return tensor.reshape(n, 2, tensor.shape[0] // n // 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
+    if kind in GEMMA and name.endswith("norm.weight"):
+        return tensor + 1
+    if kind == "gpt2" and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight")):
+        return tensor.transpose(1, 0)
+    if kind == "gpt_neox" and ".query_key_value." in name:
+        width = config.hidden_size // heads
+        fused = tensor.reshape(heads, 3, width, *tensor.shape[1:])
+        return torch.cat([fused[:, part].reshape(heads * width, *tensor.shape[1:]) for part in range(3)])
+    return tensor
+
+
+def write_gguf(
+    path: Path, state: dict[str, torch.Tensor], config: Any, arch: str, kind: gguf.GGMLQuantizationType, **metadata: Any
+) -> Path:
+    """One file: matrices in blocks of `kind` (F16 where its block does not divide the rows), the rest in float32."""
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(getattr(config, "num_key_value_heads", config.num_attention_heads))
+    for key, value in metadata.items():
+        writer.add_uint32(key.replace("__", "."), value)
+    model_arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
+    names = gguf.get_tensor_name_map(model_arch, config.num_hidden_layers)
+    for name, tensor in state.items():
+        stored_name = names.get_name(name, (".weight", ".bias"))
+        assert stored_name is not None, name
+        values = to_llama_cpp(name, tensor.float(), config).contiguous().numpy()
+        block = gguf.GGML_QUANT_SIZES[kind][0]
+        if values.ndim == 1:
+            writer.add_tensor(stored_name, values)
+        elif values.shape[-1] % block:
+            writer.add_tensor(stored_name, values.astype(np.float16))
+        else:
+            writer.add_tensor(stored_name, gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

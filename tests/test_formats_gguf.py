@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from interp.architectures import ARCHITECTURES
+from interp.checkpoint import open_checkpoint
+from interp.errors import InputError
+from interp.formats.gguf import unpermute
+from tests.gguf_files import write_gguf
+from tests.tiny_models import CONFIGS
+
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+F16 = gguf.GGMLQuantizationType.F16
+
+
+def state_of(model_type: str) -> tuple[dict[str, torch.Tensor], object]:
+    torch.manual_seed(0)
+    config = CONFIGS[model_type]()
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():  # norms are all ones or zeros otherwise, and biases all zeros
+        torch.nn.init.normal_(parameter, std=0.3)
+    return {name: parameter.detach().half() for name, parameter in model.named_parameters()}, config
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_f16_file_gives_the_model_that_was_converted(model_type: str, tmp_path: Path) -> None:
+    state, config = state_of(model_type)
+    row = ARCHITECTURES[model_type]
+    ck = open_checkpoint(write_gguf(tmp_path / "m.gguf", state, config, row.gguf, F16))
+    assert ck.format == "gguf"
+    assert ck.config is None
+    assert ck.architecture.gguf == row.gguf
+    assert ck.compute_dtype is torch.float16
+    assert set(ck.names()) == set(state)
+    for name, expected in state.items():
+        tolerance = 1e-6 if row.gguf_norm_offset and name.endswith("norm.weight") else 0.0  # (w + 1) - 1 in float32
+        torch.testing.assert_close(ck.tensor(name).float(), expected.float(), rtol=0, atol=tolerance)
+    for name in ck.linears():
+        expected = state[f"{name}.weight"]
+        assert torch.equal(ck.weight(name, torch.float16), expected.T if row.conv1d else expected)
+        assert not ck.is_quantized(name)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_blocks_agree_with_transformers_own_gguf_loader(kind: str, tmp_path: Path) -> None:
+    state, config = state_of("qwen2")
+    quantization = gguf.GGMLQuantizationType[kind]
+    write_gguf(tmp_path / "m.gguf", state, config, "qwen2", quantization, **{"qwen2__vocab_size": config.vocab_size})
+    theirs = _load_with_transformers(tmp_path, config)
+    ck = open_checkpoint(tmp_path)  # a directory with exactly one .gguf
+    for name in ck.names():
+        assert torch.equal(ck.tensor(name, torch.float32), theirs[name]), name
+    block, size = gguf.GGML_QUANT_SIZES[quantization]
+    shapes = {name: state[f"{name}.weight"].shape for name in ck.linears()}
+    bits = sum(shape.numel() * (8 * size / block if not shape[-1] % block else 16) for shape in shapes.values())
+    assert ck.bits_per_weight() == pytest.approx(bits / sum(shape.numel() for shape in shapes.values()))
+    assert all(ck.is_quantized(name) == (not shape[-1] % block) for name, shape in shapes.items())
+
+
+def _load_with_transformers(directory: Path, config: object) -> dict[str, torch.Tensor]:
+    """Names and blocks only: the loader is given a config, so nothing hangs on its reading of the metadata."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    loaded = load_gguf_checkpoint(str(directory / "m.gguf"), return_tensors=True, model_to_load=skeleton)
+    return {name: tensor.float() for name, tensor in loaded["tensors"].items()}
+
+
+def test_llama_rows_agree_with_transformers_own_unpermutation(tmp_path: Path) -> None:
+    state, config = state_of("llama")
+    write_gguf(tmp_path / "m.gguf", state, config, "llama", Q8_0)
+    theirs = _load_with_transformers(tmp_path, config)
+    ck = open_checkpoint(tmp_path / "m.gguf")
+    for name in ck.names():
+        assert torch.equal(ck.tensor(name, torch.float32), theirs[name]), name
+
+
+def test_fused_attention_of_older_phi_files(tmp_path: Path) -> None:
+    state, config = state_of("phi")
+    fused = dict(state)
+    for suffix in ("weight", "bias"):
+        for block in range(config.num_hidden_layers):
+            parts = [fused.pop(f"model.layers.{block}.self_attn.{part}_proj.{suffix}") for part in "qkv"]
+            fused[f"h.{block}.attn.c_attn.{suffix}"] = torch.cat(parts)  # a name the map knows for attn_qkv
+    ck = open_checkpoint(write_gguf(tmp_path / "m.gguf", fused, config, "phi2", F16))
+    assert set(ck.names()) == set(state)
+    for name, expected in state.items():
+        assert torch.equal(ck.tensor(name, torch.float16), expected), name
+    assert ck.bits_per_weight() == 16
+
+
+def test_no_output_tensor_means_tied(tmp_path: Path) -> None:
+    state, config = state_of("llama")
+    del state["lm_head.weight"]
+    ck = open_checkpoint(write_gguf(tmp_path / "m.gguf", state, config, "llama", F16))
+    assert "lm_head.weight" not in ck.names()
+
+
+@given(heads=st.integers(1, 6), half=st.integers(1, 5), columns=st.integers(1, 4))
+def test_unpermute_undoes_the_converter(heads: int, half: int, columns: int) -> None:
+    rows = torch.arange(heads * 2 * half * columns, dtype=torch.float32).reshape(-1, columns)
+    stored = rows.reshape(heads, 2, half, columns).swapaxes(1, 2).reshape(rows.shape)
+    assert torch.equal(unpermute(stored, heads), rows)
+    assert torch.equal(unpermute(stored[:, 0], heads), rows[:, 0])
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    state, config = state_of("llama")
+    whole = write_gguf(tmp_path / "m.gguf", state, config, "llama", Q8_0)
+    for keep in (0, 3, 40, 900, whole.stat().st_size - 100):
+        cut = tmp_path / f"{keep}.gguf"
+        cut.write_bytes(whole.read_bytes()[:keep])
+        with pytest.raises(InputError, match=rf"{keep}\.gguf is truncated or is not a GGUF"):
+            open_checkpoint(cut)
+
+
+def test_missing_tensor_and_infinite_scale_are_named(tmp_path: Path) -> None:
+    state, config = state_of("llama")
+    partial = {name: tensor for name, tensor in state.items() if "layers.1.mlp.up_proj" not in name}
+    with pytest.raises(InputError, match=r"'blk\.1\.ffn_up\.weight'.* is missing from .*a\.gguf"):
+        open_checkpoint(write_gguf(tmp_path / "a.gguf", partial, config, "llama", F16))
+    name = "model.layers.2.mlp.down_proj.weight"
+    broken = {**state, name: torch.full_like(state[name], torch.inf)}
+    ck = open_checkpoint(write_gguf(tmp_path / "b.gguf", broken, config, "llama", F16))
+    with pytest.raises(InputError, match=r"'blk\.2\.ffn_down\.weight' of .*b\.gguf holds NaN or infinite"):
+        ck.tensor(name)
+
+
+def test_unsupported_files_are_refused_by_name(tmp_path: Path) -> None:
+    state, config = state_of("llama")
+    with pytest.raises(InputError, match="mixture-of-experts"):
+        open_checkpoint(write_gguf(tmp_path / "a.gguf", state, config, "llama", F16, llama__expert_count=8))
+    with pytest.raises(InputError, match="split into 3 files"):
+        open_checkpoint(write_gguf(tmp_path / "b.gguf", state, config, "llama", F16, split__count=3))
+    with pytest.raises(InputError, match="'bloom' of .*c.gguf is not supported"):
+        open_checkpoint(write_gguf(tmp_path / "c.gguf", {}, config, "bloom", F16))
+    with pytest.raises(InputError, match=r"holds 3 \.gguf files"):
+        open_checkpoint(tmp_path)
