@@ -9,10 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from interp.checkpoint import Checkpoint as Checkpoint
+    from interp.checkpoint import open_checkpoint as open_checkpoint
     from interp.model import HookedModel as HookedModel
     from interp.model import load as load
 
 _EXPORTS = {
+    "Checkpoint": "interp.checkpoint",
+    "open_checkpoint": "interp.checkpoint",
     "HookedModel": "interp.model",
     "load": "interp.model",
 }

@@ -46,7 +46,7 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=list(SAFE_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise InputError(
-            f"No path is called {hub_id!r}, and as a hub id it could not be downloaded ({type(error).__name__}: {error})",
+            f"No path is called {hub_id!r}, and as a hub id it could not be downloaded ({error})",
             "a directory, a .gguf file, or the id of a model on the hub",
             "Check the spelling, the network and, for a gated model, that you are logged in",
         ) from error

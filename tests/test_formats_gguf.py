@@ -140,7 +140,7 @@ def test_unsupported_files_are_refused_by_name(tmp_path: Path) -> None:
         open_checkpoint(write_gguf(tmp_path / "a.gguf", state, config, "llama", F16, llama__expert_count=8))
     with pytest.raises(InputError, match="split into 3 files"):
         open_checkpoint(write_gguf(tmp_path / "b.gguf", state, config, "llama", F16, split__count=3))
-    with pytest.raises(InputError, match="'bloom' of .*c.gguf is not supported"):
+    with pytest.raises(InputError, match=r"'bloom' of .*c\.gguf is not supported"):
         open_checkpoint(write_gguf(tmp_path / "c.gguf", {}, config, "bloom", F16))
     with pytest.raises(InputError, match=r"holds 3 \.gguf files"):
         open_checkpoint(tmp_path)

@@ -1,6 +1,6 @@
 """GGUF: blocks dequantized by the `gguf` package, llama.cpp's names and layouts turned back into Hugging Face's.
 
-Source of the layouts: llama.cpp's convert_hf_to_gguf.py (`LlamaModel.permute`, `Gemma2Model`, `GPT2Model`, `GPTNeoXModel`).
+Layouts: llama.cpp's convert_hf_to_gguf.py (`LlamaModel.permute`, `Gemma2Model`, `GPT2Model`, `GPTNeoXModel`).
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class GGUFReader(Reader):
         return stored.tensor.n_bytes * torch.Size(stored.shape).numel() // int(stored.tensor.n_elements)
 
     def floating_dtypes(self) -> dict[torch.dtype, int]:
-        """See `Reader.floating_dtypes`; norms, always float32 in a GGUF, count only where nothing else is unquantized."""
+        """See `Reader.floating_dtypes`; norms and biases do not count, as a GGUF always holds them in float32."""
         count: Counter[torch.dtype] = Counter()
         for name, stored in self._stored.items():
             dtype = DENSE_TYPES.get(stored.tensor.tensor_type)

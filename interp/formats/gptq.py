@@ -52,7 +52,7 @@ def _zero_points(stored: UInt8[Tensor, "groups out"], bits: int, version: Litera
 
 
 def contradicted_version(stored: UInt8[Tensor, "groups out"], bits: int) -> Literal[1, 2] | None:
-    """The version that symmetric zero points show: all are 2^(bits-1), stored minus one in version 1; None if neither."""
+    """The version that symmetric zero points show: all are 2^(bits-1), less one in version 1; None if neither."""
     middle = 1 << (bits - 1)
     if bool((stored == middle - 1).all()):
         return 1
@@ -60,7 +60,7 @@ def contradicted_version(stored: UInt8[Tensor, "groups out"], bits: int) -> Lite
 
 
 def _bits(module: PackedModule) -> int:
-    """Bits from the packed shape where it decides (GPTQModel can give modules different widths), else from the config."""
+    """Bits from the packed shape where it decides (GPTQModel can mix widths), else from the config."""
     n_out, n_in = module.shape
     rows = module.header_shape("qweight")[0]
     fitting = [bits for bits in BITS if packed_length(n_in, bits) == rows]

@@ -182,7 +182,7 @@ class HuggingFaceReader(Reader):
         """AutoGPTQ writes a zero bias for linears that have none."""
         if bool(self.shards.read(bias).any()):
             raise InputError(
-                f"The tensor {bias!r} of {self.shards.headers[bias].file} is a bias that the model of config.json does not have",
+                f"The tensor {bias!r} of {self.shards.headers[bias].file} is a bias that the model does not have",
                 "no bias, or zeros",
                 "The weights and the config.json do not belong together",
             )
@@ -254,7 +254,7 @@ def _refuse_custom_code(directory: Path, config: dict[str, Any]) -> None:
     model_type = config.get("model_type")
     if config.get("auto_map") and model_type not in CONFIG_MAPPING:
         raise InputError(
-            f"{directory / 'config.json'} asks to run the checkpoint's own code (auto_map) for model_type {model_type!r}",
+            f"{directory / 'config.json'} asks to run its own code (auto_map) for the model_type {model_type!r}",
             "a model_type that transformers itself knows",
             "Code from checkpoints is never run",
         )

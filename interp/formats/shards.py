@@ -51,7 +51,7 @@ class Shards:
     """Every tensor of a directory's safetensors files by name; headers are read at once, data when asked for.
 
     Raises:
-        InputError: no safetensors file, a damaged one, a shard or a tensor that the index promises and that is not there.
+        InputError: no safetensors file, a damaged one, a shard or tensor that the index promises and that is missing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -102,7 +102,7 @@ class Shards:
         for name in handle.keys():  # noqa: SIM118 — a safetensors handle is not iterable
             if name in self.headers:
                 raise InputError(
-                    f"The tensor {name!r} is in both {self.headers[name].file.name} and {file.name} of {self.directory}",
+                    f"The tensor {name!r} is in both {self.headers[name].file} and {file.name}",
                     "each tensor once",
                     f"Remove the file that does not belong to the checkpoint, or add {INDEX}",
                 )
