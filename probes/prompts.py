@@ -1,0 +1,197 @@
+"""Prompt sets: the two that come with the project, and the user's own files.
+
+A prompt is a request only; templates and system prompts are the chat template's business (`interp.chat`).
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+from interp.errors import InputError
+
+BUILTIN = ("harmful", "harmless")
+FIELDS = ("instruction", "prompt", "goal")
+"""What the field of a request may be called; the first one present is taken."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Requests in a fixed order.
+
+    Attributes:
+        name: of the built-in set, or the file's name.
+        instructions: the requests, none empty, none twice.
+        categories: one for each request ("" where it has none), or empty where no request has one.
+    """
+
+    name: str
+    instructions: tuple[str, ...]
+    categories: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of the requests and categories; the name does not count."""
+        return hashlib.sha256(json.dumps([self.instructions, self.categories]).encode()).hexdigest()
+
+    def take(self, limit: int) -> PromptSet:
+        """The first `limit` requests, or all there are.
+
+        Raises:
+            InputError: a limit below 1.
+        """
+        if limit < 1:
+            raise InputError(f"A limit of {limit} prompts leaves nothing to measure", "a limit of 1 or more")
+        return PromptSet(self.name, self.instructions[:limit], self.categories[:limit])
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    instruction: str
+    category: str = ""
+
+
+def builtin(name: str) -> PromptSet:
+    """A set of 128 requests of our own, sixteen of each of eight categories: `harmful` or `harmless`.
+
+    The two are matched line by line in form and subject, so that their contrast is about harm. The categories take turns:
+    the first requests are as balanced as all of them.
+
+    Raises:
+        InputError: no such set.
+    """
+    if name not in BUILTIN:
+        raise InputError(f"There is no built-in prompt set {name!r}", f"one of {', '.join(BUILTIN)}")
+    text = resources.files("probes").joinpath("data", f"{name}.jsonl").read_text(encoding="utf-8")
+    return _prompt_set(name, _parse_jsonl(text, f"the built-in set {name}"))
+
+
+def read_prompts(path: str | Path, limit: int | None = None) -> PromptSet:
+    """Read a user's prompts: .txt (one a line), .jsonl, .json (a list) or .csv (with a header).
+
+    The last three hold requests in a field `instruction`, `prompt` or `goal`, and may have a `category`. Blank lines
+    are skipped and repeated requests are kept once, in the order of the file.
+
+    Args:
+        path: the file, UTF-8.
+        limit: take only the first so many.
+
+    Raises:
+        InputError: the file is missing, empty, of another kind, not UTF-8, damaged (with the line), or a record has no
+            request.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _PARSERS:
+        kinds = ", ".join(_PARSERS)
+        raise InputError(f"{path} is not a kind of prompt file that can be read", f"a file ending in {kinds}")
+    prompts = _PARSERS[path.suffix.lower()](_read_text(path), str(path))
+    if not prompts:
+        raise InputError(f"{path} holds no prompts", "at least one request")
+    prompt_set = _prompt_set(path.name, prompts)
+    return prompt_set if limit is None else prompt_set.take(limit)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start} cannot be decoded)", do="Save it again in UTF-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "a file of prompts") from error
+
+
+def _prompt_set(name: str, prompts: Sequence[_Prompt]) -> PromptSet:
+    first: dict[str, str] = {}
+    for prompt in prompts:
+        first.setdefault(prompt.instruction, prompt.category)
+    return PromptSet(name, tuple(first), tuple(first.values()) if any(first.values()) else ())
+
+
+def _prompt(record: object, where: str) -> _Prompt | None:
+    """The prompt of one record, None where its request is blank."""
+    if not isinstance(record, dict):
+        raise InputError(f"{where} holds {type(record).__name__} data", f"an object with a field {' or '.join(FIELDS)}")
+    field = next((name for name in FIELDS if name in record), None)
+    if field is None:
+        found = f"the fields {', '.join(map(str, record))}" if record else "no fields"
+        raise InputError(
+            f"{where} has {found}", f"one called {' or '.join(FIELDS)}", "Rename the field of the requests"
+        )
+    if not isinstance(record[field], str):
+        raise InputError(f"{where}: the field {field} is {json.dumps(record[field])}", "text")
+    category = record.get("category")
+    instruction = record[field].strip()
+    return _Prompt(instruction, "" if category is None else str(category)) if instruction else None
+
+
+def _bad_json(where: str, error: json.JSONDecodeError) -> InputError:
+    return InputError(f"{where} is not valid JSON ({error.msg}, column {error.colno})", do="Correct that line")
+
+
+def _parse_txt(text: str, name: str) -> list[_Prompt]:
+    return [_Prompt(line.strip()) for line in text.splitlines() if line.strip()]
+
+
+def _parse_jsonl(text: str, name: str) -> list[_Prompt]:
+    prompts = []
+    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number},"
+        try:
+            prompts.append(_prompt(json.loads(line), where))
+        except json.JSONDecodeError as error:
+            raise _bad_json(where, error) from error
+    return [prompt for prompt in prompts if prompt]
+
+
+def _parse_json(text: str, name: str) -> list[_Prompt]:
+    if not text.strip():
+        return []
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _bad_json(f"{name}, line {error.lineno},", error) from error
+    if not isinstance(records, list):
+        raise InputError(f"{name} holds {type(records).__name__} data", "a list of objects or of texts")
+    prompts = [
+        _Prompt(record.strip()) if isinstance(record, str) else _prompt(record, f"{name}, record {number},")
+        for number, record in enumerate(records, start=1)
+    ]
+    return [prompt for prompt in prompts if prompt and prompt.instruction]
+
+
+def _parse_csv(text: str, name: str) -> list[_Prompt]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    prompts = []
+    try:
+        for record in reader:
+            prompts.append(
+                _prompt({k: v for k, v in record.items() if k is not None}, f"{name}, line {reader.line_num},")
+            )
+    except csv.Error as error:
+        raise InputError(
+            f"{name}, line {reader.line_num}, is not valid CSV ({error})", do="Correct that line"
+        ) from error
+    return [prompt for prompt in prompts if prompt]
+
+
+_PARSERS: dict[str, Callable[[str, str], list[_Prompt]]] = {
+    ".txt": _parse_txt,
+    ".jsonl": _parse_jsonl,
+    ".json": _parse_json,
+    ".csv": _parse_csv,
+}
