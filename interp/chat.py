@@ -56,10 +56,8 @@ def render(tokenizer: Any, texts: Sequence[str], template: str | Path = "auto", 
                 "Give a template file, or measure on raw text (chat=False, --template none)",
             )
         return Rendered(list(texts), warnings=[f"{tokenizer.name_or_path} has no chat template: prompts are raw text"])
-    source = None if str(template) in ("auto", "chat") else _read(Path(template))
-    return Rendered(
-        [_turn(tokenizer, text, source, thinking) for text in texts], source or tokenizer.get_chat_template()
-    )
+    source = tokenizer.get_chat_template() if str(template) in ("auto", "chat") else _read(Path(template))
+    return Rendered([_turn(tokenizer, text, source, thinking) for text in texts], source)
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -89,18 +87,17 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _turn(tokenizer: Any, text: str, source: str | None, thinking: bool) -> str:
+def _turn(tokenizer: Any, text: str, source: str, thinking: bool) -> str:
     from jinja2 import TemplateError
 
     try:
         return tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
-            chat_template=source,
+            chat_template=_with_fixed_date(source),
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=thinking,
             date_string=FIXED_DATE.strftime("%d %b %Y"),
-            strftime_now=FIXED_DATE.strftime,
         )
     except TemplateError as error:
         raise InputError(
@@ -108,3 +105,12 @@ def _turn(tokenizer: Any, text: str, source: str | None, thinking: bool) -> str:
             "a template that takes one user message",
             "Give another template file",
         ) from error
+
+
+def _with_fixed_date(source: str) -> str:
+    """Shadow the function `strftime_now`, which transformers gives to templates, by a macro that knows one date."""
+    if "strftime_now" not in source:
+        return source
+    directives = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcdDeFHIjmMpSTuwxXyYZ"]
+    replacements = "".join(f"|replace({d!r}, {FIXED_DATE.strftime(d)!r})" for d in directives)
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replacements} }}}}{{% endmacro %}}\n{source}"

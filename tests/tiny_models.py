@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CONTEXT = 96
@@ -68,6 +68,7 @@ def tokenizer(chat: bool = True, adds_bos: bool = True) -> PreTrainedTokenizerFa
     """A byte-level BPE tokenizer, trained here."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     specials = ["<s>", "</s>", "<pad>"]
     trainer = trainers.BpeTrainer(
         vocab_size=_SIZES["vocab_size"],
