@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,36 +27,67 @@ Placement = Callable[[str], torch.device]
 """Parameter name → the device it lives on."""
 
 
-def config_and_tokenizer(checkpoint: Checkpoint, like: str | Path | None) -> tuple[Any, Any]:
-    """The model's config, without a quantization config, and its tokenizer; a GGUF takes both from `like`.
+@dataclass(frozen=True)
+class Surroundings:
+    """What a model needs besides its weights."""
+
+    config: Any
+    tokenizer: Any
+    generation_config: Any
+
+
+def surroundings(checkpoint: Checkpoint, like: str | Path | None) -> Surroundings:
+    """Config (without quantization), tokenizer and generation config; a GGUF takes all three from `like`.
 
     Raises:
-        InputError: a GGUF without `like` whose own metadata transformers cannot turn into both.
+        InputError: a GGUF without `like` whose own metadata transformers cannot turn into a config and a tokenizer; a
+            directory without tokenizer files.
     """
-    from transformers import AutoTokenizer
-
-    if checkpoint.config is not None and like is None:
-        return checkpoint.config, AutoTokenizer.from_pretrained(checkpoint.path)
     if like is not None:
         from interp.checkpoint import open_checkpoint
 
         baseline = open_checkpoint(like)
-        return checkpoint.config or baseline.config, AutoTokenizer.from_pretrained(baseline.path)
-    return _from_gguf(Path(checkpoint.path))
+        beside = _beside(baseline.path, baseline.config)
+        return beside if checkpoint.config is None else replace(beside, config=checkpoint.config)
+    if checkpoint.config is not None:
+        return _beside(checkpoint.path, checkpoint.config)
+    return _within_gguf(checkpoint.path)
 
 
-def _from_gguf(path: Path) -> tuple[Any, Any]:
+def _beside(directory: Path, config: Any) -> Surroundings:
+    """What lies in the checkpoint's directory."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise InputError(
+            f"{directory} holds no tokenizer that transformers can read ({_first_line(error)})",
+            "tokenizer.json or another tokenizer beside the weights",
+            "Download the tokenizer files too, or give the baseline: load(path, like=baseline)",
+        ) from error
+    stored = (directory / "generation_config.json").is_file()
+    return Surroundings(config, tokenizer, GenerationConfig.from_pretrained(directory) if stored else None)
+
+
+def _within_gguf(path: Path) -> Surroundings:
+    """What transformers makes of a GGUF's own metadata."""
     from transformers import AutoConfig, AutoTokenizer
 
     try:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        return config, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, KeyError, OSError, ImportError, NotImplementedError) as error:
         raise InputError(
-            f"transformers cannot make a config and a tokenizer from the metadata of {path} ({error})",
+            f"transformers cannot make a config and a tokenizer of the metadata in {path} ({_first_line(error)})",
             "a baseline to take them from",
             "Give the unquantized checkpoint: load(path, like=baseline)",
         ) from error
+    return Surroundings(config, tokenizer, None)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:

@@ -25,7 +25,7 @@ from interp.batching import Batch, batches
 from interp.chat import encode, render
 from interp.errors import InputError, NotFinite
 from interp.hooks import Hooks, Intervention
-from interp.loading import config_and_tokenizer, device_of, empty_model, fill
+from interp.loading import device_of, empty_model, fill, surroundings
 
 if TYPE_CHECKING:
     from interp.checkpoint import Checkpoint
@@ -208,8 +208,7 @@ def load(
         like: the baseline that a GGUF takes its config and tokenizer from.
         dtype: of every parameter. Default: the checkpoint's own on an accelerator; float32 on the CPU, which holds
             every float16 and bfloat16 weight exactly and where half-precision sums are slower and rounded more
-            coarsely.
-            Give both cells of a pair the same one.
+            coarsely. Give both cells of a pair the same one.
         device: default the CPU.
         device_map: spread over devices by accelerate ("auto", or {module: device}) instead of `device`.
 
@@ -219,17 +218,19 @@ def load(
     from interp.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(path)
-    config, tokenizer = config_and_tokenizer(checkpoint, like)
+    beside = surroundings(checkpoint, like)
     target = torch.device(device or "cpu")
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" and device_map is None else checkpoint.compute_dtype
-    hf: Any = empty_model(config, dtype)
+    hf: Any = empty_model(beside.config, dtype)
     if device_map is None:
         fill(hf, checkpoint, dtype, lambda _: target)
         hf.to(target)
     else:
         _fill_and_dispatch(hf, checkpoint, dtype, device_map)
-    return HookedModel(hf, tokenizer, checkpoint.architecture, checkpoint)
+    if beside.generation_config is not None:
+        hf.generation_config = beside.generation_config
+    return HookedModel(hf, beside.tokenizer, checkpoint.architecture, checkpoint)
 
 
 def _fill_and_dispatch(
