@@ -64,8 +64,8 @@ class _Prompt:
 def builtin(name: str) -> PromptSet:
     """A set of 128 requests of our own, sixteen of each of eight categories: `harmful` or `harmless`.
 
-    The two are matched line by line in form and subject, so that their contrast is about harm. The categories take turns:
-    the first requests are as balanced as all of them.
+    The two are matched line by line in form and subject, so that their contrast is about harm. The categories take
+    turns: the first requests are as balanced as all of them.
 
     Raises:
         InputError: no such set.
@@ -103,7 +103,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> PromptSet:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")  # read_text would change the line ends inside requests
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text (byte {error.start} cannot be decoded)", do="Save it again in UTF-8"
