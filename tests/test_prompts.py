@@ -138,7 +138,7 @@ def test_hash_depends_on_content_and_order_only() -> None:
         ("set.jsonl", b'{"prompt": 3}\n', r"line 1,: the field prompt is 3\. Expected text"),
         ("set.json", b'["a", null]', r"record 2, holds NoneType data"),
         ("set.csv", b"question,category\na,b\n", r"set\.csv, line 2, has the fields question, category"),
-        ("set.csv", b'prompt\n"a\n', r"set\.csv, line 2, is not valid CSV"),
+        ("set.csv", b'prompt\n"a\n', r"set\.csv, after line 1, is not valid CSV"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
