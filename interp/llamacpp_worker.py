@@ -1,0 +1,37 @@
+"""The child process that quantizes GGUF files with llama.cpp; see `interp.writer_process`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from typing import Any
+
+from interp.writer_process import Report, serve
+
+_TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+
+
+def write(job: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Quantize the F16 GGUF `source` into `out` as llama.cpp's own mixture `kind`, e.g. "Q4_K_M"."""
+    import llama_cpp
+
+    @llama_cpp.llama_log_callback
+    def log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        line = text.decode("utf-8", "replace")
+        print(line, end="", flush=True)
+        if found := _TENSOR.search(line):
+            report(int(found[1]), int(found[2]))
+
+    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{job['kind']}")
+    settings.nthread = os.cpu_count() or 1
+    status = llama_cpp.llama_model_quantize(job["source"].encode(), job["out"].encode(), settings)
+    if status != 0:
+        raise RuntimeError(f"llama_model_quantize returned {status}")
+    return {}
+
+
+if __name__ == "__main__":
+    serve(write)

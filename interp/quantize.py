@@ -1,0 +1,248 @@
+"""Write the quantized cells of a baseline: AWQ and GPTQ with GPTQModel, the K-quant ladder with llama.cpp.
+
+    python -m interp.quantize --baseline PATH --out DIR [--cells AWQ,Q4_K_M] [--calibration FILE]
+
+Each cell is a directory with the weights and `quantscope.json` (`interp.cells`); beside it lies the writer's log. It
+appears only when it is finished, and is not written again while baseline, calibration, settings and writer versions are
+the same. Whatever a writer does not quantize is float16; in GGUF files norms and biases are float32.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interp.cells import Job, read_record
+from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.errors import InputError
+from interp.gguf_cells import KINDS, f16_job, gguf_job, llama_cpp_process
+from interp.gptqmodel_cells import gptqmodel_job, gptqmodel_process
+from interp.writer_process import Report
+
+CELLS = ("AWQ", "GPTQ", *KINDS)
+GROUP_SIZE = 128
+ORGANISM_CALIBRATION = 128
+"""How many of its own texts an organism is calibrated on."""
+Progress = Callable[[str, float], None]
+"""Called with a cell and the share of it that is done, 0 to 1; at 1 it is there."""
+
+
+def awq(
+    source: Path,
+    out: Path,
+    calibration: Sequence[str],
+    group_size: int = GROUP_SIZE,
+    report: Report | None = None,
+) -> Path:
+    """Write `source` as 4-bit AWQ (GEMM layout, with zero points) into the directory `out`, and return it.
+
+    Args:
+        source: a dense checkpoint directory with its tokenizer.
+        out: the cell's directory.
+        calibration: texts; those that begin with the tokenizer's BOS are taken as rendered chats and get no second one.
+        group_size: input channels per scale; must divide every linear's input width.
+        report: called with the blocks done and the blocks in all.
+
+    Raises:
+        InputError: a source, a calibration set or a group size that the writer cannot use, or the writer failed.
+        MissingExtra: GPTQModel is not installed.
+    """
+    with gptqmodel_process() as process:
+        job = gptqmodel_job(process, "AWQ", _dense(source), out, calibration, {"group_size": group_size})
+        return job.result if job.is_current() else job.write(report)
+
+
+def gptq(
+    source: Path,
+    out: Path,
+    calibration: Sequence[str],
+    group_size: int = GROUP_SIZE,
+    act_order: bool = False,
+    report: Report | None = None,
+) -> Path:
+    """Write `source` as 4-bit symmetric GPTQ into the directory `out`, and return it; errors as for `awq`.
+
+    Args:
+        source: a dense checkpoint directory with its tokenizer.
+        out: the cell's directory.
+        calibration: texts, as for `awq`.
+        group_size: input channels per scale; −1 is one group per output channel.
+        act_order: quantize input channels in the order of their activations' size (`desc_act`).
+        report: called with the blocks done and the blocks in all.
+    """
+    settings = {"group_size": group_size, "act_order": act_order}
+    with gptqmodel_process() as process:
+        job = gptqmodel_job(process, "GPTQ", _dense(source), out, calibration, settings)
+        return job.result if job.is_current() else job.write(report)
+
+
+def gguf_f16(source: Path, out: Path, converter: Path | None = None, report: Report | None = None) -> Path:
+    """Write the dense checkpoint `source` as an F16 GGUF into the directory `out`, and return the file's path.
+
+    Args:
+        source: a dense checkpoint directory with its tokenizer.
+        out: the cell's directory.
+        converter: llama.cpp's `convert_hf_to_gguf.py`, for models that `interp.gguf_writer` does not know.
+        report: called with the tensors done and the tensors in all.
+
+    Raises:
+        InputError: the model cannot be written, or the converter failed.
+    """
+    job = f16_job(_dense(source), out, converter)
+    return job.result if job.is_current() else job.write(report)
+
+
+def gguf(f16: Path, out: Path, kind: str, report: Report | None = None) -> Path:
+    """Quantize the F16 GGUF file `f16` with llama.cpp into the directory `out`, and return the new file's path.
+
+    Args:
+        f16: the file.
+        out: the cell's directory.
+        kind: one of `KINDS`.
+        report: called with the tensors done and the tensors in all.
+
+    Raises:
+        InputError: no such kind or file, or llama.cpp failed.
+        MissingExtra: llama-cpp-python is not installed.
+    """
+    with llama_cpp_process() as process:
+        job = gguf_job(process, f16, out, kind)
+        return job.result if job.is_current() else job.write(report)
+
+
+def write_cells(
+    baseline: Path,
+    out: Path,
+    calibration: Sequence[str] = (),
+    cells: Sequence[str] = CELLS,
+    progress: Progress | None = None,
+    *,
+    f16: Path | None = None,
+    converter: Path | None = None,
+) -> dict[str, Path]:
+    """Write the cells of a baseline into `out/<cell>`, those that are not up to date, and return what to open for each.
+
+    Args:
+        baseline: a dense checkpoint directory with its tokenizer.
+        out: directory for all cells; the F16 GGUF goes there too.
+        calibration: texts, for AWQ and GPTQ.
+        cells: some of `CELLS`.
+        progress: see `Progress`.
+        f16: the baseline as an F16 GGUF file, where there is one already.
+        converter: see `gguf_f16`.
+
+    Raises:
+        InputError: as for the single writers; cells finished before the error are kept.
+        MissingExtra: a cell's writer is not installed.
+    """
+    if unknown := set(cells) - set(CELLS):
+        raise InputError(f"There is no cell {sorted(unknown)[0]!r}", f"some of {', '.join(CELLS)}")
+    checkpoint = _dense(baseline)
+    written: dict[str, Path] = {}
+
+    def finish(job: Job) -> None:
+        cell = job.planned.cell
+        if not job.is_current():
+            job.write(lambda done, total: progress(cell, 0.99 * done / total) if progress else None)
+        if progress:
+            progress(cell, 1.0)
+        written[cell] = job.result
+
+    with gptqmodel_process() as process:
+        for cell in [cell for cell in cells if cell not in KINDS]:
+            settings = {"group_size": GROUP_SIZE} | ({"act_order": False} if cell == "GPTQ" else {})
+            finish(gptqmodel_job(process, cell, checkpoint, out / cell, calibration, settings))
+    kinds = [cell for cell in cells if cell in KINDS]
+    with llama_cpp_process() as process:
+        file = f16 or (gguf_f16(baseline, out / "F16", converter) if kinds else out)
+        for kind in kinds:
+            finish(gguf_job(process, file, out / kind, kind))
+    return {cell: written[cell] for cell in cells}
+
+
+def _dense(source: Path) -> Checkpoint:
+    checkpoint = open_checkpoint(source)
+    if checkpoint.format != "dense" or not checkpoint.path.is_dir():
+        raise InputError(
+            f"{source} cannot be quantized: it is {checkpoint.format}",
+            "a dense checkpoint directory",
+            "Give the baseline",
+        )
+    return checkpoint
+
+
+def read_calibration(file: Path) -> list[str]:
+    """Calibration texts from a file: .jsonl with a `text` field, anything else one text a line.
+
+    Raises:
+        InputError: the file cannot be read, a line is malformed, or there is no text in it.
+    """
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [json.loads(line)["text"] for line in lines] if file.suffix == ".jsonl" else lines
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} cannot be read as calibration texts ({type(error).__name__}: {error})",
+            "one text a line, or .jsonl with a `text` field",
+        ) from error
+    if not texts:
+        raise InputError(f"{file} holds no calibration text", "one text a line, or .jsonl with a `text` field")
+    return texts
+
+
+def _calibration(baseline: Path, file: Path | None) -> list[str]:
+    """The file's texts; an organism has its own."""
+    if file is not None:
+        return read_calibration(file)
+    if (baseline / "organism.json").is_file():
+        from interp.organisms import calibration_texts
+
+        return calibration_texts(ORGANISM_CALIBRATION)
+    return []
+
+
+def _main(
+    baseline: Annotated[Path, typer.Option(metavar="PATH", help="A dense checkpoint directory.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the cells go, each into a directory of its own.")],
+    cells: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(CELLS),
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texts for AWQ and GPTQ: one a line, or .jsonl with `text`."),
+    ] = None,
+    f16: Annotated[Path | None, typer.Option(metavar="FILE", help="The baseline as an F16 GGUF file.")] = None,
+    converter: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py, for other architectures.")
+    ] = None,
+) -> None:
+    """Write the quantized cells of a baseline, those that are not up to date."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    chosen = [cell.strip() for cell in cells.split(",") if cell.strip()]
+    with Bars(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+        tasks = {cell: bars.add_task(cell, total=1.0, start=False) for cell in chosen}
+
+        def progress(cell: str, share: float) -> None:
+            bars.start_task(tasks[cell])
+            bars.update(tasks[cell], completed=share)
+
+        texts = _calibration(baseline, calibration)
+        written = write_cells(baseline, out, texts, chosen, progress, f16=f16, converter=converter)
+    for cell, path in written.items():
+        print(f"{cell}\t{path}")
+        for note in record.notes if (record := read_record(path)) else ():
+            print(f"warning: {cell}: {note}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    from probes.cli import run
+
+    app = typer.Typer(add_completion=False)
+    app.command()(_main)
+    run(app)

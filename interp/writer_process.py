@@ -1,0 +1,119 @@
+"""Foreign writers run in a child process, one job after another.
+
+GPTQModel patches other libraries when it is imported, keeps thread pools and prints to the terminal; llama.cpp aborts
+the process on a failed assertion and cannot be interrupted. In a child none of that reaches the process that measures:
+its output goes to a log file, it is killed on Ctrl-C, and it pays for its imports once for all jobs.
+
+A job is one line of JSON on the child's standard input; the answers are lines of JSON: `{"progress": [done, total]}`
+any number of times, then `{"done": {...}}` or `{"error": "..."}`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from interp.errors import InputError
+
+Report = Callable[[int, int], None]
+"""Called with the units done and the units in all (layers, tensors)."""
+
+
+class WriterProcess:
+    """A child running `python -m module`, started by the first job and gone when the `with` block ends.
+
+    Args:
+        module: a module whose `__main__` calls `serve`.
+        environment: variables set for the child only.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+        self.module = module
+        self.environment = dict(environment or {})
+
+    def __enter__(self) -> Self:
+        self._resources = ExitStack()
+        self._process: subprocess.Popen[str] | None = None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    def _start(self) -> subprocess.Popen[str]:
+        # GPTQModel writes `logs/` into its working directory.
+        directory = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="quantscope-writer-"))
+        package_root = str(Path(__file__).resolve().parents[1])
+        search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
+        process = subprocess.Popen(
+            [sys.executable, "-m", self.module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=directory,
+            env=os.environ | self.environment | {"PYTHONPATH": search_path, "TMPDIR": directory},
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the parent, which then kills the child: one place decides
+        )
+        self._resources.enter_context(process)  # closes its pipes and waits for it
+        self._resources.callback(process.kill)
+        return process
+
+    def run(self, job: Mapping[str, Any], log: Path, report: Report | None = None) -> dict[str, Any]:
+        """Do one job and return what the child says about it; its output goes to `log`, which is kept.
+
+        Raises:
+            InputError: the writer refused the job or died; the message ends with what it said.
+        """
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            process.stdin.write(json.dumps(dict(job) | {"log": str(log.resolve())}) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                reply = json.loads(line)
+                if "progress" in reply and report is not None:
+                    report(*reply["progress"])
+                elif "done" in reply:
+                    return reply["done"]
+                elif "error" in reply:
+                    raise InputError(f"{self.module} failed: {reply['error']}", do=f"Its log is {log}")
+        except BrokenPipeError:
+            pass
+        raise InputError(
+            f"{self.module} ended with exit status {process.wait()} in the middle of its work", do=f"Its log is {log}"
+        )
+
+
+def serve(handle: Callable[[dict[str, Any], Report], dict[str, Any]]) -> None:
+    """The child's side: answer each job on standard input with what `handle(job, report)` returns."""
+    replies = os.fdopen(os.dup(1), "w")
+
+    def send(**reply: Any) -> None:
+        print(json.dumps(reply), file=replies, flush=True)
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        with open(job.pop("log"), "w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        try:
+            result = handle(job, lambda done, total: send(progress=[done, total]))
+        except Exception as error:  # whatever a foreign writer raises has to reach the parent
+            traceback.print_exc()
+            send(error=f"{type(error).__name__}: {error}")
+        else:
+            send(done=result)
+        sys.stdout.flush()
