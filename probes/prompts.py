@@ -183,9 +183,8 @@ def _parse_csv(text: str, name: str) -> list[_Prompt]:
                 _prompt({k: v for k, v in record.items() if k is not None}, f"{name}, line {reader.line_num},")
             )
     except csv.Error as error:
-        raise InputError(
-            f"{name}, line {reader.line_num}, is not valid CSV ({error})", do="Correct that line"
-        ) from error
+        where = f"{name}, after line {reader.line_num},"
+        raise InputError(f"{where} is not valid CSV ({error})", do="Correct that line") from error
     return [prompt for prompt in prompts if prompt]
 
 
