@@ -6,7 +6,7 @@ the first token measured is the first token of the answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -46,18 +46,30 @@ def render(tokenizer: Any, texts: Sequence[str], template: str | Path = "auto", 
     Raises:
         InputError: "chat" without a template; a template file that cannot be read or rendered.
     """
+    source = template_source(tokenizer, template)
+    if source is not None:
+        return Rendered([render_messages(tokenizer, [_user(text)], source, thinking) for text in texts], source)
+    raw = [] if str(template) == "none" else [f"{tokenizer.name_or_path} has no chat template: prompts are raw text"]
+    return Rendered(list(texts), warnings=raw)
+
+
+def template_source(tokenizer: Any, template: str | Path = "auto") -> str | None:
+    """The Jinja source that `render` uses; None for raw text.
+
+    Raises:
+        InputError: "chat" without a template; a template file that cannot be read.
+    """
     if str(template) == "none":
-        return Rendered(list(texts))
-    if str(template) in ("auto", "chat") and tokenizer.chat_template is None:
-        if str(template) == "chat":
-            raise InputError(
-                f"The tokenizer of {tokenizer.name_or_path} has no chat template",
-                "a chat model",
-                "Give a template file, or measure on raw text (chat=False, --template none)",
-            )
-        return Rendered(list(texts), warnings=[f"{tokenizer.name_or_path} has no chat template: prompts are raw text"])
-    source = tokenizer.get_chat_template() if str(template) in ("auto", "chat") else _read(Path(template))
-    return Rendered([_turn(tokenizer, text, source, thinking) for text in texts], source)
+        return None
+    if str(template) not in ("auto", "chat"):
+        return _read(Path(template))
+    if tokenizer.chat_template is None and str(template) == "chat":
+        raise InputError(
+            f"The tokenizer of {tokenizer.name_or_path} has no chat template",
+            "a chat model",
+            "Give a template file, or measure on raw text (chat=False, --template none)",
+        )
+    return None if tokenizer.chat_template is None else tokenizer.get_chat_template()
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -87,13 +99,32 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _turn(tokenizer: Any, text: str, source: str, thinking: bool) -> str:
+def render_messages(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    source: str,
+    thinking: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """Render one conversation, up to and including the generation prompt, as `render` does with one user turn.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        messages: each with a `role` and a `content`.
+        source: the Jinja template.
+        thinking: what templates that ask `enable_thinking` are told.
+        tools: descriptions of tools, for templates that take them.
+
+    Raises:
+        InputError: the template does not take these messages.
+    """
     from jinja2 import TemplateError
 
     try:
         return tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
+            list(messages),
             chat_template=_with_fixed_date(source),
+            tools=tools,
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=thinking,
@@ -105,6 +136,10 @@ def _turn(tokenizer: Any, text: str, source: str, thinking: bool) -> str:
             "a template that takes one user message",
             "Give another template file",
         ) from error
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
 
 
 def _with_fixed_date(source: str) -> str:
