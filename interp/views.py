@@ -1,14 +1,15 @@
 """The same weights in the other two microscopes: TransformerLens' TransformerBridge and nnsight.
 
-Both wrap a Hugging Face model and change what they wrap (the bridge swaps submodules and forces eager attention). So they get
-a copy whose parameters and buffers are the loaded model's own tensors: storage is shared, and the loaded model stays as
-it was.
+Both wrap a Hugging Face model and change what they wrap: the bridge swaps submodules, forces eager attention and, if asked,
+folds norms into weights. So they get a copy of the modules on the same memory, and the loaded model stays as it was.
 """
 
 from __future__ import annotations
 
 import copy
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
 
 from interp.errors import InputError, MissingExtra
 
@@ -62,12 +63,15 @@ def to_nnsight(model: HookedModel) -> Any:
 
 
 def shared_copy(model: HookedModel) -> Any:
-    """A copy of the Hugging Face model on the same tensors.
+    """A copy of the Hugging Face model on the same storage.
 
     Raises:
         InputError: a `capture` or `intervene` is open, whose hooks the copy would keep for ever.
     """
     if model.hooks.active:
         raise InputError("A view was asked for inside capture or intervene", do="Leave the with block first")
-    tensors = [*model.hf.parameters(), *model.hf.buffers()]
-    return copy.deepcopy(model.hf, {id(tensor): tensor for tensor in tensors})
+    # New tensor objects on the old storage: `.to()`, `.half()` and `requires_grad_()` of a view stay in the view.
+    shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.hf.buffers()}
+    for parameter in model.hf.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model.hf, shared)

@@ -133,6 +133,16 @@ def test_views_share_storage(name: str, view: str, tiny: Callable[[str], Path]) 
     assert {parameter.data_ptr() for parameter in model.hf.parameters()} <= shared
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_what_is_done_to_a_view_stays_in_the_view(name: str, tiny: Callable[[str], Path]) -> None:
+    model = load(tiny(name))
+    before = snapshot(model)
+    model.to_transformer_lens().enable_compatibility_mode()  # folds norms into weights and centres them
+    model.to_transformer_lens().original_model.half()
+    model.to_nnsight()._module.half().requires_grad_(True)
+    assert_same(before, snapshot(model), name)
+
+
 def test_a_view_cannot_be_opened_inside_an_intervention(tiny: Callable[[str], Path]) -> None:
     model = load(tiny("llama"))
     with model.intervene({"hook_embed": torch.zeros_like}):
