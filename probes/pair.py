@@ -1,0 +1,216 @@
+"""A baseline, its cells and the prompts that all of them read: what every probe needs before it can measure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+from interp.weights import check_pair
+from rich.progress import track
+
+from interp.chat import render
+from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.errors import InputError, NotFinite
+from interp.model import HookedModel, load
+from probes.cli import log
+from probes.prompts import PromptSet
+from probes.results import Result
+
+BASELINE = "baseline"
+"""The name of the baseline among the cells of a table."""
+
+Observation = TypeVar("Observation")
+
+
+class Cells(Mapping[str, HookedModel]):
+    """Quantized checkpoints by name, opened as models one at a time: each when it is asked for, and not kept.
+
+    Args:
+        paths: name → directory, .gguf file or hub id.
+        baseline: gives the dtype, the tokenizer and, to a GGUF, the config.
+        device: where the models are put.
+
+    Raises:
+        InputError: a path is not a checkpoint.
+    """
+
+    def __init__(self, paths: Mapping[str, str | Path], baseline: HookedModel, device: str | None = None) -> None:
+        self.checkpoints = {name: open_checkpoint(path) for name, path in paths.items()}
+        origin = baseline.checkpoint
+        self._like = None if origin is None or origin.config is None else origin.path
+        self._dtype = baseline.hf.dtype
+        self._device = device
+
+    def __getitem__(self, name: str) -> HookedModel:
+        return load(self.checkpoints[name].path, like=self._like, dtype=self._dtype, device=self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.checkpoints)
+
+    def __len__(self) -> int:
+        return len(self.checkpoints)
+
+
+@dataclass
+class Comparison:
+    """Checked and ready to be measured.
+
+    Attributes:
+        baseline: the unquantized model.
+        cells: its quantized copies.
+        texts: "harmful" and "harmless" → rendered prompts, the same for all models.
+        settings: everything so far that determines a number.
+        warnings: what the reader of the numbers must know.
+        undefined: cells that could not be observed → why.
+    """
+
+    baseline: HookedModel
+    cells: Mapping[str, HookedModel]
+    texts: dict[str, list[str]]
+    settings: dict[str, Any]
+    warnings: list[str]
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    def observe(self, measure: Callable[[HookedModel], Observation]) -> dict[str, Observation]:
+        """Observe every model, the baseline first; see `observe_cells`.
+
+        Raises:
+            NotFinite: the baseline computes NaN or infinity.
+        """
+        return {BASELINE: measure(self.baseline), **self.observe_cells(measure)}
+
+    def observe_cells(self, measure: Callable[[HookedModel], Observation]) -> dict[str, Observation]:
+        """Observe every cell, holding one at a time. A cell that computes NaN or infinity goes to `undefined`
+        instead."""
+        observed: dict[str, Observation] = {}
+        for name in track(list(self.cells), "cells", console=log, transient=True, disable=not log.is_terminal):
+            try:
+                observed[name] = measure(self.cells[name])
+            except NotFinite as error:
+                self.undefined[name] = str(error)
+        return observed
+
+    def result(self, probe: str, rows: list[dict[str, Any]], **settings: Any) -> Result:
+        """Rows as a result; a cell that could not be observed has one row, all undefined but for its name and reason.
+
+        Args:
+            probe: its name.
+            rows: of the cells that were observed.
+            settings: what determines the numbers beside the settings of the comparison.
+        """
+        rows = rows + [{"cell": cell, "reason": reason} for cell, reason in self.undefined.items()]
+        return Result(probe, _tidy(rows), self.settings | settings, list(self.warnings))
+
+
+def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table in which a column of whole numbers stays one although some rows lack it."""
+    table = pd.DataFrame(rows)
+    whole = [name for name in table if {type(row.get(name)) for row in rows} <= {int, type(None)}]
+    return table.astype(dict.fromkeys(whole, "Int64"))
+
+
+def compare(
+    baseline: HookedModel,
+    cells: Mapping[str, HookedModel],
+    harmful: PromptSet,
+    harmless: PromptSet,
+    *,
+    template: str | Path = "auto",
+    force: bool = False,
+) -> Comparison:
+    """Check that all cells are quantizations of the baseline and render the prompts once for all of them.
+
+    Raises:
+        InputError: no cells; a cell of another model, tokenizer or dtype; a prompt set that is empty, equal to the
+            other, or has a prompt that is longer than the context.
+    """
+    warnings: list[str] = []
+    if not cells:
+        raise InputError("There is nothing to compare with the baseline", "at least one quantized checkpoint")
+    if BASELINE in cells:
+        raise InputError(f"A cell is named {BASELINE!r}", "another name", "Give it one with --quantized NAME=PATH")
+    for name in cells:
+        warnings += [f"{name}: {warning}" for warning in _check_cell(baseline, cells, name, force)]
+    texts, rendering = _render(baseline, {"harmful": harmful, "harmless": harmless}, template, warnings)
+    settings = {
+        "position": -1,
+        "dtype": str(baseline.hf.dtype).removeprefix("torch."),
+        "device": str(baseline.hf.device),
+        "force": force,
+        **rendering,
+        BASELINE: _describe(baseline.checkpoint),
+        "cells": {name: _describe(_checkpoint(cells, name)) for name in cells},
+    }
+    return Comparison(baseline, cells, texts, settings, warnings)
+
+
+def _checkpoint(cells: Mapping[str, HookedModel], name: str) -> Checkpoint | None:
+    return cells.checkpoints[name] if isinstance(cells, Cells) else cells[name].checkpoint
+
+
+def _check_cell(baseline: HookedModel, cells: Mapping[str, HookedModel], name: str, force: bool) -> list[str]:
+    if not isinstance(cells, Cells) and cells[name].hf.dtype != baseline.hf.dtype:
+        raise InputError(
+            f"The cell {name} computes in {cells[name].hf.dtype}, the baseline in {baseline.hf.dtype}",
+            "one dtype for both, or the difference between dtypes is measured as quantization",
+            "Load both with the same dtype",
+        )
+    quantized = _checkpoint(cells, name)
+    if baseline.checkpoint is None or quantized is None:
+        return ["made in memory, so nothing says that it is a quantization of the baseline"]
+    return [*quantized.warnings, *check_pair(baseline.checkpoint, quantized, force=force)]
+
+
+def _render(
+    baseline: HookedModel, sets: Mapping[str, PromptSet], template: str | Path, warnings: list[str]
+) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    _check_sets(sets["harmful"], sets["harmless"], warnings)
+    rendered = {side: render(baseline.tokenizer, prompts.instructions, template) for side, prompts in sets.items()}
+    for side, rendering in rendered.items():
+        try:
+            baseline.token_ids(rendering.texts)
+        except InputError as error:
+            raise InputError(f"The {side} prompts {sets[side].name} cannot be read by the model: {error}") from error
+    source = rendered["harmful"].template
+    warnings += rendered["harmful"].warnings
+    settings = {
+        "template": str(template),
+        "template_sha256": None if source is None else hashlib.sha256(source.encode()).hexdigest(),
+        "prompts": {side: {"name": s.name, "sha256": s.sha256, "n": len(s.instructions)} for side, s in sets.items()},
+    }
+    return {side: rendering.texts for side, rendering in rendered.items()}, settings
+
+
+def _check_sets(harmful: PromptSet, harmless: PromptSet, warnings: list[str]) -> None:
+    for side, prompts in (("harmful", harmful), ("harmless", harmless)):
+        if not prompts.instructions:
+            raise InputError(f"The {side} prompt set {prompts.name} is empty", "at least one prompt on each side")
+    shared = set(harmful.instructions) & set(harmless.instructions)
+    if shared:
+        raise InputError(
+            f"{len(shared)} prompts are in both the harmful set {harmful.name} and the harmless set {harmless.name}, "
+            f"such as {min(shared)[:60]!r}",
+            "two sets without a common prompt, since the probes measure their contrast",
+            "Take them out of one set",
+        )
+    if len(harmful.instructions) != len(harmless.instructions):
+        warnings.append(
+            f"{len(harmful.instructions)} harmful but {len(harmless.instructions)} harmless prompts; "
+            "the study has as many of each"
+        )
+
+
+def _describe(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    """What identifies a checkpoint in a result; None for a model that was made in memory."""
+    if checkpoint is None:
+        return None
+    return {
+        "path": str(checkpoint.path),
+        "sha256": checkpoint.fingerprint(),
+        "format": checkpoint.format,
+        "quantization": checkpoint.quantization,
+    }
