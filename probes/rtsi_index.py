@@ -89,10 +89,6 @@ class RTSI(BaseEstimator):
         position = (np.abs(delta_values(deltas)) - self.low_) / (self.high_ - self.low_)
         return np.minimum(np.clip(position, 0.0, 1.0) @ self.weights_, 1.0)
 
-    def decision_function(self, deltas: pd.DataFrame | np.ndarray) -> Float[np.ndarray, " n"]:
-        """`score_samples` under the name by which scikit-learn's cross-validation asks for it."""
-        return self.score_samples(deltas)
-
     def predict(self, deltas: pd.DataFrame | np.ndarray) -> Bool[np.ndarray, " n"]:
         """Whether each row is escalated: its score is MODERATE or HIGH. An undefined score is not."""
         return self.score_samples(deltas) >= self.moderate
