@@ -13,10 +13,18 @@ if TYPE_CHECKING:
     from interp.checkpoint import open_checkpoint as open_checkpoint
     from interp.model import HookedModel as HookedModel
     from interp.model import load as load
+    from interp.weights import check_pair as check_pair
+    from interp.weights import effective_weight as effective_weight
+    from interp.weights import recovered_scales as recovered_scales
+    from interp.weights import weight_error as weight_error
 
 _EXPORTS = {
     "Checkpoint": "interp.checkpoint",
+    "check_pair": "interp.weights",
+    "effective_weight": "interp.weights",
     "open_checkpoint": "interp.checkpoint",
+    "recovered_scales": "interp.weights",
+    "weight_error": "interp.weights",
     "HookedModel": "interp.model",
     "load": "interp.model",
 }

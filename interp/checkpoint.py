@@ -88,10 +88,22 @@ class Checkpoint:
         tensor = self._reader.read(name)
         return tensor if dtype is None else tensor.to(dtype)
 
+    def weight_shape(self, name: str) -> tuple[int, int]:
+        """[out, in] of the linear `name`, without reading it."""
+        rows, columns = self._reader.shapes()[f"{name}.weight"]
+        return (columns, rows) if self.architecture.conv1d and name in self._reader.linears else (rows, columns)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor of `names()`, in the Hugging Face layout."""
+        return dict(self._reader.shapes())
+
+    def vocabulary(self) -> dict[str, int] | None:
+        """Token to id, as the checkpoint's own tokenizer has them; None where it carries no tokenizer."""
+        return self._reader.vocabulary()
+
     def bits_per_weight(self) -> float:
         """Stored bits of the block linears (codes, scales, zero points, order) per weight."""
-        shapes = self._reader.shapes()
-        weights = sum(torch.Size(shapes[f"{name}.weight"]).numel() for name in self._reader.linears)
+        weights = sum(torch.Size(self.weight_shape(name)).numel() for name in self._reader.linears)
         return 8 * sum(self._reader.stored_bytes(name) for name in self._reader.linears) / weights
 
     @property

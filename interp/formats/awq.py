@@ -50,7 +50,7 @@ def gemv_fast(
     scales: Float16[Tensor, "padded_groups out"],
     group_size: int,
 ) -> Float16[Tensor, "out in"]:
-    """Dense weight of the GEMV-fast layout: w = fma(q, s, -s·z), rounded once to float16 like the kernel's `__hfma2`."""
+    """Dense weight of the GEMV-fast layout: w = fma(q, s, -s·z), rounded once, like the kernel's `__hfma2`."""
     n_in = qweight.shape[1]
     n_out = qweight.shape[0] * INTERLEAVE
     codes = _deinterleaved(qweight)

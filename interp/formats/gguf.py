@@ -117,10 +117,10 @@ class GGUFReader(Reader):
                 count[dtype] += torch.Size(stored.shape).numel()
         return dict(count) or {torch.float16: 0}
 
-    def tokens(self) -> list[str]:
-        """The vocabulary in the order of token ids; empty where the file carries none."""
+    def vocabulary(self) -> dict[str, int] | None:
+        """See `Reader.vocabulary`."""
         field = self._gguf.get_field("tokenizer.ggml.tokens")
-        return list(field.contents()) if field else []
+        return {token: index for index, token in enumerate(field.contents())} if field else None
 
     def _field(self, key: str) -> Any:
         field = self._gguf.get_field(key)

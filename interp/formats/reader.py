@@ -52,3 +52,7 @@ class Reader(ABC):
     @abstractmethod
     def floating_dtypes(self) -> dict[torch.dtype, int]:
         """For each dtype of unquantized floating-point parameters, how many numbers are stored in it."""
+
+    @abstractmethod
+    def vocabulary(self) -> dict[str, int] | None:
+        """Token to id, None where the files carry no tokenizer that can be read without code."""

@@ -1,0 +1,261 @@
+"""Recover the per-channel factors that AWQ moves between tensors without changing what the model computes.
+
+AWQ (Lin et al. 2024, arXiv:2306.00978, section 3.2) multiplies the columns of linears by s and divides what feeds them
+by s: the preceding norm, or the rows of the preceding linear. Undone, the quantized weights can be compared with the
+baseline's.
+
+The factors are looked for in the tensors, never assumed from a format's name:
+
+- Across a norm, s = norm_baseline / norm_quantized is known exactly. It belongs to a linear only if dividing the
+  linear's columns by s brings them closer to the baseline.
+- Between two linears, s must show twice: the consumer's columns grew by s and the producer's rows shrank by it. The two
+  are fitted from different matrices, so that rounding, and GPTQ's compensation of it, give them independent errors; only
+  a real rescaling makes them agree. It is accepted where log s of the one and of the other correlate by at least 0.8
+  over the channels with p < 1e-6; without rescaling the correlation of n channels has a standard deviation of 1/√n
+  about 0. Where they agree less, the spread of s is below the error of the fits, and undoing it would change nothing
+  that can be measured: s is exactly 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from math import sqrt
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from scipy import stats
+from torch import Tensor
+
+from interp.checkpoint import Checkpoint
+
+AGREEMENT = 0.8
+"""Least correlation of log s between a producer's rows and a consumer's columns."""
+SIGNIFICANCE = 1e-6
+"""Largest p value of that correlation."""
+CANCELLATION = 5.0
+"""The two sides' factors are one if they differ by no more than this many standard errors of their fits."""
+MINIMUM_CHANNELS = 8
+"""Below this no correlation can be significant."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What a quantized cell's tensors were rescaled by; a linear that is not named was not rescaled.
+
+    Attributes:
+        inputs: linear → factor its columns were multiplied by. Its input activation must be *multiplied* by it to
+            compare with the baseline's.
+        outputs: linear → factor its rows were divided by.
+        norms: norm → factor its weight and bias were divided by.
+        warnings: rescalings that are seen and that no exact symmetry undoes.
+    """
+
+    inputs: dict[str, Float[Tensor, " in"]] = field(default_factory=dict)
+    outputs: dict[str, Float[Tensor, " out"]] = field(default_factory=dict)
+    norms: dict[str, Float[Tensor, " channels"]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def recovered_scales(baseline: Checkpoint, quantized: Checkpoint) -> Scales:
+    """The rescalings seen between two checkpoints of one model. Reads both once, one linear at a time."""
+    scales = Scales()
+    for block in _blocks(baseline):
+        for norm, consumers in baseline.architecture.scaled_by_norm:
+            _across_norm(baseline, quantized, f"{block}.{norm}", [f"{block}.{name}" for name in consumers], scales)
+        for producer, consumer in baseline.architecture.scaled_by_linear:
+            _across_linears(baseline, quantized, f"{block}.{producer}", f"{block}.{consumer}", scales)
+        for producer, consumer in _across_activation(baseline, block):
+            _warn_of_activation(baseline, quantized, producer, consumer, scales)
+    return replace(scales, warnings=_counted(scales.warnings, len(_blocks(baseline))))
+
+
+def effective_weight(
+    quantized: Checkpoint, name: str, scales: Scales, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "out in"]:
+    """The quantized weight with its rescaling undone, to be compared with the baseline's weight of the same name."""
+    weight = quantized.weight(name)
+    if name in scales.inputs:
+        weight = weight / scales.inputs[name]
+    if name in scales.outputs:
+        weight = weight * scales.outputs[name][:, None]
+    return weight.to(dtype)
+
+
+def equal_up_to_rounding(baseline: Tensor, quantized: Tensor, dtype: torch.dtype, roundings: int = 1) -> bool:
+    """Whether two tensors hold the same numbers, but for so many roundings to `dtype`."""
+    relative = roundings * torch.finfo(dtype).eps
+    absolute = relative * torch.finfo(dtype).smallest_normal
+    return bool(torch.allclose(quantized.double(), baseline.double(), rtol=relative, atol=absolute))
+
+
+def coarser(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype with the largest rounding error."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _blocks(checkpoint: Checkpoint) -> list[str]:
+    """Names of the blocks in order, e.g. `model.layers.0`."""
+    depth = checkpoint.architecture.blocks.count(".") + 2
+    return list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in checkpoint.linears()))
+
+
+def _across_norm(baseline: Checkpoint, quantized: Checkpoint, norm: str, consumers: list[str], scales: Scales) -> None:
+    offset = baseline.architecture.norm_offset
+    before, after = (checkpoint.tensor(f"{norm}.weight") for checkpoint in (baseline, quantized))
+    if equal_up_to_rounding(before, after, coarser(before.dtype, after.dtype)):
+        return
+    factor = (before.double() + offset) / (after.double() + offset)
+    if not bool((torch.isfinite(factor) & (factor > 0)).all()):
+        return
+    rescaled = [name for name in consumers if _closer(baseline.weight(name), quantized.weight(name), factor)]
+    if not rescaled:
+        return
+    scales.norms[norm] = factor.float()
+    for name in consumers:
+        if name in rescaled:
+            scales.inputs[name] = factor.float()
+        else:
+            scales.warnings.append(
+                f"{_part(norm)} was rescaled, but {_part(name)}, which reads it, was not: the writer changed the function"
+            )
+
+
+def _closer(
+    baseline: Float[Tensor, "out in"], quantized: Float[Tensor, "out in"], factor: Float64[Tensor, " in"]
+) -> bool:
+    """Whether dividing the columns by `factor` brings a quantized weight closer to the baseline."""
+    return bool((quantized / factor - baseline).square().sum() < (quantized - baseline).square().sum())
+
+
+@dataclass(frozen=True)
+class PairFit:
+    """What one linear's rows and the next one's columns say of the factor between them.
+
+    Attributes:
+        rows: factor the producer's rows were divided by, [channels].
+        columns: factor the consumer's columns were multiplied by, [channels].
+        cancel: whether they are one factor as far as the fits can tell, so that the function is preserved.
+        repeats: how many consumer columns read one channel (query heads that share a value head).
+        head_width: channels of a head.
+    """
+
+    rows: Float64[Tensor, " channels"]
+    columns: Float64[Tensor, " channels"]
+    cancel: bool
+    repeats: int
+    head_width: int
+
+    @property
+    def shared(self) -> Float64[Tensor, " channels"]:
+        """The one factor: the geometric mean, in which clipping, which shrinks both matrices, cancels."""
+        return (self.rows * self.columns).sqrt()
+
+
+def _across_linears(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: str, scales: Scales) -> None:
+    fit = _fit(baseline, quantized, producer, consumer, scales)
+    if fit is None:
+        return
+    rows, columns = (fit.shared, fit.shared) if fit.cancel else (fit.rows, fit.columns)
+    scales.outputs[producer] = rows.float()
+    scales.inputs[consumer] = _repeat_heads(columns, fit.repeats, fit.head_width).float()
+    if not fit.cancel:
+        scales.warnings.append(
+            f"{_part(producer)} and {_part(consumer)} were rescaled by factors that do not cancel: each was undone by its "
+            "own, and what their difference does to the function is the writer's damage, not rounding's"
+        )
+
+
+def _fit(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: str, scales: Scales) -> PairFit | None:
+    """The factors of both sides, None where no rescaling shows in both."""
+    rows, columns = baseline.weight_shape(producer)[0], baseline.weight_shape(consumer)[1]
+    repeats = columns // rows
+    head_width = rows // int(getattr(baseline.config, "num_key_value_heads", 1)) if repeats > 1 else rows
+    if columns % rows or rows % head_width:
+        return None
+    shrunk, row_error = _row_factors(baseline.weight(producer), effective_weight(quantized, producer, scales))
+    before, after = (_gather_heads(c.weight(consumer), repeats, head_width) for c in (baseline, quantized))
+    grown, column_error = _row_factors(before, after)
+    usable = (shrunk > 0) & (grown > 0)
+    if int(usable.sum()) < MINIMUM_CHANNELS:
+        return None
+    produced, consumed = -shrunk[usable].log(), grown[usable].log()
+    if not _agree(produced.numpy(), consumed.numpy()):
+        return None
+    one = torch.ones_like(shrunk)
+    return PairFit(
+        rows=one.masked_scatter(usable, produced.exp()),
+        columns=one.masked_scatter(usable, consumed.exp()),
+        cancel=float((produced - consumed).std()) <= CANCELLATION * sqrt(row_error + column_error),
+        repeats=repeats,
+        head_width=head_width,
+    )
+
+
+def _row_factors(
+    before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"]
+) -> tuple[Float64[Tensor, " rows"], float]:
+    """Least-squares factor of each row, 1 for rows of zeros, and the variance of its logarithm's error."""
+    before, after = before.double(), after.double()
+    power = before.square().sum(1)
+    factor = torch.where(power > 0, (before * after).sum(1) / power, 1.0)
+    fitted = factor[:, None] * before
+    relative = (after - fitted).square().sum() / fitted.square().sum()
+    return factor, float(relative) / before.shape[1]
+
+
+def _agree(producer: np.ndarray, consumer: np.ndarray) -> bool:
+    """Whether both sides tell of the same rescaling, by more than chance."""
+    if np.ptp(producer) == 0 or np.ptp(consumer) == 0:
+        return False
+    test = stats.pearsonr(producer, consumer, alternative="greater")
+    return bool(test.statistic >= AGREEMENT and test.pvalue < SIGNIFICANCE)
+
+
+def _gather_heads(
+    weight: Float[Tensor, "out columns"], repeats: int, head_width: int
+) -> Float[Tensor, "channels out_repeated"]:
+    """Columns as rows, those that read the same channel of a shared value head side by side."""
+    n_out, columns = weight.shape
+    heads = columns // (repeats * head_width)
+    return weight.reshape(n_out, heads, repeats, head_width).permute(1, 3, 0, 2).reshape(heads * head_width, -1)
+
+
+def _repeat_heads(factor: Float[Tensor, " channels"], repeats: int, head_width: int) -> Float[Tensor, " columns"]:
+    return factor.reshape(-1, 1, head_width).expand(-1, repeats, -1).reshape(-1)
+
+
+def _across_activation(checkpoint: Checkpoint, block: str) -> Iterator[tuple[str, str]]:
+    """The pair of an ungated MLP: its activation sits between the two linears, so no factor moves across."""
+    architecture = checkpoint.architecture
+    mlp = architecture.mlp_out.rpartition(".")[0]
+    if any(consumer == architecture.mlp_out for _, consumer in architecture.scaled_by_linear):
+        return
+    consumer = f"{block}.{architecture.mlp_out}"
+    for name in checkpoint.linears():
+        if name.startswith(f"{block}.{mlp}.") and name != consumer:
+            yield name, consumer
+
+
+def _warn_of_activation(
+    baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: str, scales: Scales
+) -> None:
+    fit = _fit(baseline, quantized, producer, consumer, scales)
+    if fit is not None:
+        scales.warnings.append(
+            f"{_part(producer)} and {_part(consumer)} were rescaled against each other across the activation function, "
+            "which changes what the model computes: this damage is the writer's, not rounding's, and cannot be undone"
+        )
+
+
+def _part(module: str) -> str:
+    """The module's name within its block."""
+    return re.sub(r"^.*?\.\d+\.", "", module)
+
+
+def _counted(messages: list[str], n_blocks: int) -> list[str]:
+    """Each message once, with the number of blocks it is about."""
+    return [f"{message} (in {count} of {n_blocks} blocks)" for message, count in Counter(messages).items()]

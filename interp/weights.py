@@ -1,0 +1,169 @@
+"""Compare two checkpoints weight by weight: the error of every neuron, and whether they are a pair at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.errors import InputError
+from interp.scales import Scales, coarser, effective_weight, equal_up_to_rounding, recovered_scales
+
+__all__ = ["Scales", "check_pair", "effective_weight", "recovered_scales", "weight_error"]
+
+UNRELATED = 1.0
+"""Relative error of a whole weight from which on it shares nothing with the baseline's: independent weights have √2."""
+RESCALED_ROUNDINGS = 4
+"""A rescaled tensor was rounded after the division, and so were the norm and the factor it is compared through."""
+SHOWN = 3
+"""How many differences an error names."""
+
+
+def weight_error(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path) -> pd.DataFrame:
+    """Quantization error of every output neuron (row of W) of the linears inside the blocks, AWQ's rescaling undone.
+
+    Args:
+        baseline: checkpoint, or its path.
+        quantized: checkpoint, or its path.
+
+    Returns:
+        A row per neuron: `module`, `neuron` (row), `rms_weight` (root mean square over the inputs of the baseline's
+        row), `rms_error` (of its difference to the quantized row) and `relative_error` (their ratio; NaN for a row of
+        zeros).
+
+    Raises:
+        InputError: the two have different linears or shapes.
+    """
+    baseline, quantized = _opened(baseline), _opened(quantized)
+    _require_same_model(baseline, quantized)
+    scales = recovered_scales(baseline, quantized)
+    return pd.concat([_errors(baseline, quantized, name, scales) for name in baseline.linears()], ignore_index=True)
+
+
+def check_pair(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path, force: bool = False) -> list[str]:
+    """Check that `quantized` is a quantization of `baseline`: everything that was not quantized is equal.
+
+    Compared are architecture, shapes, the vocabulary, and every tensor stored unquantized in `quantized`, AWQ's
+    rescaling undone and one rounding to the coarser dtype allowed; of the quantized weights, that they resemble the
+    baseline's.
+
+    Args:
+        baseline: checkpoint, or its path.
+        quantized: checkpoint, or its path.
+        force: return the differences as warnings instead of raising. Different shapes still raise.
+
+    Returns:
+        Warnings: rescalings that cannot be undone, what could not be compared, and, if forced, the differences.
+
+    Raises:
+        InputError: not a quantization of this baseline.
+    """
+    baseline, quantized = _opened(baseline), _opened(quantized)
+    _require_same_model(baseline, quantized)
+    scales = recovered_scales(baseline, quantized)
+    differences = [*_vocabulary_differences(baseline, quantized), *_tensor_differences(baseline, quantized, scales)]
+    warnings = list(scales.warnings)
+    if baseline.vocabulary() is None or quantized.vocabulary() is None:
+        warnings.append("the tokenizers were not compared: a checkpoint has no tokenizer.json")
+    if differences and not force:
+        raise _not_a_quantization(baseline, quantized, differences)
+    return [*warnings, *(f"not a quantization of this baseline: {difference}" for difference in differences)]
+
+
+def _opened(checkpoint: Checkpoint | str | Path) -> Checkpoint:
+    return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
+
+
+def _errors(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scales) -> pd.DataFrame:
+    weight = baseline.weight(name).double()
+    error = effective_weight(quantized, name, scales).double() - weight
+    rms_weight, rms_error = (t.square().mean(1).sqrt().numpy() for t in (weight, error))
+    relative = np.divide(rms_error, rms_weight, out=np.full_like(rms_error, np.nan), where=rms_weight > 0)
+    return pd.DataFrame(
+        {
+            "module": name,
+            "neuron": np.arange(len(rms_weight)),
+            "rms_weight": rms_weight,
+            "rms_error": rms_error,
+            "relative_error": relative,
+        }
+    )
+
+
+def _require_same_model(baseline: Checkpoint, quantized: Checkpoint) -> None:
+    """Raise unless both have the same architecture (by GGUF name: Mistral is Llama there) and the same linears."""
+    if baseline.architecture.gguf != quantized.architecture.gguf or (
+        quantized.config is not None
+        and baseline.config is not None
+        and baseline.architecture.model_type != quantized.architecture.model_type
+    ):
+        found = f"{quantized.path} is a {quantized.architecture.model_type} model"
+        raise InputError(
+            f"Not a quantization of this baseline: {found}, {baseline.path} a {baseline.architecture.model_type} model",
+            "one architecture",
+            "Give the model that was quantized as the baseline",
+        )
+    ours, theirs = baseline.shapes(), quantized.shapes()
+    for name in dict.fromkeys([*ours, *theirs]):
+        if ours.get(name) != theirs.get(name) and not name.startswith("lm_head."):
+            raise InputError(
+                f"Not a quantization of this baseline: {name!r} has shape {ours.get(name)} in {baseline.path} and "
+                f"{theirs.get(name)} in {quantized.path}",
+                "the same tensors in both",
+                "Give the model that was quantized as the baseline",
+            )
+
+
+def _vocabulary_differences(baseline: Checkpoint, quantized: Checkpoint) -> list[str]:
+    ours, theirs = baseline.vocabulary(), quantized.vocabulary()
+    if ours is None or theirs is None:
+        return []
+    differing = [token for token, index in ours.items() if theirs.get(token) != index]
+    return [f"{len(differing)} tokens have other ids, among them {differing[:SHOWN]}"] if differing else []
+
+
+def _tensor_differences(baseline: Checkpoint, quantized: Checkpoint, scales: Scales) -> list[str]:
+    names = [name for name in quantized.names() if name in baseline.shapes()]
+    differing = [name for name in names if not _equal(baseline, quantized, name, scales)]
+    if not differing:
+        return []
+    return [
+        f"{len(differing)} of {len(names)} tensors differ beyond rounding, among them {', '.join(differing[:SHOWN])}"
+    ]
+
+
+def _equal(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scales) -> bool:
+    """Whether a tensor is the baseline's; for a quantized one, whether it resembles it at all."""
+    module, _, kind = name.rpartition(".")
+    if kind == "weight" and module in baseline.linears():
+        ours, theirs = baseline.weight(module), effective_weight(quantized, module, scales)
+    else:
+        ours, theirs = baseline.tensor(name), _unscaled(quantized, name, scales, baseline.architecture.norm_offset)
+    if kind == "weight" and quantized.is_quantized(module):
+        return bool((theirs.double() - ours.double()).norm() < UNRELATED * ours.double().norm())
+    stored = [checkpoint.tensor(name).dtype for checkpoint in (baseline, quantized)]
+    rescaled = module in scales.inputs or module in scales.outputs or module in scales.norms
+    return equal_up_to_rounding(ours, theirs, coarser(*stored), RESCALED_ROUNDINGS if rescaled else 1)
+
+
+def _unscaled(checkpoint: Checkpoint, name: str, scales: Scales, norm_offset: float) -> Tensor:
+    """A norm or bias with its rescaling undone."""
+    module, _, kind = name.rpartition(".")
+    tensor = checkpoint.tensor(name)
+    if module in scales.outputs:
+        return tensor * scales.outputs[module]
+    if module in scales.norms:
+        offset = norm_offset if kind == "weight" else 0.0
+        return (tensor.float() + offset) * scales.norms[module] - offset
+    return tensor
+
+
+def _not_a_quantization(baseline: Checkpoint, quantized: Checkpoint, differences: list[str]) -> InputError:
+    return InputError(
+        f"{quantized.path} is not a quantization of this baseline, {baseline.path}: {'; '.join(differences)}",
+        "everything that was not quantized to be equal, or what is measured is another model's training",
+        "Give the model that was quantized as the baseline, or use --force to go on and have this recorded",
+    )
