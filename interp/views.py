@@ -1,7 +1,8 @@
 """The same weights in the other two microscopes: TransformerLens' TransformerBridge and nnsight.
 
 Both wrap a Hugging Face model and change what they wrap: the bridge swaps submodules, forces eager attention and, if
-asked, folds norms into weights. So they get a copy of the modules on the same memory, and the loaded model stays as it was.
+asked, folds norms into weights. So they get a copy of the modules on the same memory, and the loaded model stays as it
+was.
 """
 
 from __future__ import annotations
