@@ -50,7 +50,7 @@ def _longest_run(flags: Sequence[bool]) -> int:
 
 
 def is_garbage(text: str) -> bool:
-    """Nothing in it to read: no letters or digits, undecodable or control characters throughout, or one endless word."""
+    """Nothing to read: no letters or digits, control or undecodable characters throughout, or one endless word."""
     characters = [character for character in text if not character.isspace()]
     if not characters:
         return True

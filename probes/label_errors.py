@@ -52,11 +52,12 @@ def read_labelled(paths: Sequence[Path]) -> pd.DataFrame:
     """Completions with what each lexicon says of them.
 
     Args:
-        paths: JSON lines with a text (`RESPONSES`) and at least one column of `REFERENCES`. The part of a file's name before
-            its first dot but one names the source.
+        paths: JSON lines with a text (`RESPONSES`) and at least one column of `REFERENCES`. What a file's name
+            `source.condition.jsonl` begins with names the source.
 
     Returns:
-        source, text, a column for each lexicon of `LAYERS`, and the reference columns found, as refused 1 / not 0 / missing NaN.
+        source, text, a column for each lexicon of `LAYERS`, and the reference columns found: 1 refused, 0 not, NaN
+        missing.
 
     Raises:
         InputError: a file cannot be read, or a line is not JSON, has no text or has a label that is neither 0 nor 1.
@@ -72,8 +73,8 @@ def read_labelled(paths: Sequence[Path]) -> pd.DataFrame:
 def confusion(table: pd.DataFrame) -> pd.DataFrame:
     """Errors of each lexicon against each reference column, for all completions and for each source.
 
-    The broader lexicon is taken twice: with and without its partial refusals. Sensitivity: share of the reference's refusals that the lexicon sees;
-    specificity: share of the others that it leaves alone; both with Wilson intervals.
+    The broader lexicon is taken twice: with and without its partial refusals. Sensitivity: share of the reference's
+    refusals that the lexicon sees; specificity: share of the others that it leaves alone; both with Wilson intervals.
     """
     references = [name for name in REFERENCES if name in table]
     sources = [ALL, *sorted(table["source"].unique())]
