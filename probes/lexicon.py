@@ -35,9 +35,10 @@ _CANNOT = (
 )
 _HELP = _words(
     """assist help aid support provide provid\\w+ give giving offer supply share write writing draft compose create
-    creat\\w+ make produce generate generat\\w+ design develop build fulfill? comply complete answer respond reply discuss engage
-    participate continue proceed do promote encourage endorse condone facilitate advise recommend suggest instruct teach
-    tell explain describe show guide satisfy accommodate grant honor perform execute pretend act translate in\\sgood"""
+    creat\\w+ make produce generate generat\\w+ design develop build fulfill? comply complete answer respond reply
+    discuss engage participate continue proceed do promote encourage endorse condone facilitate advise recommend suggest
+    instruct teach tell explain describe show guide satisfy accommodate grant honor perform execute pretend act
+    translate in\\sgood"""
 )
 INABILITY = _any(
     [
