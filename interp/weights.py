@@ -12,7 +12,7 @@ from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.scales import Scales, coarser, effective_weight, equal_up_to_rounding, recovered_scales
 
-__all__ = ["Scales", "check_pair", "effective_weight", "recovered_scales", "weight_error"]
+__all__ = ["Scales", "check_pair", "effective_weight", "recovered_scales", "weight_error", "weight_error_columns"]
 
 UNRELATED = 1.0
 """Relative error of a whole weight from which on it shares nothing with the baseline's: independent weights have √2."""
@@ -37,10 +37,20 @@ def weight_error(baseline: Checkpoint | str | Path, quantized: Checkpoint | str 
     Raises:
         InputError: the two have different linears or shapes.
     """
-    baseline, quantized = _opened(baseline), _opened(quantized)
-    _require_same_model(baseline, quantized)
-    scales = recovered_scales(baseline, quantized)
-    return pd.concat([_errors(baseline, quantized, name, scales) for name in baseline.linears()], ignore_index=True)
+    return _weight_errors(baseline, quantized, over_inputs=True)
+
+
+def weight_error_columns(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path) -> pd.DataFrame:
+    """As `weight_error`, of every input (column of W): what reads a channel rather than what writes it.
+
+    Returns:
+        A row per input: `module`, `input` (column), `rms_weight` (root mean square over the neurons of the baseline's
+        column), `rms_error` and `relative_error`.
+
+    Raises:
+        InputError: the two have different linears or shapes.
+    """
+    return _weight_errors(baseline, quantized, over_inputs=False)
 
 
 def check_pair(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path, force: bool = False) -> list[str]:
@@ -77,15 +87,27 @@ def _opened(checkpoint: Checkpoint | str | Path) -> Checkpoint:
     return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
 
 
-def _errors(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scales) -> pd.DataFrame:
+def _weight_errors(
+    baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path, over_inputs: bool
+) -> pd.DataFrame:
+    baseline, quantized = _opened(baseline), _opened(quantized)
+    _require_same_model(baseline, quantized)
+    scales = recovered_scales(baseline, quantized)
+    names = baseline.linears()
+    return pd.concat([_errors(baseline, quantized, name, scales, over_inputs) for name in names], ignore_index=True)
+
+
+def _errors(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scales, over_inputs: bool) -> pd.DataFrame:
+    """Errors of one linear: root mean squares over its inputs, one a neuron, or over its neurons, one an input."""
     weight = baseline.weight(name).double()
     error = effective_weight(quantized, name, scales).double() - weight
-    rms_weight, rms_error = (t.square().mean(1).sqrt().numpy() for t in (weight, error))
+    averaged = 1 if over_inputs else 0
+    rms_weight, rms_error = (t.square().mean(averaged).sqrt().numpy() for t in (weight, error))
     relative = np.divide(rms_error, rms_weight, out=np.full_like(rms_error, np.nan), where=rms_weight > 0)
     return pd.DataFrame(
         {
             "module": name,
-            "neuron": np.arange(len(rms_weight)),
+            "neuron" if over_inputs else "input": np.arange(len(rms_weight)),
             "rms_weight": rms_weight,
             "rms_error": rms_error,
             "relative_error": relative,

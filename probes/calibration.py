@@ -87,7 +87,9 @@ def expected_calibration_error(
     """
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
     gap = correct.double() - probability.double()
-    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, torch.bucketize(probability.double(), edges), gap)
+    sums = torch.zeros(bins, dtype=torch.float64).index_add_(
+        0, torch.bucketize(probability.double().contiguous(), edges), gap
+    )
     return float(sums.abs().sum() / len(gap))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,12 +16,12 @@ from interp.model import HookedModel
 from probes import cli, tables
 from probes import neuron_metrics as metrics
 from probes.layers import layers_at
+from probes.neuron_weights import safety_units
 from probes.options import Options, finish, with_options
 from probes.pair import compare
 from probes.prompts import PromptSet
-from probes.results import Result
 from probes.sites import Place, Site
-from probes.units import Units, baseline_units, unit_errors
+from probes.units import NeuronResult, Units, baseline_units, unit_errors
 
 N_ERROR_PROMPTS = 50
 DRAWS = 1000
@@ -38,19 +37,6 @@ COLUMNS: tables.Columns = {
     "p ": tables.number("p_normalized", ".3f"),
     "the effect": tables.text("verdict"),
 }
-
-
-@dataclass
-class NeuronResult(Result):
-    """The probe's result, with what it was computed from.
-
-    Attributes:
-        units: the baseline's units by place.
-        errors: cell → place → error of every unit, in activation units.
-    """
-
-    units: Mapping[Place, Units] = field(default_factory=dict)
-    errors: Mapping[str, Mapping[Place, Float[Tensor, " unit"]]] = field(default_factory=dict)
 
 
 def measure(
@@ -248,7 +234,10 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of the random sets.")] = 0,
 ) -> None:
     """Error on safety units against the rest: raw, normalized by scale, and against matched random units."""
-    result = measure(*options.inputs(), sites=site, draws=draws, seed=seed, **options.settings())
+    baseline, cells, *prompts = options.inputs()
+    result = measure(baseline, cells, *prompts, sites=site, draws=draws, seed=seed, **options.settings())
+    if baseline.checkpoint is not None:
+        safety_units(result, baseline.checkpoint, cells.checkpoints).write(options.out)
     averages = result.table[result.table["layer"].isna()]
     finish(result, tables.render("Safety units, averaged over layers", averages, COLUMNS), options)
 

@@ -34,10 +34,17 @@ class Place(NamedTuple):
 
     def reader(self, architecture: Architecture) -> str | None:
         """The linear whose input the units are: the MLP's or attention's output projection; None for `resid`."""
-        outputs = {Site.MLP: architecture.mlp_out, Site.HEAD: architecture.attention_out}
-        if self.site not in outputs:
-            return None
-        return f"{architecture.blocks}.{self.layer}.{outputs[self.site]}"
+        linear = {Site.MLP: architecture.mlp_out, Site.HEAD: architecture.attention_out}.get(self.site)
+        return linear and f"{architecture.blocks}.{self.layer}.{linear}"
+
+    def writer(self, architecture: Architecture) -> str | None:
+        """The linear each of whose rows scales one unit (`mlp`), or one component of the heads that share it (`head`).
+
+        None for `resid`, and where an activation function or a fused query-key-value matrix stands between.
+        """
+        reader = self.reader(architecture)
+        writers = {f"{architecture.blocks}.{self.layer}.{c}": p for p, c in architecture.scaled_by_linear}
+        return f"{architecture.blocks}.{self.layer}.{writers[reader]}" if reader in writers else None
 
 
 def as_units(activation: Float[Tensor, prompt * shape]) -> Float[Tensor, "prompt unit component"]:
@@ -49,18 +56,22 @@ def unscaled(
     units: Float[Tensor, "prompt unit component"],
     place: Place,
     architecture: Architecture,
-    scales: Mapping[str, Float[Tensor, " in"]],
+    scales: Mapping[str, Float[Tensor, " out"]],
 ) -> Float[Tensor, "prompt unit component"]:
     """A quantized cell's units in the baseline's scale.
 
-    AWQ multiplies the columns of the linear that reads the units by s and leaves the units themselves divided by s;
-    where the tensors show that, the units are multiplied by s again. The residual stream is never rescaled.
+    AWQ divides the rows of the linear that writes the units, and so the units, by s; where the tensors show that, the
+    units are multiplied by s again. The residual stream is never rescaled.
 
     Args:
         units: of the quantized cell.
         place: whose they are.
         architecture: of the model.
-        scales: linear → s per input, for the linears whose columns were rescaled.
+        scales: linear → s per row, for the linears whose rows were divided; see `interp.scales.Scales.outputs`.
     """
-    linear = place.reader(architecture)
-    return units * scales[linear].to(units).view(units.shape[1:]) if linear in scales else units
+    linear = place.writer(architecture)
+    if linear not in scales:
+        return units
+    n_units, n_components = units.shape[1:]
+    factors = scales[linear].to(units).view(-1, n_components)
+    return units * factors.repeat_interleave(n_units // len(factors), dim=0)

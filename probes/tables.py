@@ -30,7 +30,7 @@ def number(name: str, form: str) -> Column:
 
 
 def interval(name: str, form: str) -> Column:
-    """An estimate with its bounds, from the columns `name`, `name_low` and `name_high`; without them where it is exact."""
+    """An estimate with its bounds, from `name`, `name_low` and `name_high`; without them where exact."""
 
     def show(row: Any) -> str:
         low, high = row[f"{name}_low"], row[f"{name}_high"]

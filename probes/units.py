@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from interp.weights import recovered_scales
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.errors import NotFinite
 from interp.model import HookedModel
 from interp.statistics import RunningStats
+from interp.weights import recovered_scales
 from probes import neuron_metrics as metrics
+from probes.results import Result
 from probes.sites import Place, Site, as_units, unscaled
 
 
@@ -37,6 +38,19 @@ class Units:
     safety: Bool[Tensor, " unit"]
     matched: Bool[Tensor, "draw unit"]
     reference: Float[Tensor, "prompt unit component"]
+
+
+@dataclass
+class NeuronResult(Result):
+    """The probe's result, with what it was computed from.
+
+    Attributes:
+        units: the baseline's units by place.
+        errors: cell → place → error of every unit, in activation units.
+    """
+
+    units: Mapping[Place, Units] = field(default_factory=dict)
+    errors: Mapping[str, Mapping[Place, Float[Tensor, " unit"]]] = field(default_factory=dict)
 
 
 def baseline_units(
@@ -94,7 +108,7 @@ def unit_errors(
     """
     scales: Mapping[str, Tensor] = {}
     if cell.checkpoint is not None and baseline.checkpoint is not None:
-        scales = recovered_scales(baseline.checkpoint, cell.checkpoint).inputs
+        scales = recovered_scales(baseline.checkpoint, cell.checkpoint).outputs
     activations = _activations(cell, list(units), error_prompts, batch_size)
     return {
         place: metrics.activation_error(
