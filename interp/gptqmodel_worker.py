@@ -25,7 +25,10 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
     common = {"bits": BITS, "group_size": job["group_size"], "offload_to_disk": False, "fallback": None}
     if job["method"] == "awq":
         return common | {"quant_method": "awq", "format": "gemm", "sym": False}
-    return common | {"quant_method": "gptq", "format": "gptq", "sym": True, "desc_act": job["act_order"]}
+    # Its default without act-order orders channels within what groups allow; a single group leaves nothing to order.
+    aware = not job["act_order"] and job["group_size"] > 0
+    own = {"sym": True, "desc_act": job["act_order"], "act_group_aware": aware}
+    return common | own | {"quant_method": "gptq", "format": "gptq"}
 
 
 def _tokenize(tokenizer: Any, texts: list[str], longest: int) -> list[dict[str, list[int]]]:

@@ -221,11 +221,12 @@ def _main(
 ) -> None:
     """Write the quantized cells of a baseline, those that are not up to date."""
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     chosen = [cell.strip() for cell in cells.split(",") if cell.strip()]
-    with Bars(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks = {cell: bars.add_task(cell, total=1.0, start=False) for cell in chosen}
 
         def progress(cell: str, share: float) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from interp.errors import InputError
 
@@ -40,7 +40,7 @@ class WriterProcess:
         self.module = module
         self.environment = dict(environment or {})
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> WriterProcess:
         self._resources = ExitStack()
         self._process: subprocess.Popen[str] | None = None
         return self
