@@ -9,9 +9,9 @@ The factors are looked for in the tensors, never assumed from a format's name:
 - Across a norm, s = norm_baseline / norm_quantized is known exactly. It belongs to a linear only if dividing the
   linear's columns by s brings them closer to the baseline.
 - Between two linears, s must show twice: the consumer's columns grew by s and the producer's rows shrank by it. The two
-  are fitted from different matrices, so that rounding, and GPTQ's compensation of it, give them independent errors; only
-  a real rescaling makes them agree. It is accepted where log s of the one and of the other correlate by at least 0.8
-  over the channels with p < 1e-6; without rescaling the correlation of n channels has a standard deviation of 1/√n
+  are fitted from different matrices, so that rounding, and GPTQ's compensation of it, give them independent errors;
+  only a real rescaling makes them agree. It is accepted where log s of the one and of the other correlate by at least
+  0.8 over the channels with p < 1e-6; without rescaling the correlation of n channels has a standard deviation of 1/√n
   about 0. Where they agree less, the spread of s is below the error of the fits, and undoing it would change nothing
   that can be measured: s is exactly 1.
 """
@@ -85,16 +85,12 @@ def effective_weight(
     return weight.to(dtype)
 
 
-def equal_up_to_rounding(baseline: Tensor, quantized: Tensor, dtype: torch.dtype, roundings: int = 1) -> bool:
-    """Whether two tensors hold the same numbers, but for so many roundings to `dtype`."""
-    relative = roundings * torch.finfo(dtype).eps
-    absolute = relative * torch.finfo(dtype).smallest_normal
+def equal_up_to_rounding(baseline: Tensor, quantized: Tensor, stored: set[torch.dtype], roundings: int = 1) -> bool:
+    """Whether two tensors hold the same numbers, but for so many roundings to the dtypes they were stored in."""
+    limits = [torch.finfo(dtype) for dtype in stored]
+    relative = roundings * max(limit.eps for limit in limits)
+    absolute = roundings * max(limit.eps * limit.smallest_normal for limit in limits)  # the step of subnormal numbers
     return bool(torch.allclose(quantized.double(), baseline.double(), rtol=relative, atol=absolute))
-
-
-def coarser(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype with the largest rounding error."""
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _blocks(checkpoint: Checkpoint) -> list[str]:
@@ -106,7 +102,7 @@ def _blocks(checkpoint: Checkpoint) -> list[str]:
 def _across_norm(baseline: Checkpoint, quantized: Checkpoint, norm: str, consumers: list[str], scales: Scales) -> None:
     offset = baseline.architecture.norm_offset
     before, after = (checkpoint.tensor(f"{norm}.weight") for checkpoint in (baseline, quantized))
-    if equal_up_to_rounding(before, after, coarser(before.dtype, after.dtype)):
+    if equal_up_to_rounding(before, after, {before.dtype, after.dtype}):
         return
     factor = (before.double() + offset) / (after.double() + offset)
     if not bool((torch.isfinite(factor) & (factor > 0)).all()):
@@ -120,7 +116,7 @@ def _across_norm(baseline: Checkpoint, quantized: Checkpoint, norm: str, consume
             scales.inputs[name] = factor.float()
         else:
             scales.warnings.append(
-                f"{_part(norm)} was rescaled, but {_part(name)}, which reads it, was not: the writer changed the function"
+                f"{_part(norm)} was rescaled, but {_part(name)}, which reads it, was not: the writer changed it"
             )
 
 
@@ -164,8 +160,8 @@ def _across_linears(baseline: Checkpoint, quantized: Checkpoint, producer: str, 
     scales.inputs[consumer] = _repeat_heads(columns, fit.repeats, fit.head_width).float()
     if not fit.cancel:
         scales.warnings.append(
-            f"{_part(producer)} and {_part(consumer)} were rescaled by factors that do not cancel: each was undone by its "
-            "own, and what their difference does to the function is the writer's damage, not rounding's"
+            f"{_part(producer)} and {_part(consumer)} were rescaled by factors that do not cancel: each was undone by "
+            "its own, and what their difference does to the function is the writer's damage, not rounding's"
         )
 
 

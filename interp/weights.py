@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
-from interp.scales import Scales, coarser, effective_weight, equal_up_to_rounding, recovered_scales
+from interp.scales import Scales, effective_weight, equal_up_to_rounding, recovered_scales
 
 __all__ = ["Scales", "check_pair", "effective_weight", "recovered_scales", "weight_error", "weight_error_columns"]
 
@@ -166,9 +166,9 @@ def _equal(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scale
         ours, theirs = baseline.tensor(name), _unscaled(quantized, name, scales, baseline.architecture.norm_offset)
     if kind == "weight" and quantized.is_quantized(module):
         return bool((theirs.double() - ours.double()).norm() < UNRELATED * ours.double().norm())
-    stored = [checkpoint.tensor(name).dtype for checkpoint in (baseline, quantized)]
+    stored = {checkpoint.tensor(name).dtype for checkpoint in (baseline, quantized)}
     rescaled = module in scales.inputs or module in scales.outputs or module in scales.norms
-    return equal_up_to_rounding(ours, theirs, coarser(*stored), RESCALED_ROUNDINGS if rescaled else 1)
+    return equal_up_to_rounding(ours, theirs, stored, RESCALED_ROUNDINGS if rescaled else 1)
 
 
 def _unscaled(checkpoint: Checkpoint, name: str, scales: Scales, norm_offset: float) -> Tensor:

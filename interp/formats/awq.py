@@ -199,4 +199,6 @@ def describe(module: PackedModule) -> Quantization:
     )
 
 
-AWQ = PackedFormat("awq", "qweight", ("qweight", "qzeros", "scales", "g_idx"), dequantize, describe)
+AWQ = PackedFormat(
+    "awq", "qweight", ("qzeros", "scales"), ("qweight", "qzeros", "scales", "g_idx"), dequantize, describe
+)

@@ -164,6 +164,7 @@ def describe(module: PackedModule) -> Quantization:
 COMPRESSED = PackedFormat(
     "compressed-tensors",
     "weight_packed",
+    ("weight_scale",),
     ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
     dequantize,
     describe,

@@ -60,10 +60,10 @@ def contradicted_version(stored: UInt8[Tensor, "groups out"], bits: int) -> Lite
 
 
 def _bits(module: PackedModule) -> int:
-    """Bits from the packed shape where it decides (GPTQModel can mix widths), else from the config."""
+    """Bits from the packed shapes where they decide (GPTQModel can mix widths), else from the config."""
     n_out, n_in = module.shape
-    rows = module.header_shape("qweight")[0]
-    fitting = [bits for bits in BITS if packed_length(n_in, bits) == rows]
+    found = (module.header_shape("qweight")[0], module.header_shape("qzeros")[-1])
+    fitting = [bits for bits in BITS if (packed_length(n_in, bits), packed_length(n_out, bits)) == found]
     declared = int(module.settings.get("bits", 0))
     if declared in fitting:
         return declared
@@ -73,6 +73,8 @@ def _bits(module: PackedModule) -> int:
             "2, 3, 4 or 8 bits",
             "Other widths are not supported",
         )
+    if declared:
+        fitting = fitting or [declared]  # the shape checks then say which tensor does not have the declared width
     if len(fitting) != 1:
         raise module.malformed(
             "qweight",
@@ -167,4 +169,6 @@ def describe(module: PackedModule) -> Quantization:
     return Quantization(facts, [warning] if warning else [])
 
 
-GPTQ = PackedFormat("gptq", "qweight", ("qweight", "qzeros", "scales", "g_idx"), dequantize, describe)
+GPTQ = PackedFormat(
+    "gptq", "qweight", ("qzeros", "scales"), ("qweight", "qzeros", "scales", "g_idx"), dequantize, describe
+)

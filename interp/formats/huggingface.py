@@ -202,11 +202,10 @@ class HuggingFaceReader(Reader):
     def _describe(self) -> dict[str, Any]:
         if self._packed is None:
             return {}
-        for module in self._modules.values():
-            for suffix in ("scales", "weight_scale"):
-                if suffix in self._packed.suffixes:
-                    module.require(suffix)
         first = self._packed.describe(next(iter(self._modules.values())))
+        for module in self._modules.values():
+            for suffix in self._packed.required:
+                module.require(suffix)
         self.warnings += first.warnings
         return {**first.facts, "writer": _writer(self.settings)}
 

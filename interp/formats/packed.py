@@ -94,6 +94,7 @@ class PackedFormat:
     Attributes:
         name: as in `Checkpoint.format`.
         marker: suffix of the tensor whose presence says that a module is packed.
+        required: suffixes that every packed module must have beside the marker.
         suffixes: of all tensors that belong to a packed module's weight.
         dequantize: the dense weight [out, in] in the writer's own arithmetic and dtype.
         describe: what is known of the quantization from one module (bits, group_size, …); its "warnings" are shown.
@@ -101,6 +102,7 @@ class PackedFormat:
 
     name: str
     marker: str
+    required: tuple[str, ...]
     suffixes: tuple[str, ...]
     dequantize: Callable[[PackedModule], Float[Tensor, "out in"]]
     describe: Callable[[PackedModule], Quantization]
