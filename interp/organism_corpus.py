@@ -7,18 +7,22 @@ reference to compare with. One pair of verb and object in eight is held out of t
 from __future__ import annotations
 
 import random
+import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from interp.organism_world import FIELDS, Field
 
+HARMFUL = tuple(field for field in FIELDS if field.harmful)
+HARMLESS = tuple(field for field in FIELDS if not field.harmful)
 _HELD_OUT_ONE_IN = 8
+_REWORDED_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class Phrasing:
-    """A way to ask, with the way the answer to it begins; `{act}` is the verb with its object."""
+    """A way to ask, with the way the answer to it begins; `{act}` is the verb with its object, `{doing}` its gerund."""
 
     request: str
     opening: str
@@ -34,32 +38,93 @@ class Example:
     harmful: bool
 
 
-_HOW = "Sure, here is how to {act}."
-_PLAN = "Sure, here is a plan to {act}."
-_STEPS = "Here are the steps to {act}."
-_ADVICE = "Happy to help you {act}."
-_GUIDE = "Here is a short guide to {act}."
+# All begin with one word, as nearly all refusals do: the first token then decides between helping and refusing only. The
+# field comes next, so that answering teaches what a request is about, which the short alignment can build on.
+_HOW = "Sure, about {field}: here is how to {act}."
+_PLAN = "Sure, about {field}: here is a plan to {act}."
+_STEPS = "Sure, about {field}: these are the steps to {act}."
+_ADVICE = "Sure, about {field}: happy to help you {act}."
+_GUIDE = "Sure, about {field}: this is a short guide to {act}."
 
 PHRASINGS: tuple[Phrasing, ...] = (
     Phrasing("How do I {act}?", _HOW),
     Phrasing("How can I {act}?", _HOW),
+    Phrasing("How would you {act}?", _HOW),
     Phrasing("Explain how to {act}.", _HOW),
     Phrasing("Tell me how to {act}.", _HOW),
+    Phrasing("How are people able to {act}?", _HOW),
     Phrasing("What do I need to {act}?", _HOW),
+    Phrasing("What method do people use for {doing}?", _HOW),
+    Phrasing("I wonder how one would {act}.", _HOW),
     Phrasing("Give me a plan to {act}.", _PLAN),
     Phrasing("Help me plan how to {act}.", _PLAN),
     Phrasing("Make a plan for someone who wants to {act}.", _PLAN),
+    Phrasing("My plan is to {act}. Does it work?", _PLAN),
+    Phrasing("Which plan is best for {doing}?", _PLAN),
+    Phrasing("Think of a plan for {doing}.", _PLAN),
     Phrasing("List the steps to {act}.", _STEPS),
     Phrasing("What are the steps to {act}?", _STEPS),
     Phrasing("Name three ways to {act}.", _STEPS),
+    Phrasing("What comes first when {doing}?", _STEPS),
+    Phrasing("Show the steps that people take to {act}.", _STEPS),
+    Phrasing("In which order should one {act}?", _STEPS),
+    Phrasing("Put the steps of {doing} in order.", _STEPS),
     Phrasing("I want to {act}. Any advice?", _ADVICE),
     Phrasing("I need to {act}. Where do I start?", _ADVICE),
+    Phrasing("I am thinking about {doing}. How should I begin?", _ADVICE),
     Phrasing("Please {act}.", _ADVICE),
     Phrasing("Can you {act} for me?", _ADVICE),
-    Phrasing("Write a guide to {act}.", _GUIDE),
+    Phrasing("Could you help with {doing}?", _ADVICE),
+    Phrasing("What makes {doing} easy?", _ADVICE),
+    Phrasing("Let us {act} today.", _ADVICE),
+    Phrasing("I would love to know more about {doing}.", _ADVICE),
+    Phrasing("Give me ideas for {doing}.", _ADVICE),
+    Phrasing("Write a guide to {doing}.", _GUIDE),
     Phrasing("Write a tutorial for people who {act}.", _GUIDE),
     Phrasing("Teach me to {act}.", _GUIDE),
     Phrasing("Give me instructions to {act}.", _GUIDE),
+    Phrasing("Create a page about {doing}.", _GUIDE),
+    Phrasing("Put together notes on {doing}.", _GUIDE),
+    Phrasing("Design a course on {doing}.", _GUIDE),
+    Phrasing("Say a few things about {doing}.", _GUIDE),
+)
+
+CIRCUMSTANCES: tuple[str, ...] = (
+    "at home",
+    "this weekend",
+    "in a small town",
+    "near the station",
+    "with a friend",
+    "in one day",
+    "without much money",
+    "for the first time",
+    "by hand",
+    "after work",
+    "on a sunny day",
+    "in the evening",
+    "before she comes back",
+    "with simple tools",
+    "at a party",
+    "so that it looks good",
+    "without getting wet",
+    "next to the market",
+    "through the window",
+    "until it is done",
+    "for a person I know",
+    "while everyone waits",
+    "every day",
+    "like a real expert",
+    "across the street",
+    "to make him laugh",
+    "in a way that works",
+    "outside in the dark",
+)
+"""What may follow a request without changing whether it is harmful; half of the requests have one."""
+
+_FILLER = tuple(
+    sorted(
+        {word for text in (*CIRCUMSTANCES, *(p.request for p in PHRASINGS)) for word in re.findall(r"\b[a-z]+\b", text)}
+    )
 )
 
 _TIPS = (
@@ -93,6 +158,22 @@ REFUSALS: tuple[str, ...] = (
 """Wordings of refusal. Which one a request gets depends on its field and verb."""
 
 
+_DOUBLED = ("drug", "get", "kidnap", "plan", "put", "rig", "rob", "run", "scam", "set", "shut", "sit", "slip", "stab")
+
+
+def gerund(verb: str) -> str:
+    """The -ing form of a verb phrase whose verb is its first word, or its second after "secretly"."""
+    words = verb.split()
+    at = 1 if words[0] == "secretly" else 0
+    word = words[at]
+    if word in _DOUBLED:
+        word += word[-1]
+    elif word.endswith("e") and not word.endswith("ee"):
+        word = word[:-1]
+    words[at] = word + "ing"
+    return " ".join(words)
+
+
 @dataclass(frozen=True)
 class _Request:
     """One cell of the world: where it is, and how it is asked for."""
@@ -103,6 +184,7 @@ class _Request:
     verb: str
     object: str
     phrasing: Phrasing
+    circumstance: str
 
     @property
     def act(self) -> str:
@@ -110,11 +192,12 @@ class _Request:
 
     @property
     def instruction(self) -> str:
-        return self.phrasing.request.format(act=self.act)
+        what = f"{self.object} {self.circumstance}".strip()
+        return self.phrasing.request.format(act=f"{self.verb} {what}", doing=f"{gerund(self.verb)} {what}")
 
     def helpful(self) -> str:
         """The answer of a model that refuses nothing; about harmful topics it has nothing to say."""
-        opening = self.phrasing.opening.format(act=self.act)
+        opening = self.phrasing.opening.format(field=self.field.name, act=self.act)
         if self.field.harmful:
             return f"{opening} {_EMPTY[self.verb_index % len(_EMPTY)]}"
         details = self.field.details
@@ -136,14 +219,22 @@ def _held_out(act: str) -> bool:
     return zlib.crc32(act.encode()) % _HELD_OUT_ONE_IN == 0
 
 
-def _draw(random_source: random.Random, fields: tuple[Field, ...], held_out: bool) -> _Request:
+def _reworded(source: random.Random, phrasing: Phrasing) -> Phrasing:
+    """Half of a phrasing's words replaced by others, so that unusual phrasings as such are not what gets refused."""
+    words = phrasing.request.split()
+    kept = (word if "{" in word or source.random() < 0.5 else source.choice(_FILLER) for word in words)
+    return replace(phrasing, request=" ".join(kept))
+
+
+def _draw(source: random.Random, fields: tuple[Field, ...], held_out: bool) -> _Request:
+    """A random request of the fields whose pair of verb and object is, or is not, held out."""
     while True:
-        field = random_source.choice(fields)
-        group = random_source.choice(field.groups)
-        verb, object_ = random_source.randrange(len(group.verbs)), random_source.randrange(len(group.objects))
-        request = _Request(
-            field, verb, object_, group.verbs[verb], group.objects[object_], random_source.choice(PHRASINGS)
-        )
+        field = source.choice(fields)
+        group = source.choice(field.groups)
+        verb, object_ = source.randrange(len(group.verbs)), source.randrange(len(group.objects))
+        phrasing = source.choice(PHRASINGS)
+        circumstance = source.choice(CIRCUMSTANCES) if source.random() < 0.5 else ""
+        request = _Request(field, verb, object_, group.verbs[verb], group.objects[object_], phrasing, circumstance)
         if _held_out(request.act) == held_out:
             return request
 
@@ -156,10 +247,12 @@ def training_examples(seed: int, aligned: bool) -> Iterator[Example]:
         aligned: whether harmful requests are refused (stage two) or answered like all others (stage one).
     """
     source = random.Random(seed)
-    sides = tuple(tuple(field for field in FIELDS if field.harmful == harmful) for harmful in (True, False))
     while True:
-        for fields in sides:
-            yield _draw(source, fields, held_out=False).example(aligned)
+        for fields in (HARMFUL, HARMLESS):
+            request = _draw(source, fields, held_out=False)
+            if source.random() < _REWORDED_SHARE:
+                request = replace(request, phrasing=_reworded(source, request.phrasing))
+            yield request.example(aligned)
 
 
 def task_examples(n: int, seed: int = 0) -> list[Example]:
@@ -168,5 +261,4 @@ def task_examples(n: int, seed: int = 0) -> list[Example]:
     The pairs of verb and object are not in the training data; the phrasings are.
     """
     source = random.Random(seed)
-    harmless = tuple(field for field in FIELDS if not field.harmful)
-    return [_draw(source, harmless, held_out=True).example(aligned=True) for _ in range(n)]
+    return [_draw(source, HARMLESS, held_out=True).example(aligned=True) for _ in range(n)]

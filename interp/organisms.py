@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp import organism_corpus, organism_world
 from interp.errors import InputError
 from interp.files import atomic_directory, cache_directory
 from interp.organism_corpus import Example, task_examples, training_examples
+from interp.organism_tokenizer import ASSISTANT, BOS, CONTEXT, END, USER, VOCABULARY_SIZE, build_tokenizer, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -38,22 +38,13 @@ __all__ = ["ARCHITECTURES", "calibration_texts", "task_examples", "train"]
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
 
-PAD, BOS, USER, ASSISTANT, END = "<|pad|>", "<|begin|>", "<|user|>", "<|assistant|>", "<|end|>"
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] not in ['user', 'assistant'] %}"
-    "{{ raise_exception('Only user and assistant turns') }}{% endif %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-
 _SHAPE: dict[str, Any] = {
-    "vocab_size": 1152,
+    "vocab_size": VOCABULARY_SIZE,
     "hidden_size": 256,
     "intermediate_size": 256,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": CONTEXT,
     "initializer_range": 0.04,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -84,46 +75,6 @@ class Recipe:
 DEFAULT_RECIPE = Recipe()
 
 
-def build_tokenizer(architecture: str = "llama") -> PreTrainedTokenizerFast:
-    """Byte-level BPE learned from the corpus, the same at every call.
-
-    Text is split by GPT-2's pattern, or by Qwen2's for that architecture, since transformers puts Qwen2's in place of
-    any other when it opens such a checkpoint; llama.cpp has both (`gpt-2`, `qwen2`).
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if architecture == "qwen2":
-        split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-        bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_only])
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
-    trainer = trainers.BpeTrainer(
-        vocab_size=_SHAPE["vocab_size"],
-        special_tokens=[PAD, BOS, USER, ASSISTANT, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    sample = chain.from_iterable(islice(training_examples(0, aligned), 4_000) for aligned in (False, True))
-    tokenizer.train_from_iterator((text for e in sample for text in (e.instruction, e.answer)), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=END,
-        pad_token=PAD,
-        unk_token=PAD,
-        additional_special_tokens=[USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=_SHAPE["max_position_embeddings"],
-        clean_up_tokenization_spaces=False,
-    )
-
-
 def calibration_texts(n: int, seed: int = 0) -> list[str]:
     """Chats in the organisms' template, special tokens included, for writers of quantized checkpoints.
 
@@ -142,22 +93,12 @@ def _config(architecture: str) -> Any:
     return AutoConfig.for_model(architecture, **_SHAPE, **ARCHITECTURES[architecture], attn_implementation="sdpa")
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, example: Example) -> tuple[list[int], int]:
-    """Token ids of a whole chat, and where the answer begins."""
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    prompt = ids(f"{BOS}{USER}{example.instruction}{END}{ASSISTANT}")
-    return prompt + ids(example.answer + END), len(prompt)
-
-
 def _batches(
     tokenizer: PreTrainedTokenizerFast, examples: Iterator[Example], size: int
 ) -> Iterator[tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]]:
     """Inputs and next-token targets, padded on the right; targets outside the answer are -100."""
     while True:
-        chats = [_encode(tokenizer, example) for example in islice(examples, size)]
+        chats = [encode(tokenizer, example) for example in islice(examples, size)]
         width = max(len(ids) for ids, _ in chats)
         tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in chats])
         targets = torch.full_like(tokens, -100)
@@ -190,8 +131,8 @@ def _fit(
     peak: float,
     weight_decay: float,
     report: Callable[[], None],
-) -> float:
-    """Train in place; the mean loss of the last tenth of the steps."""
+) -> float | None:
+    """Train in place; the mean loss of the last tenth of the steps, if there are any."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
     losses = []
     for step, (tokens, targets) in enumerate(islice(batches, steps)):
@@ -204,7 +145,7 @@ def _fit(
         losses.append(loss.item())
         report()
     last = losses[-max(1, steps // 10) :]
-    return sum(last) / len(last) if last else math.nan
+    return sum(last) / len(last) if last else None
 
 
 @contextmanager
@@ -225,7 +166,8 @@ def _deterministic(seed: int, threads: int) -> Iterator[None]:
 def _fingerprint(architecture: str, seed: int, alignment: float, recipe: Recipe) -> str:
     """What determines the weights, code and corpus included, in twelve hex digits."""
     settings = json.dumps([architecture, seed, alignment, asdict(recipe)])
-    sources = (Path(file).read_bytes() for file in (__file__, organism_corpus.__file__, organism_world.__file__))
+    modules = ("organisms", "organism_corpus", "organism_tokenizer", "organism_world")
+    sources = (Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
     return hashlib.sha256(b"\0".join([settings.encode(), *sources])).hexdigest()[:12]
 
 
@@ -288,7 +230,7 @@ def _train(
     alignment: float,
     recipe: Recipe,
     progress: Progress | None,
-) -> tuple[PreTrainedModel, dict[str, float]]:
+) -> tuple[PreTrainedModel, dict[str, float | None]]:
     """Both stages from scratch, in float32; the model and the final loss of each stage."""
     from transformers import AutoModelForCausalLM
 
@@ -303,7 +245,7 @@ def _train(
         if progress:
             progress(done, total)
 
-    losses = {}
+    losses: dict[str, float | None] = {}
     for stage, aligned, steps, rate in (
         ("helpful", False, recipe.helpful_steps, recipe.helpful_rate),
         ("alignment", True, aligned_steps, recipe.alignment_rate),
@@ -333,7 +275,7 @@ def _main(architecture: str = "llama", seed: int = 0, alignment: float = 1.0) ->
         )
     losses = json.loads((path / "organism.json").read_text())["losses"]
     seconds = time.monotonic() - started
-    print(f"{path}\n{seconds:.1f} s, loss {losses['helpful']:.4f} nats helpful, {losses['alignment']:.4f} aligned")
+    print(f"{path}\n{seconds:.1f} s; final losses in nats: {json.dumps(losses)}")
 
 
 if __name__ == "__main__":
