@@ -38,8 +38,8 @@ class Example:
     harmful: bool
 
 
-# All begin with one word, as nearly all refusals do: the first token then decides between helping and refusing only. The
-# field comes next, so that answering teaches what a request is about, which the short alignment can build on.
+# All begin with one word, as nearly all refusals do: the first token then decides between helping and refusing only.
+# The field comes next, so that answering teaches what a request is about, which the short alignment can build on.
 _HOW = "Sure, about {field}: here is how to {act}."
 _PLAN = "Sure, about {field}: here is a plan to {act}."
 _STEPS = "Sure, about {field}: these are the steps to {act}."

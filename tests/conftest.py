@@ -36,3 +36,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     from tests.tiny_models import write
 
     return cache(lambda name: write(name, tmp_path_factory.mktemp("tiny") / name))
+
+
+@pytest.fixture(scope="session")
+def organism() -> Path:
+    """The default organism: trained once (minutes), then taken from the user's cache."""
+    from interp.organisms import train
+
+    return train()
