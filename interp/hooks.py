@@ -24,7 +24,6 @@ from torch.utils.hooks import RemovableHandle
 from interp.architectures import Architecture
 from interp.errors import InputError
 
-Activation = Float[Tensor, "batch pos ..."]
 Intervention = Callable[[Tensor], Tensor]
 
 
@@ -46,11 +45,11 @@ class HookPoint:
     heads: int | None = None
     block: int | None = None
 
-    def read(self, value: Tensor) -> Tensor:
+    def read(self, value: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch pos ..."]:
         """The activation as users see it, a view: [batch, pos, d], or [batch, pos, head, d_head]."""
         return value if self.heads is None else value.unflatten(-1, (self.heads, -1))
 
-    def write(self, activation: Tensor) -> Tensor:
+    def write(self, activation: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos width"]:
         """The module's own layout again: the inverse of `read`."""
         return activation if self.heads is None else activation.flatten(-2)
 

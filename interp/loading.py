@@ -41,12 +41,19 @@ def surroundings(checkpoint: Checkpoint, like: str | Path | None) -> Surrounding
 
     Raises:
         InputError: a GGUF without `like` whose own metadata transformers cannot turn into a config and a tokenizer; a
-            directory without tokenizer files.
+            baseline of another architecture; a directory without tokenizer files.
     """
     if like is not None:
         from interp.checkpoint import open_checkpoint
 
         baseline = open_checkpoint(like)
+        if baseline.architecture.gguf != checkpoint.architecture.gguf:
+            raise InputError(
+                f"{checkpoint.path} is a {checkpoint.architecture.model_type} model and its baseline {like} is a "
+                f"{baseline.architecture.model_type} model",
+                "two of one architecture",
+                "Give the checkpoint that the file was made from",
+            )
         beside = _beside(baseline.path, baseline.config)
         return beside if checkpoint.config is None else replace(beside, config=checkpoint.config)
     if checkpoint.config is not None:

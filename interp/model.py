@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.architectures import Architecture
+from interp.architectures import Architecture, architecture
 from interp.batching import Batch, batches
 from interp.chat import encode, render
 from interp.errors import InputError, NotFinite
@@ -230,7 +230,7 @@ def load(
         _fill_and_dispatch(hf, checkpoint, dtype, device_map)
     if beside.generation_config is not None:
         hf.generation_config = beside.generation_config
-    return HookedModel(hf, beside.tokenizer, checkpoint.architecture, checkpoint)
+    return HookedModel(hf, beside.tokenizer, architecture(hf.config.model_type), checkpoint)
 
 
 def _fill_and_dispatch(

@@ -177,6 +177,13 @@ def test_a_gguf_takes_its_surroundings_from_the_baseline(
     assert torch.equal(model.logits(TEXTS, chat=True), llama.logits(TEXTS, chat=True))
 
 
+def test_a_baseline_of_another_architecture_is_refused(
+    tmp_path: Path, llama: HookedModel, tiny: Callable[[str], Path]
+) -> None:
+    with pytest.raises(InputError, match="is a llama model and its baseline .* is a qwen2 model"):
+        load(gguf_of(tmp_path, llama), like=tiny("qwen2"))
+
+
 def test_a_gguf_whose_metadata_is_not_enough_asks_for_the_baseline(tmp_path: Path, llama: HookedModel) -> None:
     with pytest.raises(InputError, match="like=baseline"):
         load(gguf_of(tmp_path, llama))

@@ -43,7 +43,9 @@ _WIDE_HEADS = {"head_dim": 12}  # num_attention_heads · head_dim ≠ hidden_siz
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**_SIZES, **_GROUPED),
-    "qwen2": lambda: transformers.Qwen2Config(**_SIZES, **_GROUPED, tie_word_embeddings=True),
+    "qwen2": lambda: transformers.Qwen2Config(
+        **_SIZES, **_GROUPED, **_WINDOWED, use_sliding_window=True, max_window_layers=1, tie_word_embeddings=True
+    ),
     "qwen3": lambda: transformers.Qwen3Config(**_SIZES, **_GROUPED, **_WIDE_HEADS),
     "mistral": lambda: transformers.MistralConfig(**_SIZES, **_GROUPED, **_WINDOWED),
     "gemma2": lambda: transformers.Gemma2Config(**_SIZES, **_GROUPED, **_WINDOWED, **_WIDE_HEADS),
