@@ -180,7 +180,7 @@ def test_a_gguf_takes_its_surroundings_from_the_baseline(
 def test_a_baseline_of_another_architecture_is_refused(
     tmp_path: Path, llama: HookedModel, tiny: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(InputError, match="is a llama model and its baseline .* is a qwen2 model"):
+    with pytest.raises(InputError, match=r"is a llama model and its baseline .* is a qwen2 model"):
         load(gguf_of(tmp_path, llama), like=tiny("qwen2"))
 
 
