@@ -1,0 +1,128 @@
+"""Checkpoints with packed linears, packed here bit by bit so that nothing of the readers is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_models import write
+
+Codes = NDArray[np.int64]
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def pack_rows(codes: Codes, bits: int) -> torch.Tensor:
+    """Columns of codes as little-endian bit streams in int32 words, by writing out every bit."""
+    stream = ((codes[:, None, :] >> np.arange(bits)[None, :, None]) & 1).reshape(-1, codes.shape[1])
+    stream = np.concatenate([stream, np.zeros((-len(stream) % 32, codes.shape[1]), dtype=np.int64)])
+    words = np.einsum("wbc,b->wc", stream.reshape(-1, 32, codes.shape[1]), 1 << np.arange(32))
+    return _plain(torch.from_numpy(words.astype(np.uint32).view(np.int32).copy()))
+
+
+def pack_columns(codes: Codes, bits: int) -> torch.Tensor:
+    return _plain(pack_rows(codes.T, bits).T)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """With the strides of a tensor read from a file, for axes of length 1 too."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def pack_awq_gemm(codes: Codes) -> torch.Tensor:
+    """[rows, columns] with each eight columns in AWQ's order."""
+    return pack_columns(codes.reshape(len(codes), -1, 8)[:, :, AWQ_ORDER].reshape(codes.shape), 4)
+
+
+def gptq_tensors(
+    codes: Codes, zeros: Codes, scales: NDArray[np.float16], g_idx: Codes, bits: int, version: int
+) -> dict[str, torch.Tensor]:
+    """Codes [in, out], zeros and scales [groups, out], as GPTQ stores them."""
+    stored = (zeros - 1) % (1 << bits) if version == 1 else zeros
+    return {
+        "qweight": pack_rows(codes, bits),
+        "qzeros": pack_columns(stored, bits),
+        "scales": torch.from_numpy(scales),
+        "g_idx": torch.from_numpy(g_idx.astype(np.int32)),
+    }
+
+
+def dense(codes: Codes, zeros: Codes, scales: NDArray[np.float16], g_idx: Codes) -> torch.Tensor:
+    """(q - z)·s in numpy's float16, [out, in]."""
+    return torch.from_numpy(((codes - zeros[g_idx]).astype(np.float16) * scales[g_idx]).T.copy())
+
+
+def random_linear(
+    n_in: int, n_out: int, group_size: int, bits: int, seed: int = 0
+) -> tuple[Codes, Codes, NDArray[np.float16], Codes]:
+    """Codes [in, out], zeros and scales [groups, out], group of each input."""
+    random = np.random.default_rng(seed)
+    groups = -(-n_in // group_size)
+    return (
+        random.integers(0, 1 << bits, (n_in, n_out)),
+        random.integers(0, 1 << bits, (groups, n_out)),
+        random.uniform(0.001, 0.1, (groups, n_out)).astype(np.float16),
+        np.arange(n_in) // group_size,
+    )
+
+
+def write_packed(
+    directory: Path,
+    pack: Callable[[int, int], dict[str, torch.Tensor]],
+    quantization: dict[str, Any],
+    model: str = "llama",
+) -> Path:
+    """Replace the linears in the blocks of a tiny model by `pack(in, out)`; norms and embeddings stay."""
+    write(model, directory, torch.float16)
+    tensors = load_file(directory / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        n_out, n_in = tensors.pop(name).shape
+        packed = pack(n_in, n_out)
+        tensors |= {f"{name.removesuffix('weight')}{suffix}": tensor for suffix, tensor in packed.items()}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    return directory
+
+
+def write_gptq(directory: Path, group_size: int = 16, bits: int = 4, version: int = 1, **settings: Any) -> Path:
+    """A GPTQ checkpoint of random codes."""
+    quantization = {"quant_method": "gptq", "bits": bits, "group_size": group_size, "sym": False, "desc_act": False}
+    label = {"checkpoint_format": "gptq" if version == 1 else "gptq_v2"}
+    return write_packed(
+        directory,
+        lambda n_in, n_out: gptq_tensors(
+            *random_linear(n_in, n_out, n_in if group_size == -1 else group_size, bits), bits, version
+        ),
+        quantization | label | settings,
+    )
+
+
+def write_awq(directory: Path, group_size: int = 16, **settings: Any) -> Path:
+    """An AWQ GEMM checkpoint of random codes."""
+
+    def pack(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
+        codes, zeros, scales, _ = random_linear(n_in, n_out, group_size, 4)
+        return {
+            "qweight": pack_awq_gemm(codes),
+            "qzeros": pack_awq_gemm(zeros),
+            "scales": torch.from_numpy(scales),
+        }
+
+    quantization = {"quant_method": "awq", "bits": 4, "group_size": group_size, "version": "gemm", "zero_point": True}
+    return write_packed(directory, pack, quantization | settings)
+
+
+def edit(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    """Apply `change` to the tensors of model.safetensors and write them back."""
+    tensors = load_file(directory / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import interp
+from interp.checkpoint import open_checkpoint
+from interp.errors import InputError
+from tests.packed_files import edit, write_gptq
+from tests.tiny_models import CONFIGS, bare_model, write
+
+REFERENCES = {
+    "autoawq_gemm": "autoawq_gemm",
+    "autoawq_gemv": "autoawq_gemm",
+    "gptqmodel_v1": "gptqmodel_v1",
+    "gptqmodel_v2_act": "gptqmodel_v2_act",
+    "compressed_w4a16": "compressed_w4a16",
+}
+
+
+def configure(directory: Path, **settings: Any) -> Path:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | settings))
+    return directory
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+def test_equals_the_writers_own_dequantization_bit_for_bit(fixtures: Path, name: str) -> None:
+    reference = load_file(fixtures / f"{REFERENCES[name]}.reference.safetensors")
+    ck = open_checkpoint(fixtures / name)
+    assert {f"{linear}.weight" for linear in ck.linears()} == set(reference)
+    for linear in ck.linears():
+        assert torch.equal(ck.tensor(f"{linear}.weight"), reference[f"{linear}.weight"])
+        assert ck.tensor(f"{linear}.weight").dtype is torch.float16
+        assert torch.equal(ck.weight(linear), reference[f"{linear}.weight"].float())
+
+
+def test_facts_of_the_written_files(fixtures: Path) -> None:
+    found = {name: open_checkpoint(fixtures / name) for name in ["fp16", *REFERENCES]}
+    assert {name: ck.format for name, ck in found.items()} == {
+        "fp16": "dense",
+        "autoawq_gemm": "awq",
+        "autoawq_gemv": "awq",
+        "gptqmodel_v1": "gptq",
+        "gptqmodel_v2_act": "gptq",
+        "compressed_w4a16": "compressed-tensors",
+    }
+    assert [ck.quantization.get("act_order") for ck in found.values()] == [None, False, False, False, True, False]
+    assert [ck.quantization.get("version") for ck in found.values()] == [None, "gemm", "gemv", 1, 2, "0.19.0"]
+    assert found["gptqmodel_v1"].compute_dtype is torch.bfloat16  # its norms; the scales are float16 and do not count
+    assert found["fp16"].bits_per_weight() == 16
+    assert all(ck.warnings == [] for ck in found.values())
+    assert all(not hasattr(ck.config, "quantization_config") for ck in found.values())
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+def test_dense_checkpoints_of_every_architecture(name: str, shard: str, tmp_path: Path) -> None:
+    model = bare_model(name)
+    ck = open_checkpoint(write(name, tmp_path, shard=shard))
+    expected = {key: parameter.detach() for key, parameter in model.named_parameters()}
+    assert ck.names() == list(expected)
+    for key, parameter in expected.items():
+        assert torch.equal(ck.tensor(key), parameter)
+    for linear in ck.linears():
+        module = model.get_submodule(linear)
+        inputs = torch.randn(2, ck.weight_shape(linear)[1])
+        bias = 0 if module.bias is None else module.bias
+        torch.testing.assert_close(inputs @ ck.weight(linear).T + bias, module(inputs))
+    per_block = len(ck.linears()) / model.config.num_hidden_layers
+    assert per_block == {"gpt2": 4, "gpt_neox": 4, "gpt_neox_sequential": 4, "phi": 6}.get(name, 7)
+    assert ck.compute_dtype is torch.float32
+    assert ck.bits_per_weight() == 32
+
+
+def test_file_of_the_bare_base_model(tmp_path: Path) -> None:
+    model = bare_model("gpt2")
+    model.transformer.save_pretrained(tmp_path)
+    configure(tmp_path, architectures=["GPT2LMHeadModel"])
+    ck = open_checkpoint(tmp_path)
+    weight = model.transformer.h[0].attn.c_attn.weight.detach()
+    assert torch.equal(ck.tensor("transformer.h.0.attn.c_attn.weight"), weight)
+    assert torch.equal(ck.weight("transformer.h.0.attn.c_attn"), weight.T)
+
+
+def test_state_dict_loads_into_the_model(tmp_path: Path) -> None:
+    ck = open_checkpoint(write_gptq(tmp_path))
+    model = AutoModelForCausalLM.from_config(ck.config)
+    missing, unexpected = model.load_state_dict({name: ck.tensor(name) for name in ck.names()}, strict=False)
+    assert (missing, unexpected) == ([], [])
+
+
+def test_fingerprint_follows_content(tmp_path: Path) -> None:
+    first, second = write("llama", tmp_path / "a"), write("llama", tmp_path / "b")
+    assert open_checkpoint(first).fingerprint() == open_checkpoint(second).fingerprint()
+    edit(second, lambda tensors: tensors["model.norm.weight"][0].add_(1))
+    assert open_checkpoint(first).fingerprint() != open_checkpoint(second).fingerprint()
+
+
+def test_missing_paths_are_told_from_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: Any, **__: Any) -> None:
+        raise AssertionError("a path must not touch the network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
+    for path in (tmp_path / "absent", str(tmp_path / "absent"), "./absent", "absent", "owner/model.gguf", "a/b/c"):
+        with pytest.raises(InputError, match="does not exist"):
+            interp.open_checkpoint(path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="its parent directory does"):
+        open_checkpoint("checkpoints/llama")
+
+
+def test_hub_ids_download_no_pickles_and_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    def download(hub_id: str, allow_patterns: list[str]) -> str:
+        assert hub_id == "owner/model"
+        files = [
+            "model.safetensors",
+            "config.json",
+            "tokenizer.json",
+            "tokenizer.model",
+            "pytorch_model.bin",
+            "model.py",
+        ]
+        kept = list(filter_repo_objects(files, allow_patterns=allow_patterns))
+        assert kept == files[:4]
+        return str(write("llama", tmp_path))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert open_checkpoint("owner/model").format == "dense"
+
+
+def test_offline_hub_id_is_one_paragraph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="No path is called 'owner/model', and as a hub id it could not be downloaded"):
+        open_checkpoint("owner/model")
+
+
+def test_not_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"it has no config\.json"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"notes\.txt is a file that is not a \.gguf"):
+        open_checkpoint(tmp_path / "notes.txt")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json is not JSON"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('["llama"]')
+    with pytest.raises(InputError, match="holds a JSON list"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match="holds no safetensors file"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle, which is not opened"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 30_000])
+def test_truncated_safetensors(keep: int, tmp_path: Path) -> None:
+    file = write("llama", tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        open_checkpoint(tmp_path)
+
+
+def test_missing_shards_and_tensors(tmp_path: Path) -> None:
+    whole = write("llama", tmp_path / "whole", shard="20KB")
+    shards = sorted(whole.glob("*.safetensors"))
+    assert len(shards) > 2
+
+    without = Path(shutil.copytree(whole, tmp_path / "without"))
+    (without / shards[1].name).unlink()
+    with pytest.raises(InputError, match=rf"The shard .*{shards[1].name} is missing"):
+        open_checkpoint(without)
+    (without / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match=rf"The shard .*{shards[1].name} is missing"):  # the numbering tells
+        open_checkpoint(without)
+
+    lying = Path(shutil.copytree(whole, tmp_path / "lying"))
+    tensors = load_file(lying / shards[0].name)
+    dropped = next(iter(tensors))
+    save_file({name: t for name, t in tensors.items() if name != dropped}, lying / shards[0].name)
+    with pytest.raises(InputError, match=rf"'{dropped}' is missing from .*{shards[0].name}"):
+        open_checkpoint(lying)
+
+    partial = edit(write("llama", tmp_path / "partial"), lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(InputError, match=rf"'model\.layers\.1\.mlp\.up_proj\.weight' is missing from {partial}"):
+        open_checkpoint(partial)
+
+
+def test_shapes_that_contradict_the_config(tmp_path: Path) -> None:
+    configure(write("llama", tmp_path), intermediate_size=64)
+    with pytest.raises(InputError, match=r"'model\.layers\.0\.mlp\.gate_proj\.weight' of .* has shape \[48, 32\]"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized with 'bitsandbytes'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantized with 'fp8'"),
+        ({"quantization_config": {"quant_method": "mystery"}}, "quantized with 'mystery'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "declares gptq, but holds no packed tensors"),
+        ({"num_local_experts": 8, "model_type": "mixtral"}, "mixture-of-experts model"),
+        ({"model_type": "bloom"}, "architecture 'bloom' is not supported"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, r"asks to run its own code \(auto_map\)"),
+    ],
+)
+def test_unsupported_models_are_refused_by_name(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(configure(write("llama", tmp_path), **settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("model.layers.0.mlp.up_proj.weight.absmax", torch.ones(4), "bitsandbytes"),
+        ("model.layers.0.mlp.up_proj.SCB", torch.ones(4), r"bitsandbytes \(LLM\.int8\)"),
+        ("model.layers.0.mlp.up_proj.extra", torch.ones(4).to(torch.float8_e4m3fn), "FP8"),
+    ],
+)
+def test_unsupported_tensors_are_refused_by_name(name: str, tensor: torch.Tensor, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"'{name}' of .*model\.safetensors shows that the checkpoint is {message}"):
+        open_checkpoint(edit(write("llama", tmp_path), lambda tensors: tensors.update({name: tensor})))
+
+
+def test_unknown_tensor_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no tensor 'model\.nonsense'"):
+        open_checkpoint(write("llama", tmp_path)).tensor("model.nonsense")
+    edit(tmp_path, lambda tensors: tensors.update({"model.layers.0.extra.weight": torch.ones(3)}))
+    assert [w.startswith("1 tensors of") and "extra.weight" in w for w in open_checkpoint(tmp_path).warnings] == [True]
+
+
+def test_a_large_layer_takes_well_under_a_second() -> None:
+    from interp.formats.gptq import dequantize_gptq
+
+    qweight = torch.randint(-(2**31), 2**31 - 1, (512, 4096)).int()
+    qzeros = torch.randint(-(2**31), 2**31 - 1, (32, 512)).int()
+    scales, g_idx = torch.rand(32, 4096).half(), torch.arange(4096) // 128
+    dequantize_gptq(qweight, qzeros, scales, g_idx, 4, 1)
+    start = time.perf_counter()
+    dequantize_gptq(qweight, qzeros, scales, g_idx, 4, 1)
+    assert time.perf_counter() - start < 3  # 0.2 s on an idle core; shared machines stall

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from interp.checkpoint import open_checkpoint
+from interp.errors import InputError
+from interp.weights import check_pair, effective_weight, recovered_scales, weight_error
+from tests.packed_files import edit
+from tests.tiny_models import write
+
+DIRECTORIES = ["autoawq_gemm", "autoawq_gemv", "gptqmodel_v1", "gptqmodel_v2_act", "compressed_w4a16"]
+
+
+def wide_checkpoint(directory: Path, model: str = "llama") -> Path:
+    """A tiny model with enough channels for statistics, its norms unlike 1."""
+    import transformers
+
+    sizes = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2 if model != "phi" else 4}
+    config = transformers.AutoConfig.for_model(model, **sizes, **heads, max_position_embeddings=64)
+    torch.manual_seed(0)
+    net = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.normal_(0, 0.1)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1)
+    net.half().save_pretrained(directory)
+    write("llama", directory / "tokenizer")
+    (directory / "tokenizer" / "tokenizer.json").rename(directory / "tokenizer.json")
+    return directory
+
+
+def round_to_nearest(weight: torch.Tensor, bits: int = 4, group_size: int = 16) -> torch.Tensor:
+    """Symmetric rounding, as a quantizer without AWQ would."""
+    groups = weight.double().reshape(weight.shape[0], -1, group_size)
+    step = groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return ((groups / step).round() * step).reshape(weight.shape).half()
+
+
+def rescale(tensors: dict[str, torch.Tensor], spread: float, seed: int, pairs: list[tuple[str, str]]) -> None:
+    """AWQ's function-preserving rescaling of every block, in place and before rounding."""
+    random = torch.Generator().manual_seed(seed)
+
+    def factor(n: int) -> torch.Tensor:
+        return (torch.randn(n, generator=random) * spread).exp()
+
+    norms = [
+        ("input_layernorm", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+        ("post_attention_layernorm", ["mlp.gate_proj", "mlp.up_proj"]),
+    ]
+    for block in ("model.layers.0.", "model.layers.1."):
+        for norm, consumers in norms:
+            s = factor(tensors[f"{block}{norm}.weight"].shape[0])
+            tensors[f"{block}{norm}.weight"] = (tensors[f"{block}{norm}.weight"].float() / s).half()
+            for consumer in consumers:
+                tensors[f"{block}{consumer}.weight"] = tensors[f"{block}{consumer}.weight"].float() * s
+        for producer, consumer in pairs:
+            rows = tensors[f"{block}{producer}.weight"]
+            s = factor(rows.shape[0])
+            tensors[f"{block}{producer}.weight"] = rows.float() / s[:, None]
+            columns = tensors[f"{block}{consumer}.weight"]
+            repeats = columns.shape[1] // len(s)  # query heads that share a value head of 16 channels
+            spread_out = s.reshape(-1, 16).repeat_interleave(repeats, 0).reshape(-1) if repeats > 1 else s
+            tensors[f"{block}{consumer}.weight"] = columns.float() * spread_out
+
+
+def quantize(
+    baseline: Path, directory: Path, spread: float, pairs: list[tuple[str, str]], bits: int = 4, seed: int = 1
+) -> Path:
+    """A dense checkpoint holding the rounded weights of a rescaled model."""
+    directory.mkdir()
+    for file in ("config.json", "tokenizer.json"):
+        (directory / file).write_bytes((baseline / file).read_bytes())
+    tensors = load_file(baseline / "model.safetensors")
+    rescale(tensors, spread, seed, pairs)
+    for name, tensor in tensors.items():
+        if name.endswith("_proj.weight"):
+            tensors[name] = round_to_nearest(tensor, bits)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+PAIRS = [("self_attn.v_proj", "self_attn.o_proj"), ("mlp.up_proj", "mlp.down_proj")]
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_known_rescaling_is_recovered_and_the_known_error_remains(bits: int, tmp_path: Path) -> None:
+    baseline_path = wide_checkpoint(tmp_path / "base")
+    quantized_path = quantize(baseline_path, tmp_path / "quantized", 0.5, PAIRS, bits)
+    truth = load_file(baseline_path / "model.safetensors")
+    rescaled = dict(truth)
+    rescale(rescaled, 0.5, 1, PAIRS)
+    baseline, quantized = open_checkpoint(baseline_path), open_checkpoint(quantized_path)
+    scales = recovered_scales(baseline, quantized)
+    assert scales.warnings == []
+    table = weight_error(baseline, quantized)
+    for name in baseline.linears():
+        before, after = truth[f"{name}.weight"].double(), rescaled[f"{name}.weight"].double()
+        error = round_to_nearest(after, bits).double() - after
+        # The factor of each element is after / before, whatever norm, rows and columns it is made of.
+        known = (error * before / after).norm() / before.norm()
+        undone = (effective_weight(quantized, name, scales, torch.float64) - before).norm() / before.norm()
+        assert float(undone) == pytest.approx(float(known), rel=0.02)
+        assert (quantized.weight(name).double() - before).norm() / before.norm() > 0.4
+        rows = table[table.module == name]
+        np.testing.assert_allclose(
+            (rows.rms_error**2).sum() / (rows.rms_weight**2).sum(), float(undone) ** 2, rtol=1e-4
+        )
+
+
+def test_value_heads_shared_by_query_heads_repeat_their_factor(tmp_path: Path) -> None:
+    baseline_path = wide_checkpoint(tmp_path / "base")
+    quantized = open_checkpoint(quantize(baseline_path, tmp_path / "q", 0.5, PAIRS, 8))
+    scales = recovered_scales(open_checkpoint(baseline_path), quantized)
+    rows, columns = scales.outputs["model.layers.0.self_attn.v_proj"], scales.inputs["model.layers.0.self_attn.o_proj"]
+    assert (len(rows), len(columns)) == (32, 64)
+    assert torch.equal(columns.reshape(2, 2, 16), rows.reshape(2, 1, 16).expand(2, 2, 16))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("seed", range(4))
+def test_plain_rounding_is_never_taken_for_a_rescaling(bits: int, seed: int, tmp_path: Path) -> None:
+    baseline = wide_checkpoint(tmp_path / "base")
+    tensors = load_file(baseline / "model.safetensors")
+    torch.manual_seed(seed)
+    for name in tensors:
+        if name.endswith("_proj.weight"):
+            tensors[name] = round_to_nearest(tensors[name] * (1 + 1e-3 * torch.randn(tensors[name].shape)), bits)
+    edited = edit(wide_checkpoint(tmp_path / "q"), lambda stored: stored.update(tensors))
+    scales = recovered_scales(open_checkpoint(baseline), open_checkpoint(edited))
+    assert (scales.inputs, scales.outputs, scales.norms, scales.warnings) == ({}, {}, {}, [])
+
+
+def test_rescaling_across_an_activation_is_labelled_and_not_undone(tmp_path: Path) -> None:
+    baseline = wide_checkpoint(tmp_path / "base", "phi")
+    factor = (torch.randn(96, generator=torch.Generator().manual_seed(0)) * 0.5).exp()
+
+    def fold(tensors: dict[str, torch.Tensor]) -> None:
+        for block in (0, 1):
+            producer, consumer = (f"model.layers.{block}.mlp.{name}.weight" for name in ("fc1", "fc2"))
+            tensors[producer] = round_to_nearest(tensors[producer].float() / factor[:, None])
+            tensors[consumer] = round_to_nearest(tensors[consumer].float() * factor)
+
+    quantized = edit(wide_checkpoint(tmp_path / "q", "phi"), fold)
+    scales = recovered_scales(open_checkpoint(baseline), open_checkpoint(quantized))
+    assert (scales.inputs, scales.outputs) == ({}, {})
+    assert len(scales.warnings) == 1
+    assert "mlp.fc1 and mlp.fc2" in scales.warnings[0]
+    assert "in 2 of 2 blocks" in scales.warnings[0]
+
+
+def test_layer_norm_biases_are_rescaled_too(tmp_path: Path) -> None:
+    baseline = wide_checkpoint(tmp_path / "base", "phi")
+    factor = (torch.randn(64, generator=torch.Generator().manual_seed(0)) * 0.5).exp()
+
+    def fold(tensors: dict[str, torch.Tensor], forget: str = "") -> None:
+        for name in ("weight", "bias"):
+            key = f"model.layers.0.input_layernorm.{name}"
+            if name != forget:
+                tensors[key] = (tensors[key].float() / factor).half()
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"):
+            key = f"model.layers.0.{name}.weight"
+            tensors[key] = (tensors[key].float() * factor).half()
+
+    whole = edit(wide_checkpoint(tmp_path / "q", "phi"), fold)
+    assert check_pair(baseline, whole) == []
+    partial = edit(wide_checkpoint(tmp_path / "r", "phi"), lambda tensors: fold(tensors, forget="bias"))
+    with pytest.raises(InputError, match=r"1 of \d+ tensors differ beyond rounding, among them .*layernorm\.bias"):
+        check_pair(baseline, partial)
+
+
+def test_a_rescaled_norm_that_a_linear_does_not_follow_is_labelled(tmp_path: Path) -> None:
+    baseline = wide_checkpoint(tmp_path / "base")
+
+    def fold(tensors: dict[str, torch.Tensor]) -> None:
+        key = "model.layers.0.post_attention_layernorm.weight"
+        factor = (torch.randn(64, generator=torch.Generator().manual_seed(0)) * 0.5).exp()
+        tensors[key] = (tensors[key].float() / factor).half()
+        up = "model.layers.0.mlp.up_proj.weight"
+        tensors[up] = (tensors[up].float() * factor).half()
+
+    scales = recovered_scales(open_checkpoint(baseline), open_checkpoint(edit(wide_checkpoint(tmp_path / "q"), fold)))
+    assert list(scales.inputs) == ["model.layers.0.mlp.up_proj"]
+    assert "post_attention_layernorm was rescaled, but mlp.gate_proj" in scales.warnings[0]
+
+
+def relative_error(baseline: Path, quantized: Path, module: str, undone: bool) -> float:
+    first, second = open_checkpoint(baseline), open_checkpoint(quantized)
+    weight = effective_weight(second, module, recovered_scales(first, second)) if undone else second.weight(module)
+    return float((weight - first.weight(module)).norm() / first.weight(module).norm())
+
+
+@pytest.mark.parametrize("layout", ["autoawq_gemm", "autoawq_gemv"])
+@pytest.mark.parametrize(("part", "raw", "undone"), [("mlp.down_proj", 0.53, 0.13), ("self_attn.q_proj", 0.37, 0.22)])
+def test_errors_of_the_autoawq_files(fixtures: Path, layout: str, part: str, raw: float, undone: float) -> None:
+    module = f"model.layers.0.{part}"
+    assert relative_error(fixtures / "fp16", fixtures / layout, module, undone=False) == pytest.approx(raw, abs=0.005)
+    assert relative_error(fixtures / "fp16", fixtures / layout, module, undone=True) == pytest.approx(undone, abs=0.005)
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_written_cells_are_pairs(fixtures: Path, name: str) -> None:
+    warnings = check_pair(fixtures / "fp16", fixtures / name)
+    assert [
+        w.startswith("mlp.up_proj and mlp.down_proj were rescaled by factors that do not cancel") for w in warnings
+    ] == [True] * name.startswith("autoawq")
+
+
+def test_bfloat16_copy_is_a_pair_and_a_fine_tuned_one_is_not(tmp_path: Path) -> None:
+    baseline = write("llama", tmp_path / "base", torch.float16)
+    copy = write("llama", tmp_path / "copy", torch.bfloat16)
+    assert check_pair(baseline, copy) == []
+    tuned = write("llama", tmp_path / "tuned", torch.float16)
+    edit(tuned, lambda tensors: tensors["model.norm.weight"].mul_(1.01))
+    with pytest.raises(InputError, match=r"not a quantization of this baseline.*model\.norm\.weight.*--force"):
+        check_pair(baseline, tuned)
+    assert ["model.norm.weight" in warning for warning in check_pair(baseline, tuned, force=True)] == [True]
+
+
+def test_other_architectures_shapes_and_tokenizers_are_no_pair(tmp_path: Path) -> None:
+    baseline = write("llama", tmp_path / "base")
+    with pytest.raises(InputError, match=r"qwen2 model, .* a llama model"):
+        check_pair(baseline, write("qwen2", tmp_path / "qwen"))
+    small = wide_checkpoint(tmp_path / "wide")
+    with pytest.raises(InputError, match=r"has shape \(320, 32\) in .* and \(320, 64\) in"):
+        check_pair(baseline, small)
+    renamed = write("llama", tmp_path / "renamed")
+    tokenizer = json.loads((renamed / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (renamed / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match=r"2 tokens have other ids, among them \['a', 'b'\]|\['b', 'a'\]"):
+        check_pair(baseline, renamed)
+
+
+def test_unrelated_quantized_weights_are_no_pair(tmp_path: Path) -> None:
+    from tests.packed_files import write_gptq
+
+    baseline = write("llama", tmp_path / "base", torch.float16)
+    with pytest.raises(InputError, match=r"21 of \d+ tensors differ"):
+        check_pair(baseline, write_gptq(tmp_path / "random"))
+
+
+def test_rows_of_zeros_have_no_relative_error(tmp_path: Path) -> None:
+    baseline = write("llama", tmp_path / "base")
+    edit(baseline, lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"][3].zero_())
+    row = weight_error(baseline, baseline).query("module == 'model.layers.0.mlp.up_proj' and neuron == 3").iloc[0]
+    assert row.rms_error == row.rms_weight == 0
+    assert np.isnan(row.relative_error)
