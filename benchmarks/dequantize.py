@@ -39,11 +39,8 @@ def awq() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """AWQ GEMM against GPTQModel's `dequantize_gemm`."""
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
 
-    qweight, qzeros, scales = (
-        words(SIZE, SIZE // 8),
-        words(SIZE // GROUP, SIZE // 8),
-        torch.rand(SIZE // GROUP, SIZE).half(),
-    )
+    qweight, qzeros = words(SIZE, SIZE // 8), words(SIZE // GROUP, SIZE // 8)
+    scales = torch.rand(SIZE // GROUP, SIZE).half()
     return lambda: gemm(qweight, qzeros, scales), lambda: dequantize_gemm(qweight, qzeros, scales, 4, GROUP).T
 
 

@@ -107,7 +107,9 @@ def test_known_rescaling_is_recovered_and_the_known_error_remains(bits: int, tmp
         # The factor of each element is after / before, whatever norm, rows and columns it is made of.
         known = (error * before / after).norm() / before.norm()
         undone = (effective_weight(quantized, name, scales, torch.float64) - before).norm() / before.norm()
-        assert float(undone) == pytest.approx(float(known), rel=0.02)
+        exact = name not in scales.outputs and not name.endswith(("o_proj", "down_proj"))  # fed by a norm alone
+        fitted = {3: 0.08, 4: 0.02, 8: 0.02}[bits]  # a fit is as uncertain as the 64 rounded weights of a channel
+        assert float(undone) == pytest.approx(float(known), rel=1e-3 if exact else fitted)
         assert (quantized.weight(name).double() - before).norm() / before.norm() > 0.4
         rows = table[table.module == name]
         np.testing.assert_allclose(
