@@ -140,8 +140,7 @@ def write_cells(
         InputError: as for the single writers; cells finished before the error are kept.
         MissingExtra: a cell's writer is not installed.
     """
-    if unknown := set(cells) - set(CELLS):
-        raise InputError(f"There is no cell {sorted(unknown)[0]!r}", f"some of {', '.join(CELLS)}")
+    _check_cells(cells)
     checkpoint = _dense(baseline)
     written: dict[str, Path] = {}
 
@@ -163,6 +162,11 @@ def write_cells(
         for kind in kinds:
             finish(gguf_job(process, file, out / kind, kind))
     return {cell: written[cell] for cell in cells}
+
+
+def _check_cells(cells: Sequence[str]) -> None:
+    if unknown := set(cells) - set(CELLS):
+        raise InputError(f"There is no cell {sorted(unknown)[0]!r}", f"some of {', '.join(CELLS)}")
 
 
 def _dense(source: Path) -> Checkpoint:
@@ -225,6 +229,7 @@ def _main(
     from rich.progress import Progress as Bars
 
     chosen = [cell.strip() for cell in cells.split(",") if cell.strip()]
+    _check_cells(chosen)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
     with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks = {cell: bars.add_task(cell, total=1.0, start=False) for cell in chosen}
