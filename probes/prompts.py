@@ -17,7 +17,7 @@ from pathlib import Path
 
 from interp.errors import InputError
 
-BUILTIN = ("harmful", "harmless")
+BUILTIN = ("harmful", "harmless", "borderline")
 FIELDS = ("instruction", "prompt", "goal")
 """What the field of a request may be called; the first one present is taken."""
 
@@ -62,10 +62,10 @@ class _Prompt:
 
 
 def builtin(name: str) -> PromptSet:
-    """A set of 128 requests of our own, sixteen of each of eight categories: `harmful` or `harmless`.
+    """A set of our own: `harmful`, `harmless` (128 requests each, sixteen of each of eight categories) or `borderline`.
 
-    The two are matched line by line in form and subject, so that their contrast is about harm. The categories take
-    turns: the first requests are as balanced as all of them.
+    The first two are matched line by line in form and subject, so that their contrast is about harm. The categories take
+    turns: the first requests are as balanced as all of them. `borderline` has 32 harmless requests that look harmful.
 
     Raises:
         InputError: no such set.

@@ -1,0 +1,101 @@
+"""Engines: what turns prompt token ids into answers. The same prompts and greedy decoding in all of them.
+
+The hooked model (transformers) runs every format; llama.cpp runs GGUF files as their users do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.checkpoint import open_checkpoint
+from interp.errors import InputError
+from interp.loading import Surroundings, surroundings
+from probes.generation import Answer
+
+
+class EngineName(StrEnum):
+    """The engines that run a checkpoint in this process."""
+
+    HOOKED = "hooked"
+    LLAMA_CPP = "llama.cpp"
+
+
+class Engine(Protocol):
+    """A model that answers prompts given as token ids."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        """Greedy answers, in the order of the prompts."""
+
+    def last_logits(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
+        """Logits of the first generated token of each prompt, float32."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How a checkpoint is run.
+
+    Attributes:
+        path: the checkpoint.
+        engine: which engine runs it.
+        like: the checkpoint whose tokenizer (and config, for a GGUF in the hooked model) is used.
+        dtype: of the hooked model, e.g. "float32"; None for its default.
+        device: of the hooked model.
+    """
+
+    path: str
+    engine: EngineName = EngineName.HOOKED
+    like: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+    def surroundings(self) -> Surroundings:
+        """The tokenizer that renders and encodes the prompts, and the config; reads no weights."""
+        return surroundings(open_checkpoint(self.path), self.like)
+
+    def open(self) -> Engine:
+        """Load the weights.
+
+        Raises:
+            InputError: the checkpoint cannot be read, or llama.cpp is to run something that is no GGUF file.
+        """
+        if self.engine is EngineName.HOOKED:
+            return HookedEngine(self)
+        if open_checkpoint(self.path).format != "gguf":
+            raise InputError(
+                f"{self.path} is no GGUF file, so llama.cpp cannot run it",
+                "a .gguf file",
+                "Use the engine 'hooked', which runs every format",
+            )
+        from probes.llamacpp import LlamaCppEngine
+
+        return LlamaCppEngine(Path(self.path))
+
+
+class HookedEngine:
+    """The hooked Hugging Face model of a checkpoint of any format."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        from interp.model import load
+
+        dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
+        self.model = load(settings.path, like=settings.like, dtype=dtype, device=settings.device)
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        """As one left-padded batch."""
+        from probes.generation import generate
+
+        return generate(self.model, prompts, max_new_tokens)
+
+    def last_logits(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
+        """One prompt at a time, without padding."""
+        from probes.generation import last_logits
+
+        return last_logits(self.model, prompts)

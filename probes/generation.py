@@ -1,0 +1,101 @@
+"""Greedy generation from token ids, batched: what every completion of a hooked model is made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.model import HookedModel
+
+
+class Answer(NamedTuple):
+    """What a model generated.
+
+    Attributes:
+        tokens: without the token that ended it.
+        finished: whether the model ended it; else it was cut at the limit.
+    """
+
+    tokens: list[int]
+    finished: bool
+
+
+def generate(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+    """The most probable continuation of each prompt, token by token, all prompts in one batch.
+
+    What the checkpoint's generation_config.json says about sampling is ignored; its end-of-sequence tokens are kept.
+
+    Args:
+        model: hooks that are open act on every step.
+        prompts: token ids, none empty.
+        max_new_tokens: where an answer is cut.
+    """
+    ends = end_tokens(model)
+    answers = [Answer([], False)] * len(prompts)
+    for rows, tokens in _steps(model, prompts, max_new_tokens, ends):
+        for row, token in zip(rows, tokens, strict=True):
+            so_far = answers[row].tokens
+            answers[row] = Answer(so_far, True) if token in ends else Answer([*so_far, token], False)
+    return answers
+
+
+def end_tokens(model: HookedModel) -> set[int]:
+    """The tokens that end an answer, as the tokenizer and the generation config declare them."""
+    declared = model.hf.generation_config.eos_token_id
+    return {model.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+
+
+def last_logits(model: HookedModel, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
+    """Logits of the first generated token of each prompt, float32 on the CPU, one prompt at a time."""
+    with torch.no_grad():
+        rows = [
+            model.hf(torch.tensor([list(ids)], device=model.hf.device), use_cache=False, logits_to_keep=1).logits[0, -1]
+            for ids in prompts
+        ]
+    return torch.stack(rows).float().cpu()
+
+
+@torch.no_grad()
+def _steps(
+    model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int]
+) -> Iterator[tuple[list[int], list[int]]]:
+    """At each step, which prompts are still being answered and the next token of each.
+
+    transformers' own `generate` computes every row until the longest answer is done; here a row leaves with its answer.
+    """
+    from transformers import DynamicCache
+
+    step, mask = _left_padded(prompts, model.tokenizer.pad_token_id or 0, model.hf.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    rows = list(range(len(prompts)))
+    for _ in range(max_new_tokens):
+        output = model.hf(
+            step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        tokens = output.logits[:, -1].argmax(dim=-1)
+        chosen = tokens.tolist()
+        yield rows, chosen
+        staying = [place for place, token in enumerate(chosen) if token not in ends]
+        if not staying:
+            return
+        if len(staying) < len(rows):
+            kept = torch.tensor(staying, device=mask.device)
+            rows, tokens, mask = [rows[place] for place in staying], tokens[kept], mask[kept]
+            cache.batch_select_indices(kept)
+        step, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        positions = mask.sum(dim=1, keepdim=True) - 1
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Token ids and attention mask; pads go to the left, so that all answers start at the same column."""
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

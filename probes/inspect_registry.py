@@ -1,0 +1,17 @@
+"""What Inspect finds through the entry point: the provider `quantscope/PATH` and the tasks. torch is imported late."""
+
+from __future__ import annotations
+
+from inspect_ai.model import ModelAPI, modelapi
+
+from probes.tasks import jailbreak, over_refusal, refusal
+
+__all__ = ["jailbreak", "over_refusal", "quantscope", "refusal"]
+
+
+@modelapi(name="quantscope")
+def quantscope() -> type[ModelAPI]:
+    """A local checkpoint of any format; see `probes.provider`."""
+    from probes.provider import CheckpointAPI
+
+    return CheckpointAPI

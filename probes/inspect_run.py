@@ -1,0 +1,159 @@
+"""One cell through Inspect: `eval_set` with its logs and its sample buffer inside the run folder, then rows.
+
+A sample that Inspect has finished is in its log or, after a kill, in the buffer; the next run of the same command
+takes it from there. Inspect opens no server, writes nothing outside the folder and prints nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from interp.errors import InputError
+from probes.labels import Label, classify
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
+    from inspect_ai.log import EvalLog, EvalSample
+    from inspect_ai.model import Model
+
+LABELLED_BY_SCORE = frozenset({"truthfulness", "bias"})
+"""Tasks whose score is an answer's correctness; the others are labelled from the response."""
+
+AGAIN = "What was finished is kept: run the same command to go on"
+
+
+def run_cell(
+    tasks: Sequence[Task],
+    model: Model,
+    folder: Path,
+    *,
+    max_new_tokens: int,
+    max_connections: int,
+    shuffle: int | None = None,
+    finished: Callable[[], None] = lambda: None,
+) -> list[EvalLog]:
+    """Run tasks on one model, or what is left of them.
+
+    Args:
+        tasks: each with its dataset.
+        model: Inspect's.
+        folder: of this cell: logs/ and buffer/ go into it.
+        max_new_tokens: where an answer is cut.
+        max_connections: requests at once.
+        shuffle: a seed that changes the order of the samples.
+        finished: called after every sample.
+
+    Returns:
+        Headers of the logs, one per task, in their order.
+
+    Raises:
+        InputError: a task stopped before its end; the message is that of the sample that failed.
+    """
+    from inspect_ai import eval_set, task_with
+
+    async def count(_: Any) -> None:
+        finished()
+
+    with _quiet(folder):
+        try:
+            _, logs = eval_set(
+                [task_with(task, cleanup=count) for task in tasks],
+                log_dir=str(folder / "logs"),
+                model=model,
+                max_tasks=1,
+                max_connections=max_connections,
+                max_samples=max_connections,
+                max_tokens=max_new_tokens,
+                temperature=0.0,
+                seed=0,
+                sample_shuffle=shuffle,
+                retry_attempts=0,
+                retry_immediate=False,
+                fail_on_error=True,
+                display="none",
+                log_level="error",
+                ctl_server=False,
+                log_images=False,
+                score_display=False,
+            )
+        except OSError as error:
+            raise InputError(f"The run in {folder} stopped: {error}", do=AGAIN) from error
+    by_task = {log.eval.task.rpartition("/")[2]: log for log in logs}
+    for name, log in by_task.items():
+        if log.status != "success":
+            reason = log.error.message if log.error else log.status
+            raise InputError(f"The task {name} on {model.name} stopped: {reason}", do=AGAIN)
+    return [by_task[task.name.rpartition("/")[2]] for task in tasks]
+
+
+@contextlib.contextmanager
+def _quiet(folder: Path) -> Iterator[None]:
+    """Inspect's data directory inside the folder, and what it prints in a file there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = os.environ.get("XDG_DATA_HOME")
+    os.environ["XDG_DATA_HOME"] = str((folder / "buffer").absolute())
+    try:
+        with (folder / "inspect.txt").open("a") as printed, contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        if before is None:
+            del os.environ["XDG_DATA_HOME"]
+        else:
+            os.environ["XDG_DATA_HOME"] = before
+
+
+def outcomes(cell: str, log: EvalLog) -> pd.DataFrame:
+    """The tidy rows of one log: one per sample and epoch, ordered by sample id.
+
+    Columns: cell, engine, task, sample_id, epoch, category, prompt, prompt_sha256 (of the token ids), n_prompt_tokens,
+    response, thinking, n_tokens (generated, the end token not counted), stop_reason, label, error.
+    """
+    from inspect_ai.log import read_eval_log_samples
+
+    task = log.eval.task.rpartition("/")[2]
+    rows = [
+        {"cell": cell, "task": task, **_row(sample, task)}
+        for sample in read_eval_log_samples(log.location, all_samples_required=True)
+    ]
+    return pd.DataFrame(rows).sort_values(["sample_id", "epoch"], ignore_index=True)
+
+
+def _row(sample: EvalSample, task: str) -> dict[str, Any]:
+    from inspect_ai.model import ContentReasoning
+
+    output = sample.output
+    recorded = output.metadata or {}
+    content = output.choices[0].message.content if output.choices else ""
+    thoughts = (
+        [part.reasoning for part in content if isinstance(part, ContentReasoning)] if isinstance(content, list) else []
+    )
+    response = None if sample.error else output.completion
+    usage = output.usage
+    return {
+        "engine": recorded.get("engine"),
+        "sample_id": str(sample.id),
+        "epoch": sample.epoch,
+        "category": sample.metadata.get("category", ""),
+        "prompt": sample.input if isinstance(sample.input, str) else sample.input[-1].text,
+        "prompt_sha256": recorded.get("prompt_sha256"),
+        "n_prompt_tokens": usage.input_tokens if usage else None,
+        "response": response,
+        "thinking": "\n".join(thoughts),
+        "n_tokens": recorded.get("n_tokens", usage.output_tokens if usage else None),
+        "stop_reason": output.stop_reason,
+        "label": _label(sample, task, response),
+        "error": sample.error.message if sample.error else "",
+    }
+
+
+def _label(sample: EvalSample, task: str, response: str | None) -> str:
+    if task not in LABELLED_BY_SCORE:
+        return str(classify(response))
+    scores = list((sample.scores or {}).values())
+    return str(scores[0].as_str()) if scores else str(Label.UNSCORED)
