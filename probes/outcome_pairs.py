@@ -1,0 +1,154 @@
+"""Outcomes per prompt, and the pairs of a cell's outcomes with its baseline's on the same prompts.
+
+An outcome table has one row per (cell, task, sample id), as `python -m probes.refusal` writes it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from interp.errors import InputError
+from probes.labels import REFUSED, Label, classify
+
+KEY = ["task", "sample_id"]
+REQUIRED = ["cell", *KEY, "response"]
+SAME = {
+    "engine": "engines, so the difference would be the engines' as much as the quantization's",
+    "prompt_sha256": "prompts (the text or tokens that the models saw are not the same)",
+}
+"""Column that must be equal within a pair → what differs where it is not."""
+
+
+def read_outcomes(path: Path, label: str = "label") -> pd.DataFrame:
+    """Read an outcome table from parquet, CSV or JSON lines and check it.
+
+    Args:
+        path: the file.
+        label: the column of labels. Where it is `label` and absent, responses are labelled by the broader lexicon.
+
+    Returns:
+        The table, with `label` from that column; rows with an error, and those without a label, are unscored.
+
+    Raises:
+        InputError: the file cannot be read; a column is missing; a row occurs twice; a label is unknown.
+    """
+    readers = {
+        ".parquet": pd.read_parquet,
+        ".csv": pd.read_csv,
+        ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False),
+    }
+    if path.suffix not in readers:
+        raise InputError(f"{path} is not a kind of table that can be read", f"a file ending in {', '.join(readers)}")
+    try:
+        table = readers[path.suffix](path)
+    except (OSError, ValueError) as error:  # pyarrow's and pandas' parsing errors are both
+        raise InputError(
+            f"{path} cannot be read as a table of outcomes: {error}", "what probes.refusal wrote"
+        ) from error
+    return check_outcomes(table, label, str(path))
+
+
+def check_outcomes(table: pd.DataFrame, label: str = "label", name: str = "The table") -> pd.DataFrame:
+    """As `read_outcomes`, for a table in memory."""
+    missing = [column for column in REQUIRED if column not in table]
+    if label != "label" and label not in table:
+        missing.append(label)
+    if missing:
+        raise InputError(f"{name} has no column {', '.join(missing)}", f"the columns {', '.join(REQUIRED)}")
+    twice = table[table.duplicated(["cell", *KEY])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise InputError(
+            f"{name} has {len(twice)} outcomes twice, such as cell {row['cell']}, task {row['task']}, sample "
+            f"{row['sample_id']}",
+            "one row for each cell, task and sample",
+        )
+    return table.assign(label=_labels(table, label, name))
+
+
+def _labels(table: pd.DataFrame, column: str, name: str) -> pd.Series:
+    responses = table["response"].where(table["response"].notna(), None)
+    if column in table:
+        found = table[column].where(table[column].notna(), Label.UNSCORED)
+    else:
+        found = pd.Series([classify(response) for response in responses], index=table.index, dtype=object)
+    unknown = set(found) - {str(label) for label in Label}
+    if unknown:
+        raise InputError(
+            f"{name}: the column {column} holds {', '.join(map(repr, sorted(map(str, unknown))))}",
+            f"only {', '.join(Label)}",
+        )
+    failed = (
+        table["error"].notna() & (table["error"] != "") if "error" in table else pd.Series(False, index=table.index)
+    )
+    return found.astype(str).mask(failed | responses.isna(), str(Label.UNSCORED))
+
+
+def pair(table: pd.DataFrame, baseline: str, cell: str, force: bool = False) -> tuple[pd.DataFrame, list[str]]:
+    """Join a cell's outcomes with the baseline's.
+
+    Args:
+        table: checked outcomes.
+        baseline: the baseline's name.
+        cell: the cell's name.
+        force: warn where the two cannot be compared, instead of refusing.
+
+    Returns:
+        One row per prompt that both were given: task, sample_id, category, and from either side, with the suffixes
+        `_baseline` and `_cell`: label, refused, answered, scored, response, n_tokens (if there). And warnings.
+
+    Raises:
+        InputError: one of the two is not in the table, they have no prompt in common, or they ran on different engines
+            or prompts and `force` is not given.
+    """
+    sides = {name: table[table["cell"] == name] for name in (baseline, cell)}
+    for name, side in sides.items():
+        if side.empty:
+            cells = ", ".join(map(str, table["cell"].unique()))
+            raise InputError(f"There are no outcomes of {name}", f"one of the cells of the table: {cells}")
+    pairs = _with_outcomes(sides[baseline]).merge(
+        _with_outcomes(sides[cell]), on=KEY, suffixes=("_baseline", "_cell"), validate="one_to_one"
+    )
+    if pairs.empty:
+        raise InputError(f"{cell} and {baseline} have no prompt in common", "the same tasks and samples in both")
+    if "category_baseline" in pairs:
+        pairs["category"] = pairs["category_baseline"].fillna("").astype(str)
+    else:
+        pairs["category"] = ""
+    return pairs, _differences(pairs, sides[baseline], sides[cell], baseline, cell, force)
+
+
+def _with_outcomes(side: pd.DataFrame) -> pd.DataFrame:
+    return side.assign(
+        refused=side["label"].isin(REFUSED),
+        answered=side["label"] == Label.COMPLIANCE,
+        scored=side["label"] != Label.UNSCORED,
+    )
+
+
+def _differences(
+    pairs: pd.DataFrame, left: pd.DataFrame, right: pd.DataFrame, baseline: str, cell: str, force: bool
+) -> list[str]:
+    warnings = []
+    alone = len(left) + len(right) - 2 * len(pairs)
+    if alone:
+        warnings.append(f"{cell}: {alone} outcomes have no counterpart and are left out")
+    for column, what in SAME.items():
+        if f"{column}_baseline" not in pairs:
+            warnings.append(f"{cell}: the table has no column {column}, so nothing says that it is the same for both")
+            continue
+        differ = pairs[pairs[f"{column}_baseline"].astype(str) != pairs[f"{column}_cell"].astype(str)]
+        if differ.empty:
+            continue
+        first = differ.iloc[0]
+        found = (
+            f"{cell} and {baseline} have different {what}: {len(differ)} of {len(pairs)} pairs differ, such as "
+            f"{first['task']} {first['sample_id']} "
+            f"({first[f'{column}_baseline']!s:.20} and {first[f'{column}_cell']!s:.20})"
+        )
+        if not force:
+            raise InputError(found, "pairs that differ in the weights only", "Run both alike, or insist with --force")
+        warnings.append(f"compared although {found}")
+    return warnings
