@@ -6,7 +6,7 @@ Layouts: AutoAWQ 0.2.9, `awq/modules/linear/{gemm,gemv,gemv_fast}.py`. All compu
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float16, Int16, Int32
+from jaxtyping import Float, Float16, Int16, Int32, UInt8
 from torch import Tensor
 
 from interp.errors import InputError
@@ -39,8 +39,8 @@ def gemv(
     """Dense weight of the GEMV layout, packed along the input in linear order; scales and zeros are padded."""
     n_in = qweight.shape[1] * CODES_PER_WORD
     groups = n_in // group_size
-    codes = unpack_columns(qweight, BITS, n_in).to(torch.int16)
-    zeros = unpack_columns(qzeros, BITS, groups).to(torch.int16)
+    codes = unpack_columns(qweight, BITS, n_in)
+    zeros = unpack_columns(qzeros, BITS, groups)
     return _scaled(codes, zeros, scales[:, :groups], group_size)
 
 
@@ -59,21 +59,21 @@ def gemv_fast(
     return torch.addcmul(shift, codes.reshape(n_out, n_in).double(), scale).half()
 
 
-def _nibbles(words: Int32[Tensor, "rows words"]) -> Int16[Tensor, "columns rows"]:
+def _nibbles(words: Int32[Tensor, "rows words"]) -> UInt8[Tensor, "columns rows"]:
     codes = unpack_rows(words.T, BITS, words.shape[1] * CODES_PER_WORD)
     ordered = codes.view(words.shape[1], CODES_PER_WORD, words.shape[0])[:, NIBBLE_OF_COLUMN]
-    return ordered.reshape(-1, words.shape[0]).to(torch.int16)
+    return ordered.reshape(-1, words.shape[0])
 
 
 def _scaled(
-    codes: Int16[Tensor, "out in"],
-    zeros: Int16[Tensor, "out groups"],
+    codes: UInt8[Tensor, "out in"],
+    zeros: UInt8[Tensor, "out groups"],
     scales: Float[Tensor, "out groups"],
     group_size: int,
 ) -> Float[Tensor, "out in"]:
     """(q - z)·s with one multiplication in the dtype of the scales."""
-    grouped = codes.reshape(codes.shape[0], -1, group_size)
-    return ((grouped - zeros[..., None]) * scales[..., None]).reshape(codes.shape)
+    grouped = codes.to(scales.dtype).reshape(codes.shape[0], -1, group_size)  # small integers: exact, so is q - z
+    return grouped.sub_(zeros.to(scales.dtype)[..., None]).mul_(scales[..., None]).reshape(codes.shape)
 
 
 def _deinterleaved(qweight: Int16[Tensor, "quarter in"]) -> Int16[Tensor, "out in"]:

@@ -39,10 +39,20 @@ def dequantize_gptq(
         bits: of a code.
         version: 1 where the file stores z - 1, 2 where it stores z.
     """
-    codes = unpack_rows(qweight, bits, g_idx.shape[0]).to(torch.int16)
-    zeros = _zero_points(unpack_columns(qzeros, bits, scales.shape[1]), bits, version)
+    weight = unpack_rows(qweight, bits, g_idx.shape[0]).to(scales.dtype)  # small integers: exact, so is q - z
+    zeros = _zero_points(unpack_columns(qzeros, bits, scales.shape[1]), bits, version).to(scales.dtype)
     group = g_idx.long()
-    return ((codes - zeros[group]) * scales[group]).T.contiguous()
+    if _consecutive(group, scales.shape[0]):  # broadcasting is twice as fast as gathering
+        weight.view(scales.shape[0], -1, scales.shape[1]).sub_(zeros[:, None]).mul_(scales[:, None])
+    else:
+        weight.sub_(zeros[group]).mul_(scales[group])
+    return weight.T.contiguous()
+
+
+def _consecutive(group: Int[Tensor, " in"], n_groups: int) -> bool:
+    """Whether the groups follow one another and are all of one size."""
+    size, rest = divmod(group.shape[0], n_groups)
+    return rest == 0 and size > 0 and torch.equal(group, torch.arange(group.shape[0], device=group.device) // size)
 
 
 def _zero_points(stored: UInt8[Tensor, "groups out"], bits: int, version: Literal[1, 2]) -> Tensor:
