@@ -86,10 +86,9 @@ def expected_calibration_error(
         bins: number of equal-width bins, open below and closed above.
     """
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)[1:-1]
-    gap = correct.double() - probability.double()
-    sums = torch.zeros(bins, dtype=torch.float64).index_add_(
-        0, torch.bucketize(probability.double().contiguous(), edges), gap
-    )
+    probability = probability.double().contiguous()
+    gap = correct.double() - probability
+    sums = torch.zeros(bins, dtype=torch.float64).index_add_(0, torch.bucketize(probability, edges), gap)
     return float(sums.abs().sum() / len(gap))
 
 

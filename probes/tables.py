@@ -55,7 +55,7 @@ def render(title: str, table: pd.DataFrame, columns: Columns) -> Group:
     """
     rendered = Table(title=title, title_justify="left")
     for position, header in enumerate(columns):
-        rendered.add_column(header, justify="left" if position == 0 else "right", overflow="fold")
+        rendered.add_column(header, justify="right" if position else "left", no_wrap=not position, overflow="fold")
     for _, row in table.iterrows():
         rendered.add_row(*(Text(show(row)) for show in columns.values()))
     reasons = table.loc[table["reason"] != "", ["cell", "reason"]].drop_duplicates() if "reason" in table else []
