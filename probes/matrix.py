@@ -1,0 +1,230 @@
+"""One matrix of all cells: any per-cell tables joined, baselines resolved, deltas with their intervals.
+
+python -m probes.matrix cells.csv quality.parquet --quality bertscore --out results
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+from statsmodels.stats.proportion import proportion_confint
+
+from interp.errors import InputError
+from probes import cli, tables
+from probes.regimes import RegimeRule, classify
+from probes.results import Result
+from probes.table_files import read_table
+
+KEY = ["model", "quantization"]
+BASELINE = "baseline"
+UNQUANTIZED = ("FP16", "BF16", "F16", "FP32")
+FALLBACK = "Q8_0"
+"""The baseline of a model without an unquantized cell."""
+
+
+def join(cell_tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Join per-cell tables on (model, quantization) and resolve each row's baseline.
+
+    Args:
+        cell_tables: name → table with the columns `model` and `quantization` and any others. All hold the same cells; a
+            value that was not measured is NaN. A column that several tables have must agree where both have a value.
+
+    Returns:
+        One row per cell, ordered as in the first table, with a column `baseline` (a quantization of the same model).
+
+    Raises:
+        InputError: a table lacks a key, a cell is missing or twice, tables contradict each other, or a model has no
+            baseline or two.
+    """
+    if not cell_tables:
+        raise InputError("No tables to join", "at least one table of cells")
+    indexed = {name: _indexed(name, table) for name, table in cell_tables.items()}
+    (first_name, matrix), *others = indexed.items()
+    for name, table in others:
+        _check_same_cells(first_name, matrix.index, name, table.index)
+        matrix = _merge(matrix, table, name)
+    return resolve_baselines(matrix.reset_index())
+
+
+def resolve_baselines(cells: pd.DataFrame) -> pd.DataFrame:
+    """Fill the column `baseline`: as given, else the unquantized cell, else Q8_0.
+
+    Raises:
+        InputError: a model has no baseline, or two, or a baseline that is no row of the table.
+    """
+    resolved = [_baseline_of(str(model), rows) for model, rows in cells.groupby("model", sort=False)]
+    by_model = dict(zip(cells["model"].drop_duplicates(), resolved, strict=True))
+    return cells.assign(baseline=cells["model"].map(by_model))
+
+
+def is_baseline(matrix: pd.DataFrame) -> pd.Series:
+    """Which rows are baselines."""
+    return matrix["quantization"] == matrix[BASELINE]
+
+
+def check_rates(matrix: pd.DataFrame, metrics: Iterable[str]) -> None:
+    """Refuse rates outside [0, 1], and `<metric>_n` that are not positive whole numbers.
+
+    Raises:
+        InputError: naming the cell and the column.
+    """
+    for metric in metrics:
+        if metric not in matrix:
+            raise InputError(f"The matrix has no column {metric}", f"one of {', '.join(map(str, matrix.columns))}")
+        _refuse(matrix, metric, ~matrix[metric].between(0, 1) & matrix[metric].notna(), "a rate in [0, 1]")
+        if f"{metric}_n" in matrix:
+            n = matrix[f"{metric}_n"]
+            _refuse(matrix, f"{metric}_n", (n < 1) | (n % 1 != 0) | (n.isna() & matrix[metric].notna()), "n ≥ 1")
+
+
+def add_deltas(matrix: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """Add `<metric>_delta`: cell − its model's baseline, 0 for the baselines themselves."""
+    keys = pd.MultiIndex.from_frame(matrix[KEY])
+    baselines = pd.MultiIndex.from_arrays([matrix["model"], matrix[BASELINE]])
+    deltas = {
+        f"{metric}_delta": matrix[metric].to_numpy() - matrix[metric].set_axis(keys).reindex(baselines).to_numpy()
+        for metric in metrics
+    }
+    return matrix.assign(**deltas)
+
+
+def add_intervals(matrix: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """Add `<metric>_low` and `<metric>_high`, Wilson's 95 % interval, to each rate with a `<metric>_n`."""
+    bounds = {}
+    for metric in metrics:
+        n = matrix[f"{metric}_n"]
+        low, high = proportion_confint(matrix[metric] * n, n, method="wilson")
+        bounds |= {f"{metric}_low": low, f"{metric}_high": high}
+    return matrix.assign(**bounds)
+
+
+def _indexed(name: str, table: pd.DataFrame) -> pd.DataFrame:
+    missing = [column for column in KEY if column not in table]
+    if missing:
+        raise InputError(
+            f"The table {name} has no column {', '.join(missing)}", "model and quantization, one row a cell"
+        )
+    if table.empty:
+        raise InputError(f"The table {name} has no rows", "one row a cell")
+    nameless = table[KEY].isna().any(axis=1)
+    if nameless.any():
+        raise InputError(f"Row {int(np.flatnonzero(nameless)[0])} of {name} lacks its model or quantization")
+    twice = table.duplicated(KEY)
+    if twice.any():
+        raise InputError(f"{_cell(table[twice].iloc[0])} is there twice in {name}", "one row a cell")
+    return table.set_index(KEY)
+
+
+def _check_same_cells(first: str, cells: pd.Index, second: str, others: pd.Index) -> None:
+    for here, there, extra in ((first, second, cells.difference(others)), (second, first, others.difference(cells))):
+        if len(extra):
+            raise InputError(
+                f"{there} lacks {' '.join(map(str, extra[0]))}, which {here} has",
+                "the same cells in all tables",
+                "Give what was not measured as a row without a value",
+            )
+
+
+def _merge(matrix: pd.DataFrame, table: pd.DataFrame, name: str) -> pd.DataFrame:
+    table = table.reindex(matrix.index)
+    for column in table.columns.intersection(matrix.columns):
+        both = matrix[column].notna() & table[column].notna()
+        differs = both & (matrix[column] != table[column])
+        if differs.any():
+            raise InputError(
+                f"{' '.join(map(str, matrix.index[differs][0]))}: {column} is {table.loc[differs, column].iloc[0]!r} "
+                f"in {name} and {matrix.loc[differs, column].iloc[0]!r} in another table",
+                "tables that agree",
+                "Rename one of the columns",
+            )
+    return matrix.combine_first(table)[
+        [*matrix.columns, *table.columns.difference(matrix.columns, sort=False)]
+    ].reindex(matrix.index)
+
+
+def _baseline_of(model: str, rows: pd.DataFrame) -> str:
+    levels = list(rows["quantization"])
+    given = list(rows[BASELINE].dropna().unique()) if BASELINE in rows else []
+    candidates = given or [level for level in levels if level in UNQUANTIZED] or [FALLBACK]
+    if len(candidates) > 1:
+        raise InputError(
+            f"{model} has two baselines: {', '.join(map(str, candidates))}",
+            "one for each model",
+            "Name it in a column baseline",
+        )
+    if candidates[0] not in levels:
+        raise InputError(
+            f"{model} has no baseline: {candidates[0]} is not among {', '.join(map(str, levels))}",
+            f"an unquantized cell ({', '.join(UNQUANTIZED)}), {FALLBACK}, or a column baseline",
+        )
+    return str(candidates[0])
+
+
+def _refuse(matrix: pd.DataFrame, column: str, wrong: pd.Series, expected: str) -> None:
+    if wrong.any():
+        row = matrix[wrong].iloc[0]
+        raise InputError(f"{_cell(row)}: {column} is {row[column]}", expected)
+
+
+def _cell(row: pd.Series) -> str:
+    return f"{row['model']} {row['quantization']}"
+
+
+COLUMNS: tables.Columns = {
+    "cell": lambda row: _cell(row),
+    "refuses": tables.interval("refusal_rate", ".2f"),
+    "Δ": tables.number("refusal_rate_delta", "+.3f"),
+    "Δ quality": tables.number("quality_delta", "+.3f"),
+    "regime": tables.text("regime"),
+    "action": tables.text("action"),
+    "why": tables.text("action_reason"),
+}
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Tables of cells: .csv, .parquet or .json.")],
+    quality: Annotated[str, typer.Option(help="The quality metric: its column, or that of its delta without _delta.")],
+    rates: Annotated[list[str], typer.Option("--rate", help="A safety rate beside refusal_rate; repeatable.")] = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the parquet and JSON files go.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+) -> None:
+    """Join tables of cells, and name each cell's regime and what to do with it."""
+    matrix = build({str(file): read_table(file) for file in files}, quality, ["refusal_rate", *rates])
+    settings = {"quality": quality, "rates": rates, "files": [str(file) for file in files]} | RegimeRule().describe()
+    result = Result("matrix", matrix, settings)
+    parquet, document = result.write(out)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        cli.console.print(tables.render(f"Regimes by {quality} and refusal rate", matrix, COLUMNS))
+    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+
+
+def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence[str]) -> pd.DataFrame:
+    """Join, check, deltas, intervals, regimes, flags and actions in one go.
+
+    Args:
+        cell_tables: see `join`.
+        quality: column of the quality metric, or, where there are deltas only, its name without `_delta`.
+        rates: the safety rates, `refusal_rate` first.
+    """
+    matrix = join(cell_tables)
+    check_rates(matrix, rates)
+    measured = [quality] if quality in matrix else []
+    if not measured and f"{quality}_delta" not in matrix:
+        raise InputError(f"The matrix has neither {quality} nor {quality}_delta", "the quality metric's column")
+    matrix = add_deltas(matrix, [*rates, *measured])
+    matrix = add_intervals(matrix, [rate for rate in rates if f"{rate}_n" in matrix])
+    matrix = matrix.assign(quality_metric=quality, quality_delta=matrix[f"{quality}_delta"])
+    return classify(matrix, [f"{rate}_delta" for rate in rates])
+
+
+if __name__ == "__main__":
+    cli.run(app)

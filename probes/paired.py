@@ -1,0 +1,83 @@
+"""Rates and paired outcomes: Wilson intervals, exact McNemar tests with Holm's correction, flips, detectable effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from interp.errors import InputError
+
+ALPHA = 0.05
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate.
+
+    Raises:
+        InputError: n = 0, or more successes than trials.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise InputError(f"{successes} of {n}", "0 ≤ successes ≤ n and n ≥ 1")
+    low, high = proportion_confint(successes, n, alpha=ALPHA, method="wilson")
+    return float(low), float(high)
+
+
+def paired_tests(
+    baseline: Bool[np.ndarray, " prompts"], cells: Mapping[str, Bool[np.ndarray, " prompts"]]
+) -> pd.DataFrame:
+    """Each cell against the baseline on the same prompts.
+
+    Returns:
+        A row a cell: `n`, `delta` (cell − baseline), `flips_gained` (false → true), `flips_lost` (true → false), `p`
+        (exact McNemar, two-sided), `p_holm` (corrected over the cells), `detectable` (smallest true delta found with
+        80 % power at the observed share of flips, in a rate).
+
+    Raises:
+        InputError: no prompts, or different numbers of them.
+    """
+    rows = [{"cell": name, **_paired(name, baseline, outcomes)} for name, outcomes in cells.items()]
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=multipletests(table["p"], alpha=ALPHA, method="holm")[1]) if rows else table
+
+
+def minimum_detectable_effect(n: int, discordant_share: float, power: float = 0.8) -> float:
+    """Smallest paired difference of rates that McNemar's test finds with this power (normal approximation, two-sided 5 %).
+
+    Source: Connor (1987), n = (z_{α/2}·√ψ + z_β·√(ψ − δ²))² / δ², solved for δ; ψ is the share of discordant pairs.
+    NaN where ψ is 0: without a single flip nothing is known about the spread.
+    """
+    if n < 1 or not 0 <= discordant_share <= 1:
+        raise InputError(f"n = {n}, discordant share {discordant_share}", "n ≥ 1 and a share in [0, 1]")
+    if discordant_share == 0:
+        return np.nan
+    significance, strength = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(power)
+    # With a = z_{α/2}√ψ: δ√n − a = z_β√(ψ − δ²), a quadratic in δ.
+    a, c = significance * np.sqrt(discordant_share), strength**2
+    root = np.sqrt(n * a**2 - (n + c) * (a**2 - c * discordant_share))
+    effect = float((np.sqrt(n) * a + root) / (n + c))
+    return effect if effect <= discordant_share else np.nan
+
+
+def _paired(name: str, baseline: np.ndarray, cell: np.ndarray) -> dict[str, float]:
+    if len(baseline) == 0 or baseline.shape != cell.shape:
+        raise InputError(
+            f"The baseline has {len(baseline)} outcomes, {name} {len(cell)}", "outcomes of both on the same prompts"
+        )
+    gained, lost = int((cell & ~baseline).sum()), int((baseline & ~cell).sum())
+    table = [[int((baseline & cell).sum()), lost], [gained, int((~baseline & ~cell).sum())]]
+    n = len(baseline)
+    return {
+        "n": n,
+        "delta": (gained - lost) / n,
+        "flips_gained": gained,
+        "flips_lost": lost,
+        "p": float(mcnemar(table, exact=True).pvalue),
+        "detectable": minimum_detectable_effect(n, (gained + lost) / n),
+    }

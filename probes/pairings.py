@@ -1,0 +1,170 @@
+"""Quality against safety: the same relation within models, pooled, by mixed model, and with groups left out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pingouin
+import statsmodels.formula.api as formula
+from scipy import stats
+from statsmodels.tools.sm_exceptions import ConvergenceWarning
+
+from interp.errors import InputError
+
+MINIMUM_POINTS = 3
+COEFFICIENTS = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}
+
+
+class Correlation(NamedTuple):
+    """A coefficient with its two-sided p value; NaN with a reason where it is undefined."""
+
+    coefficient: float
+    p: float
+    n: int
+    reason: str
+
+
+def correlate(x: pd.Series, y: pd.Series, method: str = "pearson") -> Correlation:
+    """Pearson's or Spearman's coefficient over the rows where both are defined."""
+    defined = x.notna() & y.notna()
+    x, y = x[defined].astype(float), y[defined].astype(float)
+    reason = _degenerate(x, y)
+    if reason:
+        return Correlation(np.nan, np.nan, len(x), reason)
+    result = COEFFICIENTS[method](x, y)
+    return Correlation(float(result.statistic), float(result.pvalue), len(x), "")
+
+
+def within_groups(table: pd.DataFrame, x: str, y: str, method: str = "pearson", group: str = "model") -> pd.DataFrame:
+    """`correlate` in each group: a row a group with `coefficient`, `p`, `n`, `reason`."""
+    rows = {name: correlate(rows[x], rows[y], method) for name, rows in table.groupby(group, sort=False)}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=Correlation._fields).rename_axis(group).reset_index()
+
+
+def sign_reversal(coefficients: Iterable[float]) -> bool:
+    """Whether at least one coefficient is positive and at least one negative; undefined ones do not count."""
+    values = np.array(list(coefficients), dtype=float)
+    return bool((values > 0).any() and (values < 0).any())
+
+
+def repeated_measures(table: pd.DataFrame, x: str, y: str, group: str = "model") -> Correlation:
+    """Repeated-measures correlation (Bakdash and Marusich 2017): one common slope, an intercept a group."""
+    rows = table[[group, x, y]].dropna()
+    rows = rows[rows.groupby(group)[x].transform("size") >= 2]
+    if rows[group].nunique() < 2:
+        return Correlation(np.nan, np.nan, len(rows), "fewer than two groups with two points each")
+    centred = rows[[x, y]] - rows.groupby(group)[[x, y]].transform("mean")
+    reason = _degenerate(centred[x], centred[y])
+    if reason:
+        return Correlation(np.nan, np.nan, len(rows), f"within groups: {reason}")
+    result = pingouin.rm_corr(data=rows, x=x, y=y, subject=group).iloc[0]
+    p = next(result[name] for name in ("pval", "p_val") if name in result)
+    return Correlation(float(result["r"]), float(p), len(rows), "")
+
+
+class Slope(NamedTuple):
+    """A slope with its 95 % bounds.
+
+    `converged` is None where nothing was fitted iteratively; `reason` holds the optimizer's warnings.
+    """
+
+    slope: float
+    low: float
+    high: float
+    p: float
+    n: int
+    converged: bool | None
+    reason: str
+
+
+def mixed_effects(table: pd.DataFrame, x: str, y: str, group: str = "model") -> Slope:
+    """Slope of y on x with a random intercept per group, by REML, with the state of convergence."""
+    rows = table[[group, x, y]].dropna().set_axis(["group", "x", "y"], axis=1)
+    reason = _degenerate(rows["x"], rows["y"]) or ("fewer than two groups" if rows["group"].nunique() < 2 else "")
+    if reason:
+        return Slope(np.nan, np.nan, np.nan, np.nan, len(rows), None, reason)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        try:
+            fitted = formula.mixedlm("y ~ x", rows, groups=rows["group"]).fit(reml=True)
+        except np.linalg.LinAlgError as error:
+            return Slope(np.nan, np.nan, np.nan, np.nan, len(rows), False, f"singular: {error}")
+    low, high = fitted.conf_int().loc["x"]
+    said = "; ".join(sorted({str(warning.message) for warning in caught}))
+    values = (fitted.params["x"], low, high, fitted.pvalues["x"])
+    return Slope(*map(float, values), len(rows), bool(fitted.converged), said)
+
+
+def regress(table: pd.DataFrame, x: str, y: str) -> Slope:
+    """Ordinary least squares of y on x, for example on `bits_per_weight`."""
+    rows = table[[x, y]].dropna().set_axis(["x", "y"], axis=1)
+    reason = _degenerate(rows["x"], rows["y"])
+    if reason:
+        return Slope(np.nan, np.nan, np.nan, np.nan, len(rows), None, reason)
+    fitted = formula.ols("y ~ x", rows).fit()
+    low, high = fitted.conf_int().loc["x"]
+    return Slope(float(fitted.params["x"]), float(low), float(high), float(fitted.pvalues["x"]), len(rows), None, "")
+
+
+def leave_one_out(table: pd.DataFrame, x: str, y: str, column: str, method: str = "pearson") -> pd.DataFrame:
+    """Pooled correlation with each value of a column left out: `left_out`, `coefficient`, `p`, `n`, `reason`."""
+    if column not in table:
+        raise InputError(
+            f"The table has no column {column} to leave out", f"one of {', '.join(map(str, table.columns))}"
+        )
+    rows = {value: correlate(kept[x], kept[y], method) for value, kept in _without_each(table, column)}
+    return (
+        pd.DataFrame.from_dict(rows, orient="index", columns=Correlation._fields).rename_axis("left_out").reset_index()
+    )
+
+
+def asymmetry(quality_delta: pd.Series, refusal_delta: pd.Series) -> pd.Series:
+    """|refusal delta| / |quality delta|; infinite where only quality stayed, NaN where neither moved or one is unknown."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return refusal_delta.abs() / quality_delta.abs()
+
+
+def pairing(
+    table: pd.DataFrame, quality: str, safety: str, group: str = "model"
+) -> dict[str, float | int | bool | str]:
+    """Everything about one pair of columns, as one row; the table holds no baselines."""
+    within = {method: within_groups(table, quality, safety, method, group) for method in COEFFICIENTS}
+    pooled = {method: correlate(table[quality], table[safety], method) for method in COEFFICIENTS}
+    repeated, mixed = repeated_measures(table, quality, safety, group), mixed_effects(table, quality, safety, group)
+    row: dict[str, float | int | bool | str] = {"quality": quality, "safety": safety, "n": pooled["pearson"].n}
+    for method in COEFFICIENTS:
+        coefficients = within[method]["coefficient"]
+        row |= {f"{method}_{name}": value for name, value in zip(within[method][group], coefficients, strict=True)}
+        row |= {f"sign_reversal_{method}": sign_reversal(coefficients)}
+        row |= {f"pooled_{method}": pooled[method].coefficient, f"pooled_{method}_p": pooled[method].p}
+    row |= {"repeated_measures": repeated.coefficient, "repeated_measures_p": repeated.p}
+    row |= {"mixed_slope": mixed.slope, "mixed_p": mixed.p, "mixed_converged": mixed.converged is True}
+    for column in dict.fromkeys((group, "quantization")):
+        if column in table:
+            left = leave_one_out(table, quality, safety, column)["coefficient"]
+            row |= {f"without_one_{column}_min": left.min(), f"without_one_{column}_max": left.max()}
+    reasons = [pooled["pearson"].reason, repeated.reason, mixed.reason, *within["pearson"]["reason"]]
+    return row | {"reason": "; ".join(dict.fromkeys(filter(None, reasons)))}
+
+
+def pairings(
+    table: pd.DataFrame, qualities: Sequence[str], safeties: Sequence[str], group: str = "model"
+) -> pd.DataFrame:
+    """`pairing` of each quality column with each safety column: the study's 36 are 3 × 6 on levels and on deltas."""
+    return pd.DataFrame([pairing(table, quality, safety, group) for quality, safety in product(qualities, safeties)])
+
+
+def _without_each(table: pd.DataFrame, column: str) -> Iterable[tuple[object, pd.DataFrame]]:
+    return ((value, table[table[column] != value]) for value in table[column].dropna().unique())
+
+
+def _degenerate(x: pd.Series, y: pd.Series) -> str:
+    if len(x) < MINIMUM_POINTS:
+        return f"fewer than {MINIMUM_POINTS} points"
+    constant = [name for name, values in (("first", x), ("second", y)) if np.ptp(values.to_numpy()) < 1e-12]
+    return f"the {' and the '.join(constant)} column is constant" if constant else ""
