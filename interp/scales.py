@@ -22,7 +22,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import sqrt
 
 import numpy as np
 import torch
@@ -37,7 +36,9 @@ AGREEMENT = 0.8
 SIGNIFICANCE = 1e-6
 """Largest p value of that correlation."""
 CANCELLATION = 5.0
-"""The two sides' factors are one if they differ by no more than this many standard errors of their fits."""
+"""The two sides' factors are one if they differ by no more than this many standard errors of their fits (RMS)."""
+FLOAT32_ROUNDING = 1e-6
+"""Factors are no more exact than this, even between tensors that were never rounded to few bits."""
 MINIMUM_CHANNELS = 8
 """Below this no correlation can be significant."""
 
@@ -123,8 +124,12 @@ def _across_norm(baseline: Checkpoint, quantized: Checkpoint, norm: str, consume
 def _closer(
     baseline: Float[Tensor, "out in"], quantized: Float[Tensor, "out in"], factor: Float64[Tensor, " in"]
 ) -> bool:
-    """Whether dividing the columns by `factor` brings a quantized weight closer to the baseline."""
-    return bool((quantized / factor - baseline).square().sum() < (quantized - baseline).square().sum())
+    """Whether dividing the columns by `factor` brings a quantized weight closer to the baseline, rows up to a factor.
+
+    The rows may be rescaled too, by more than the columns, if the linear is also a producer.
+    """
+    undone, as_it_is = (_row_factors(baseline, after)[1].mean() for after in (quantized / factor, quantized))
+    return bool(undone < as_it_is)
 
 
 @dataclass(frozen=True)
@@ -181,11 +186,12 @@ def _fit(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: s
     produced, consumed = -shrunk[usable].log(), grown[usable].log()
     if not _agree(produced.numpy(), consumed.numpy()):
         return None
+    deviation = (row_error + column_error)[usable].sqrt().clamp_min(FLOAT32_ROUNDING)  # of produced − consumed
     one = torch.ones_like(shrunk)
     return PairFit(
         rows=one.masked_scatter(usable, produced.exp()),
         columns=one.masked_scatter(usable, consumed.exp()),
-        cancel=float((produced - consumed).std()) <= CANCELLATION * sqrt(row_error + column_error),
+        cancel=bool(((produced - consumed) / deviation).square().mean().sqrt() <= CANCELLATION),
         repeats=repeats,
         head_width=head_width,
     )
@@ -193,14 +199,14 @@ def _fit(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: s
 
 def _row_factors(
     before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"]
-) -> tuple[Float64[Tensor, " rows"], float]:
+) -> tuple[Float64[Tensor, " rows"], Float64[Tensor, " rows"]]:
     """Least-squares factor of each row, 1 for rows of zeros, and the variance of its logarithm's error."""
     before, after = before.double(), after.double()
     power = before.square().sum(1)
     factor = torch.where(power > 0, (before * after).sum(1) / power, 1.0)
     fitted = factor[:, None] * before
-    relative = (after - fitted).square().sum() / fitted.square().sum()
-    return factor, float(relative) / before.shape[1]
+    relative = (after - fitted).square().sum(1) / fitted.square().sum(1)
+    return factor, torch.where(power > 0, relative, 0.0) / before.shape[1]
 
 
 def _agree(producer: np.ndarray, consumer: np.ndarray) -> bool:

@@ -44,11 +44,17 @@ def round_to_nearest(weight: torch.Tensor, bits: int = 4, group_size: int = 16) 
     return ((groups / step).round() * step).reshape(weight.shape).half()
 
 
-def rescale(tensors: dict[str, torch.Tensor], spread: float, seed: int, pairs: list[tuple[str, str]]) -> None:
+def rescale(
+    tensors: dict[str, torch.Tensor],
+    spread: float,
+    seed: int,
+    pairs: list[tuple[str, str]],
+    norm_spread: float | None = None,
+) -> None:
     """AWQ's function-preserving rescaling of every block, in place and before rounding."""
     random = torch.Generator().manual_seed(seed)
 
-    def factor(n: int) -> torch.Tensor:
+    def factor(n: int, spread: float = spread) -> torch.Tensor:
         return (torch.randn(n, generator=random) * spread).exp()
 
     norms = [
@@ -57,7 +63,7 @@ def rescale(tensors: dict[str, torch.Tensor], spread: float, seed: int, pairs: l
     ]
     for block in ("model.layers.0.", "model.layers.1."):
         for norm, consumers in norms:
-            s = factor(tensors[f"{block}{norm}.weight"].shape[0])
+            s = factor(tensors[f"{block}{norm}.weight"].shape[0], spread if norm_spread is None else norm_spread)
             tensors[f"{block}{norm}.weight"] = (tensors[f"{block}{norm}.weight"].float() / s).half()
             for consumer in consumers:
                 tensors[f"{block}{consumer}.weight"] = tensors[f"{block}{consumer}.weight"].float() * s
@@ -72,14 +78,20 @@ def rescale(tensors: dict[str, torch.Tensor], spread: float, seed: int, pairs: l
 
 
 def quantize(
-    baseline: Path, directory: Path, spread: float, pairs: list[tuple[str, str]], bits: int = 4, seed: int = 1
+    baseline: Path,
+    directory: Path,
+    spread: float,
+    pairs: list[tuple[str, str]],
+    bits: int = 4,
+    seed: int = 1,
+    norm_spread: float | None = None,
 ) -> Path:
     """A dense checkpoint holding the rounded weights of a rescaled model."""
     directory.mkdir()
     for file in ("config.json", "tokenizer.json"):
         (directory / file).write_bytes((baseline / file).read_bytes())
     tensors = load_file(baseline / "model.safetensors")
-    rescale(tensors, spread, seed, pairs)
+    rescale(tensors, spread, seed, pairs, norm_spread)
     for name, tensor in tensors.items():
         if name.endswith("_proj.weight"):
             tensors[name] = round_to_nearest(tensor, bits)
@@ -115,6 +127,16 @@ def test_known_rescaling_is_recovered_and_the_known_error_remains(bits: int, tmp
         np.testing.assert_allclose(
             (rows.rms_error**2).sum() / (rows.rms_weight**2).sum(), float(undone) ** 2, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_factor_of_the_norm_shows_beside_a_large_one_of_the_rows(seed: int, tmp_path: Path) -> None:
+    """up_proj reads a norm and feeds down_proj: its rows and its columns are rescaled, the rows by much more."""
+    baseline = wide_checkpoint(tmp_path / "base")
+    quantized = quantize(baseline, tmp_path / "quantized", 0.7, PAIRS, seed=seed, norm_spread=0.04)
+    scales = recovered_scales(open_checkpoint(baseline), open_checkpoint(quantized))
+    assert scales.warnings == []
+    assert all(f"model.layers.{block}.mlp.up_proj" in scales.inputs for block in range(2))
 
 
 def test_value_heads_shared_by_query_heads_repeat_their_factor(tmp_path: Path) -> None:
