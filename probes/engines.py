@@ -5,7 +5,8 @@ The hooked model (transformers) runs every format; llama.cpp runs GGUF files as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -48,6 +49,7 @@ class EngineSettings:
         like: the checkpoint whose tokenizer (and config, for a GGUF in the hooked model) is used.
         dtype: of the hooked model, e.g. "float32"; None for its default.
         device: of the hooked model.
+        threads: on the CPU; None for what is set already.
     """
 
     path: str
@@ -55,6 +57,7 @@ class EngineSettings:
     like: str | None = None
     dtype: str | None = None
     device: str | None = None
+    threads: int | None = None
 
     def surroundings(self) -> Surroundings:
         """The tokenizer that renders and encodes the prompts, and the config; reads no weights."""
@@ -76,7 +79,7 @@ class EngineSettings:
             )
         from probes.llamacpp import LlamaCppEngine
 
-        return LlamaCppEngine(Path(self.path))
+        return LlamaCppEngine(Path(self.path), self.threads)
 
 
 class HookedEngine:
@@ -86,16 +89,29 @@ class HookedEngine:
         from interp.model import load
 
         dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
+        self.threads = settings.threads
         self.model = load(settings.path, like=settings.like, dtype=dtype, device=settings.device)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         """As one left-padded batch."""
         from probes.generation import generate
 
-        return generate(self.model, prompts, max_new_tokens)
+        with _threads(self.threads):
+            return generate(self.model, prompts, max_new_tokens)
 
     def last_logits(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
         """One prompt at a time, without padding."""
         from probes.generation import last_logits
 
         return last_logits(self.model, prompts)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """torch's thread count inside; the caller's after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

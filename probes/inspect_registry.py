@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from inspect_ai.model import ModelAPI, modelapi
 
+from probes.questions import bias, truthfulness
 from probes.tasks import jailbreak, over_refusal, refusal
 
-__all__ = ["jailbreak", "over_refusal", "quantscope", "refusal"]
+__all__ = ["bias", "jailbreak", "over_refusal", "quantscope", "refusal", "truthfulness"]
 
 
 @modelapi(name="quantscope")

@@ -7,6 +7,7 @@ takes it from there. Inspect opens no server, writes nothing outside the folder 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,15 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.errors import InputError
-from probes.labels import Label, classify
+from probes.labels import classify
 
 if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog, EvalSample
     from inspect_ai.model import Model
-
-LABELLED_BY_SCORE = frozenset({"truthfulness", "bias"})
-"""Tasks whose score is an answer's correctness; the others are labelled from the response."""
 
 AGAIN = "What was finished is kept: run the same command to go on"
 
@@ -35,6 +33,7 @@ def run_cell(
     *,
     max_new_tokens: int,
     max_connections: int,
+    retries: int = 5,
     shuffle: int | None = None,
     finished: Callable[[], None] = lambda: None,
 ) -> list[EvalLog]:
@@ -46,6 +45,7 @@ def run_cell(
         folder: of this cell: logs/ and buffer/ go into it.
         max_new_tokens: where an answer is cut.
         max_connections: requests at once.
+        retries: of a request that a server did not answer, with growing pauses.
         shuffle: a seed that changes the order of the samples.
         finished: called after every sample.
 
@@ -73,6 +73,7 @@ def run_cell(
                 temperature=0.0,
                 seed=0,
                 sample_shuffle=shuffle,
+                max_retries=retries,
                 retry_attempts=0,
                 retry_immediate=False,
                 fail_on_error=True,
@@ -108,23 +109,26 @@ def _quiet(folder: Path) -> Iterator[None]:
             os.environ["XDG_DATA_HOME"] = before
 
 
-def outcomes(cell: str, log: EvalLog) -> pd.DataFrame:
+def outcomes(cell: str, engine: str, log: EvalLog) -> pd.DataFrame:
     """The tidy rows of one log: one per sample and epoch, ordered by sample id.
 
     Columns: cell, engine, task, sample_id, epoch, category, prompt, prompt_sha256 (of the token ids), n_prompt_tokens,
-    response, thinking, n_tokens (generated, the end token not counted), stop_reason, label, error.
+    response, thinking, n_tokens (generated, the end token not counted), stop_reason, label (of the response, by
+    `probes.labels.classify`), score (what the task says of it: 1 for a refusal, or for a correct answer), error.
+
+    Only a server knows its token ids: there prompt_sha256 is of the request's text and its number of tokens.
     """
     from inspect_ai.log import read_eval_log_samples
 
     task = log.eval.task.rpartition("/")[2]
     rows = [
-        {"cell": cell, "task": task, **_row(sample, task)}
+        {"cell": cell, "task": task, **_row(sample, engine)}
         for sample in read_eval_log_samples(log.location, all_samples_required=True)
     ]
     return pd.DataFrame(rows).sort_values(["sample_id", "epoch"], ignore_index=True)
 
 
-def _row(sample: EvalSample, task: str) -> dict[str, Any]:
+def _row(sample: EvalSample, engine: str) -> dict[str, Any]:
     from inspect_ai.model import ContentReasoning
 
     output = sample.output
@@ -135,25 +139,30 @@ def _row(sample: EvalSample, task: str) -> dict[str, Any]:
     )
     response = None if sample.error else output.completion
     usage = output.usage
+    n_prompt_tokens = usage.input_tokens if usage else None
+    prompt = sample.input if isinstance(sample.input, str) else sample.input[-1].text
     return {
-        "engine": recorded.get("engine"),
+        "engine": engine,
         "sample_id": str(sample.id),
         "epoch": sample.epoch,
         "category": sample.metadata.get("category", ""),
-        "prompt": sample.input if isinstance(sample.input, str) else sample.input[-1].text,
-        "prompt_sha256": recorded.get("prompt_sha256"),
-        "n_prompt_tokens": usage.input_tokens if usage else None,
+        "prompt": prompt,
+        "prompt_sha256": recorded.get("prompt_sha256") or _sha256(f"{prompt}\0{n_prompt_tokens}"),
+        "n_prompt_tokens": n_prompt_tokens,
         "response": response,
         "thinking": "\n".join(thoughts),
         "n_tokens": recorded.get("n_tokens", usage.output_tokens if usage else None),
         "stop_reason": output.stop_reason,
-        "label": _label(sample, task, response),
+        "label": str(classify(response)),
+        "score": _score(sample),
         "error": sample.error.message if sample.error else "",
     }
 
 
-def _label(sample: EvalSample, task: str, response: str | None) -> str:
-    if task not in LABELLED_BY_SCORE:
-        return str(classify(response))
+def _score(sample: EvalSample) -> float | None:
     scores = list((sample.scores or {}).values())
-    return str(scores[0].as_str()) if scores else str(Label.UNSCORED)
+    return scores[0].as_float() if scores else None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

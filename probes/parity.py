@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from interp.chat import encode, render
 from interp.errors import InputError
-from probes.engines import EngineName, EngineSettings
 
 
 @dataclass(frozen=True)
@@ -22,34 +20,24 @@ class Reading:
     Attributes:
         engine: what runs it.
         texts: the rendered prompts.
-        prompts: their token ids.
+        prompts: their token ids; None where only a server knows them.
         context: the longest that the model can read; None where unknown.
         warnings: what should be recorded with the answers.
     """
 
     engine: str
     texts: list[str]
-    prompts: list[list[int]]
+    prompts: list[list[int]] | None
     context: int | None
     warnings: list[str]
 
 
-def read(settings: EngineSettings, texts: Sequence[str], template: str = "auto", thinking: bool = False) -> Reading:
-    """Render and encode the prompts as the cell does; reads no weights.
+def check_llama_cpp(path: str, tokenizer: object, texts: Sequence[str], prompts: Sequence[list[int]]) -> None:
+    """llama.cpp reads the rendered prompts as the Hugging Face tokenizer does, but for the BOS, which we add.
 
     Raises:
-        InputError: no tokenizer or template, or llama.cpp's own tokenizer reads the rendered prompts differently.
+        InputError: names the first prompt that it reads otherwise.
     """
-    around = settings.surroundings()
-    rendered = render(around.tokenizer, texts, template, thinking)
-    prompts = encode(around.tokenizer, rendered.texts)
-    if settings.engine is EngineName.LLAMA_CPP:
-        _check_llama_cpp(settings.path, around.tokenizer, rendered.texts, prompts)
-    context = getattr(around.config, "max_position_embeddings", None)
-    return Reading(str(settings.engine), rendered.texts, prompts, context, rendered.warnings)
-
-
-def _check_llama_cpp(path: str, tokenizer: object, texts: Sequence[str], prompts: Sequence[list[int]]) -> None:
     from probes.llamacpp import tokenize
 
     bos = [getattr(tokenizer, "bos_token_id", None)]
@@ -69,6 +57,8 @@ def check_lengths(cell: str, reading: Reading, max_new_tokens: int) -> None:
     Raises:
         InputError: names the first prompt that does not.
     """
+    if reading.prompts is None:
+        return
     for text, prompt in zip(reading.texts, reading.prompts, strict=True):
         if not prompt:
             raise InputError(f"A prompt is empty for {cell}: it has no tokens", do="Leave it out")
@@ -80,17 +70,23 @@ def check_lengths(cell: str, reading: Reading, max_new_tokens: int) -> None:
             )
 
 
-def check(baseline: Reading, cell: Reading, name: str) -> None:
+def check(baseline: Reading, cell: Reading, name: str, across_engines: bool = False) -> None:
     """Refuse to compare a cell that is not run as its baseline is.
+
+    Args:
+        baseline: how the baseline reads the prompts.
+        cell: how the cell does.
+        name: of the cell.
+        across_engines: somebody insists on another engine, and measures what it does.
 
     Raises:
         InputError: says what differs.
     """
-    if differences := [*_engines(baseline, cell), *_prompts(baseline, cell)]:
+    if differences := [*([] if across_engines else _engines(baseline, cell)), *_prompts(baseline, cell)]:
         raise InputError(
             f"The cell {name} cannot be compared with the baseline: {'; '.join(differences)}",
             "the same prompt tokens on the same engine",
-            "Run both on one engine with one template, or insist with --control, which shows what the engine alone does",
+            "Run both on one engine with one template, or insist with --control, which shows what an engine does",
         )
 
 
@@ -101,6 +97,8 @@ def _engines(baseline: Reading, cell: Reading) -> list[str]:
 
 
 def _prompts(baseline: Reading, cell: Reading) -> list[str]:
+    if baseline.prompts is None or cell.prompts is None:
+        return []
     pairs = list(zip(baseline.texts, cell.texts, baseline.prompts, cell.prompts, strict=True))
     differing = [pair for pair in pairs if pair[2] != pair[3]]
     if not differing:

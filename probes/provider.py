@@ -16,6 +16,7 @@ from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
+    Content,
     ContentReasoning,
     ContentText,
     GenerateConfig,
@@ -54,6 +55,7 @@ class CheckpointAPI(HuggingFaceAPI):
         batch_size: prompts per forward pass.
         dtype: of the hooked model.
         device: of the hooked model.
+        threads: on the CPU.
 
     Raises:
         InputError: no such checkpoint or template.
@@ -73,12 +75,13 @@ class CheckpointAPI(HuggingFaceAPI):
         batch_size: int = BATCH_SIZE,
         dtype: str | None = None,
         device: str | None = None,
+        threads: int | None = None,
     ) -> None:
         # Not the parent's, which loads with AutoModelForCausalLM.
         ModelAPI.__init__(self, model_name, config=config)
-        self.settings = EngineSettings(model_name, EngineName(engine), like, dtype, device)
-        self.batch_size = batch_size
-        self.enable_thinking = thinking
+        self.settings = EngineSettings(model_name, EngineName(engine), like, dtype, device, threads)
+        self.batch: int = batch_size
+        self.thinking = thinking
         self.tokenizer = self.settings.surroundings().tokenizer
         self.chat_template = template_source(self.tokenizer, template)
         self.use_chat_template = self.chat_template is not None
@@ -125,7 +128,7 @@ class CheckpointAPI(HuggingFaceAPI):
     ) -> str:
         assert chat_template is not None
         messages = [message.model_dump(exclude_none=True) for message in hf_messages]
-        return render_messages(self.tokenizer, messages, chat_template, self.enable_thinking, tools_list or None)
+        return render_messages(self.tokenizer, messages, chat_template, self.thinking, tools_list or None)
 
     def _output(
         self, text: str, prompt: list[int], answer: Answer, tools: list[ToolInfo], config: GenerateConfig
@@ -149,16 +152,15 @@ class CheckpointAPI(HuggingFaceAPI):
         """Text without special tokens, but with the tags of thinking where they are special."""
         kept = {self.tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN, CLOSE)}
         special = set(self.tokenizer.all_special_ids) - kept
-        return self.tokenizer.decode(
-            [token for token in tokens if token not in special], clean_up_tokenization_spaces=False
-        )
+        kept_tokens = [token for token in tokens if token not in special]
+        return str(self.tokenizer.decode(kept_tokens, clean_up_tokenization_spaces=False))
 
     def _message(self, thinking: str, response: str, tools: list[ToolInfo]) -> ChatMessageAssistant:
         if tools:
             return HFHandler(self.model_name, self.model_family()).parse_assistant_response(response, tools)
         if not thinking:
             return ChatMessageAssistant(content=response, model=self.model_name, source="generate")
-        parts = [ContentReasoning(reasoning=thinking), ContentText(text=response)]
+        parts: list[Content] = [ContentReasoning(reasoning=thinking), ContentText(text=response)]
         return ChatMessageAssistant(content=parts, model=self.model_name, source="generate")
 
     def _record(self, prompt: list[int], n_tokens: int, config: GenerateConfig) -> dict[str, Any]:
@@ -170,13 +172,13 @@ class CheckpointAPI(HuggingFaceAPI):
             "engine": str(self.settings.engine),
             "greedy": True,
             "max_new_tokens": config.max_tokens or MAX_NEW_TOKENS,
-            "batch_size": self.batch_size,
-            "thinking": self.enable_thinking,
+            "batch_size": self.batch,
+            "thinking": self.thinking,
         }
 
     def max_connections(self) -> int:
         """Several batches at once, so that one is waiting, sorted by length, while another is computed."""
-        return 4 * self.batch_size
+        return 4 * self.batch
 
     def max_tokens(self) -> int:
         """Where an answer is cut by default."""

@@ -1,37 +1,39 @@
-"""What does a model do? Harmful, harmless and wrapped requests answered by every cell, one row per prompt.
+"""What does a model do? Requests answered by every cell, one row per prompt, with a label of each answer.
 
-    python -m probes.refusal --baseline llama --quantized q4=llama-Q4_K_M.gguf --out runs/refusal
+    python -m probes.refusal --baseline llama --quantized q4=llama-Q4_K_M.gguf --out runs/llama
 
-Interrupted, killed or cut off, the same command goes on where it was. The Inspect logs are in OUT/cells.
+Interrupted, killed or cut off, the same command goes on where it was. The Inspect logs are in OUT/cells. What the cells
+lost against the baseline: python -m probes.drift OUT/refusal.parquet --baseline baseline.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
+import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
-from interp.files import atomic_file
 from interp.weights import check_pair
 from probes import cli, tables
+from probes.controls import again, engine_drift, self_flips
 from probes.engines import EngineName, EngineSettings
 from probes.intervals import rate_interval
+from probes.labels import REFUSED, Label
 from probes.options import Options, cell_paths, check_writable, with_options
 from probes.pair import BASELINE
-from probes.parity import Reading, check, check_lengths, read
+from probes.parity import Reading, check, check_lengths
 from probes.results import Result
+from probes.run_folder import RunFolder
+from probes.subjects import LocalSubject, ServerSubject, Subject
 from probes.tables import interval_columns
 
-TASKS = ("refusal", "over_refusal", "jailbreak")
+TASKS = ("refusal", "over_refusal", "jailbreak", "truthfulness", "bias")
 DEFAULT_TASKS = ("refusal", "over_refusal")
+CONTROL = "control"
 MAX_NEW_TOKENS = 128
 BATCH_SIZE = 32
 
@@ -42,204 +44,162 @@ COLUMNS: tables.Columns = {
     "refuses": tables.interval("refusal_rate", ".3f"),
     "partly": tables.number("n_partial", "d"),
     "degenerate": tables.number("n_degenerate", "d"),
+    "score": tables.number("mean_score", ".3f"),
     "tokens": tables.number("mean_tokens", ".1f"),
 }
 
 
 def measure(
-    baseline: str,
-    cells: Mapping[str, str],
-    out: Path,
+    baseline: Subject,
+    cells: Mapping[str, Subject],
+    run: RunFolder,
     *,
-    tasks: Sequence[str] = DEFAULT_TASKS,
-    harmful: str = "harmful",
-    harmless: str = "harmless",
-    limit: int | None = None,
-    template: str = "auto",
-    engine: EngineName = EngineName.HOOKED,
-    like: str | None = None,
-    force: bool = False,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    batch_size: int = BATCH_SIZE,
-    dtype: str | None = None,
-    device: str | None = None,
+    control: Subject | None = None,
+    repeat: Subject | None = None,
+    warnings: Sequence[str] = (),
 ) -> Result:
     """Ask every cell every request, greedily, and label the answers.
 
-    Table: one row per (cell, task, sample_id, epoch); the columns are those of `probes.inspect_run.outcomes`.
+    Table: one row per (cell, task, sample_id, epoch); the columns are those of `probes.inspect_run.outcomes`. The
+    settings carry `determinism` (the baseline against itself) and `engine_control`.
 
     Args:
-        baseline: path of the unquantized checkpoint.
-        cells: paths of quantized copies by name.
-        out: the run folder: holds the Inspect logs of every cell, from which an interrupted run goes on.
-        tasks: of `TASKS`.
+        baseline: the unquantized model.
+        cells: its quantized copies by name.
+        run: the tasks, and the folder from which an interrupted run goes on.
+        control: the baseline on the engine of the cells, where somebody insists on comparing across engines.
+        repeat: the baseline again, under other conditions; None to leave its determinism unmeasured.
+        warnings: to record.
+
+    Raises:
+        InputError: a prompt that a model cannot read; cells that cannot be compared; the folder holds another run; a
+            run that stopped (it can be taken up again).
+    """
+    subjects = {BASELINE: baseline, **cells, **({} if control is None else {CONTROL: control})}
+    readings = _readings(subjects, run, across_engines=control is not None)
+    engines = {name: reading.engine for name, reading in readings.items()}
+    described = run.describe() | {"cells": {name: subject.describe() for name, subject in subjects.items()}}
+    run.claim(described)
+    answers = {name: run.answers(name, subject, engines[name]) for name, subject in subjects.items()}
+    if repeat is not None:
+        described["determinism"] = self_flips(answers[BASELINE], repeat, run, engines[BASELINE])
+    if control is not None:
+        described["engine_control"] = engine_drift(answers, baseline, control, readings[BASELINE].prompts)
+    said = [*warnings, *dict.fromkeys(w for reading in readings.values() for w in reading.warnings)]
+    return Result("refusal", pd.concat(answers.values(), ignore_index=True), described, said)
+
+
+def _readings(subjects: Mapping[str, Subject], run: RunFolder, across_engines: bool) -> dict[str, Reading]:
+    """How each reads the requests, after the gate."""
+    readings = {name: subject.read(run.texts()) for name, subject in subjects.items()}
+    for name, reading in readings.items():
+        check_lengths(name, reading, run.max_new_tokens)
+        check(readings[BASELINE], reading, name, across_engines)
+    return readings
+
+
+def rates(table: pd.DataFrame) -> pd.DataFrame:
+    """Per (cell, task): n, refusal rate with its Wilson interval, partial refusals, degenerate answers, mean tokens."""
+    return pd.DataFrame(
+        {"cell": cell, "task": task, **_rates(part)}
+        for (cell, task), part in table.groupby(["cell", "task"], sort=False)
+    )
+
+
+def _rates(part: pd.DataFrame) -> dict[str, Any]:
+    scored = part[part["label"] != Label.UNSCORED]
+    refused = torch.tensor(scored["label"].isin(list(REFUSED)).to_numpy())
+    return {
+        "n": len(scored),
+        **interval_columns("refusal_rate", rate_interval(refused)),
+        "n_partial": int((scored["label"] == Label.PARTIAL_REFUSAL).sum()),
+        "n_degenerate": int((scored["label"] == Label.DEGENERATE).sum()),
+        "mean_score": scored["score"].mean(),
+        "mean_tokens": scored["n_tokens"].mean(),
+        "reason": "" if len(scored) else "no answer has a label",
+    }
+
+
+def build_tasks(
+    names: Sequence[str],
+    harmful: str = "harmful",
+    harmless: str = "harmless",
+    limit: int | None = None,
+    questions: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Inspect tasks by name.
+
+    Args:
+        names: of `TASKS`.
         harmful: requests that should be refused; see `probes.requests.read_set`.
         harmless: requests that should be answered.
         limit: take only the first so many of each set.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
-        engine: what runs all cells.
-        like: the checkpoint whose tokenizer all cells use; default the baseline.
-        force: run cells that are no quantizations of this baseline.
-        max_new_tokens: where an answer is cut.
-        batch_size: prompts per forward pass.
-        dtype: of the hooked models.
-        device: of the hooked models.
+        questions: files of `truthfulness` and `bias`.
 
     Raises:
-        InputError: prompts or checkpoints that cannot be used; cells that cannot be compared; `out` holds another run;
-            a run that stopped (it can be taken up again).
+        InputError: no such task; a file is missing or cannot be used.
     """
-    settings = {
-        name: EngineSettings(
-            path, engine, like=like or (None if name == BASELINE else baseline), dtype=dtype, device=device
-        )
-        for name, path in {BASELINE: baseline, **cells}.items()
-    }
-    built = _tasks(tasks, harmful, harmless, limit)
-    warnings = _check_pairs(baseline, cells, force)
-    warnings += _check_readings(settings, built, template, max_new_tokens)
-    described = {
-        "tasks": {name: {"n": len(task.dataset), "sha256": _dataset_sha256(task)} for name, task in built.items()},
-        "template": template,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "decoding": "greedy",
-        "cells": {name: _describe(cell) for name, cell in settings.items()},
-    }
-    _claim(out, described)
-    rows = [
-        _run(name, cell, list(built.values()), out, template, max_new_tokens, batch_size)
-        for name, cell in settings.items()
-    ]
-    return Result("refusal", pd.concat(rows, ignore_index=True), described, warnings)
-
-
-def _tasks(names: Sequence[str], harmful: str, harmless: str, limit: int | None) -> dict[str, Any]:
+    from probes import questions as question_tasks
     from probes import tasks
 
     makers = {
         "refusal": lambda: tasks.refusal(harmful, limit=limit),
         "over_refusal": lambda: tasks.over_refusal(harmless, limit=limit),
         "jailbreak": lambda: tasks.jailbreak(harmful, limit=limit),
+        "truthfulness": lambda: question_tasks.truthfulness(_file("truthfulness", questions), limit=limit),
+        "bias": lambda: question_tasks.bias(_file("bias", questions), limit=limit),
     }
-    for name in names:
-        if name not in makers:
-            raise InputError(f"There is no task {name!r}", f"one of {', '.join(makers)}")
+    if unknown := [name for name in names if name not in makers]:
+        raise InputError(f"There is no task {unknown[0]!r}", f"one of {', '.join(makers)}")
     return {name: makers[name]() for name in names}
 
 
-def _dataset_sha256(task: Any) -> str:
-    import hashlib
+def _file(task: str, questions: Mapping[str, str] | None) -> str:
+    if task not in (questions or {}):
+        raise InputError(f"The task {task} has no questions", "a file", f"Give it with --{task}")
+    return (questions or {})[task]
 
-    content = json.dumps([[sample.id, sample.input, sample.target] for sample in task.dataset])
-    return hashlib.sha256(content.encode()).hexdigest()
+
+def subject_of(
+    path: str, baseline: str, engine: EngineName, options: Options, like: str | None, threads: int | None = None
+) -> Subject:
+    """A server where the path is a URL, else a checkpoint, which takes its tokenizer from `like` or the baseline."""
+    if _is_url(path):
+        return ServerSubject.at(path)
+    like = like or (None if path == baseline or _is_url(baseline) else baseline)
+    settings = EngineSettings(path, engine, like, options.dtype, options.device, threads)
+    return LocalSubject(settings, options.template, options.batch_size or BATCH_SIZE)
+
+
+def _is_url(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
 
 
 def _check_pairs(baseline: str, cells: Mapping[str, str], force: bool) -> list[str]:
     return [
         f"{name}: {warning}"
         for name, path in cells.items()
+        if not (_is_url(path) or _is_url(baseline))
         for warning in (*open_checkpoint(path).warnings, *check_pair(baseline, path, force=force))
     ]
 
 
-def _check_readings(
-    settings: Mapping[str, EngineSettings], built: Mapping[str, Any], template: str, max_new_tokens: int
-) -> list[str]:
-    texts = [str(sample.input) for task in built.values() for sample in task.dataset]
-    readings: dict[str, Reading] = {}
-    for name, cell in settings.items():
-        readings[name] = read(cell, texts, template)
-        check_lengths(name, readings[name], max_new_tokens)
-        check(readings[BASELINE], readings[name], name)
-    return readings[BASELINE].warnings
-
-
-def _describe(cell: EngineSettings) -> dict[str, Any]:
-    checkpoint = open_checkpoint(cell.path)
-    return asdict(cell) | {"sha256": checkpoint.fingerprint(), "format": checkpoint.format}
-
-
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Make the folder this run's, or find that it is already.
-
-    Raises:
-        InputError: it holds another run, with what differs.
-    """
-    file = out / "run.json"
-    if file.exists():
-        before = json.loads(file.read_text())
-        if differing := [key for key in described if before.get(key) != json.loads(json.dumps(described[key]))]:
-            raise InputError(
-                f"{out} holds a run with other settings ({', '.join(differing)} differ, see {file})",
-                "the same command, which goes on, or a new folder",
-                "Give another one with --out",
-            )
-        return
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(described, indent=2))
-
-
-def _run(
-    name: str,
-    cell: EngineSettings,
-    built: Sequence[Any],
-    out: Path,
-    template: str,
-    max_new_tokens: int,
-    batch_size: int,
-) -> pd.DataFrame:
-    from inspect_ai.model import get_model
-
-    from probes.inspect_run import outcomes, run_cell
-
-    model = get_model(
-        f"quantscope/{cell.path}",
-        memoize=False,
-        engine=str(cell.engine),
-        like=cell.like,
-        template=template,
-        batch_size=batch_size,
-        dtype=cell.dtype,
-        device=cell.device,
-    )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=cli.log, transient=True, disable=not cli.log.is_terminal) as bars:
-        bar = bars.add_task(name, total=sum(len(task.dataset) for task in built))
-        logs = run_cell(
-            built,
-            model,
-            out / "cells" / name,
-            max_new_tokens=max_new_tokens,
-            max_connections=4 * batch_size,
-            finished=lambda: bars.advance(bar),
+def _notes(settings: Mapping[str, Any]) -> list[str]:
+    """What to print below the table: how far the baseline agrees with itself, and what the engine alone does."""
+    notes = []
+    if found := settings.get("determinism"):
+        notes.append(
+            f"the baseline again (another order, batch size, threads): {found['n_flips']} of {found['n']} flip, "
+            f"{found['n_responses_changed']} texts change"
         )
-    model.api.close()
-    return pd.concat([outcomes(name, log) for log in logs], ignore_index=True)
-
-
-def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Per (cell, task): n, refusal rate with its Wilson interval, partial refusals, degenerate answers, mean tokens."""
-    import torch
-
-    from probes.labels import REFUSED, Label
-
-    rows = []
-    for (cell, task), part in table.groupby(["cell", "task"], sort=False):
-        scored = part[part["label"] != Label.UNSCORED]
-        rate = rate_interval(torch.tensor(scored["label"].isin(list(REFUSED)).to_numpy()))
-        rows.append(
-            {
-                "cell": cell,
-                "task": task,
-                "n": len(scored),
-                **interval_columns("refusal_rate", rate),
-                "n_partial": int((scored["label"] == Label.PARTIAL_REFUSAL).sum()),
-                "n_degenerate": int((scored["label"] == Label.DEGENERATE).sum()),
-                "mean_tokens": scored["n_tokens"].mean(),
-            }
+    if found := settings.get("engine_control"):
+        difference = found["largest_logit_difference"]
+        logits = found["reason"] if difference is None else f"first-token logits differ by up to {difference:.3g}"
+        notes.append(
+            f"the same weights on the other engine: {found['n_flips']} of {found['n']} flip, "
+            f"{found['n_responses_changed']} texts change; {logits}"
         )
-    return pd.DataFrame(rows)
+    return notes
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -252,40 +212,60 @@ def main(
     task: Annotated[
         list[str] | None, typer.Option(metavar="TASK", help=f"One of {', '.join(TASKS)}; give it again for more.")
     ] = None,
-    engine: Annotated[EngineName, typer.Option(help="What runs all cells.")] = EngineName.HOOKED,
+    truthfulness: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Questions: TruthfulQA.csv or its mc_task.json.")
+    ] = None,
+    bias: Annotated[str | None, typer.Option(metavar="FILE", help="Questions: a .jsonl file of BBQ.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="datasets:NAME[:SPLIT]", help="Harmful requests from a dataset by name.")
+    ] = None,
+    engine: Annotated[EngineName, typer.Option(help="What runs the cells that are files.")] = EngineName.HOOKED,
+    baseline_engine: Annotated[
+        EngineName | None, typer.Option(help="What runs the baseline.", show_default="as --engine")
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Compare across engines all the same: the baseline for the cells' engine."),
+    ] = None,
     like: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Take tokenizer and config from here.", show_default="the baseline"),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Where an answer is cut.")] = MAX_NEW_TOKENS,
+    retries: Annotated[int, typer.Option(min=0, metavar="N", help="Of a request that a server does not answer.")] = 5,
+    determinism: Annotated[bool, typer.Option(help="Ask the baseline twice.")] = True,
 ) -> None:
-    """Answers of every cell to harmful, harmless and wrapped requests, labelled."""
+    """Answers of every cell to harmful, harmless and wrapped requests, labelled.
+
+    A path may be the URL of an OpenAI-compatible server, http://HOST:PORT/v1[#MODEL].
+    """
     check_writable(options.out)
-    result = measure(
-        options.baseline,
-        cell_paths(options.quantized),
-        options.out,
-        tasks=task or DEFAULT_TASKS,
-        harmful=str(options.harmful or "harmful"),
-        harmless=str(options.harmless or "harmless"),
-        limit=options.limit,
-        template=options.template,
-        engine=engine,
-        like=like,
-        force=options.force,
-        max_new_tokens=max_tokens,
-        batch_size=options.batch_size or BATCH_SIZE,
-        dtype=options.dtype,
-        device=options.device,
+    paths = cell_paths(options.quantized)
+    harmful = prompts or str(options.harmful or "harmful")
+    questions = {name: path for name, path in (("truthfulness", truthfulness), ("bias", bias)) if path is not None}
+    tasks = build_tasks(
+        task or (*DEFAULT_TASKS, *questions), harmful, str(options.harmless or "harmless"), options.limit, questions
     )
-    parquet, document = result.write(options.out)
+    batch_size = options.batch_size or BATCH_SIZE
+    base = subject_of(options.baseline, options.baseline, baseline_engine or engine, options, like)
+    result = measure(
+        base,
+        {name: subject_of(path, options.baseline, engine, options, like) for name, path in paths.items()},
+        RunFolder(options.out, tasks, max_tokens, connections=4 * batch_size, retries=retries),
+        control=None if control is None else subject_of(control, options.baseline, engine, options, like),
+        repeat=again(base) if determinism else None,
+        warnings=_check_pairs(options.baseline, paths, options.force),
+    )
+    files = result.write(options.out)
     if options.as_json:
         typer.echo(result.to_json())
     else:
         cli.console.print(tables.render("What the cells do", rates(result.table), COLUMNS))
+        for note in _notes(result.settings):
+            cli.console.print(note, highlight=False)
     for warning in result.warnings:
         cli.warn(warning)
-    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+    cli.log.print(f"written: {', '.join(map(str, files))}", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

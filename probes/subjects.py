@@ -1,0 +1,154 @@
+"""Who is asked: a checkpoint in this process, or a model behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from interp.chat import encode, render
+from interp.checkpoint import open_checkpoint
+from interp.errors import InputError
+from probes.engines import EngineName, EngineSettings
+from probes.parity import Reading, check_llama_cpp
+
+if TYPE_CHECKING:
+    from inspect_ai.model import Model
+
+KEY_VARIABLE = "QUANTSCOPE_API_KEY"
+"""The environment variable with the key of a server that wants one."""
+
+
+class Subject(Protocol):
+    """One cell, ready to be asked."""
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies it; equal for the same content."""
+
+    def read(self, texts: Sequence[str]) -> Reading:
+        """How it reads the requests."""
+
+    def model(self) -> Model:
+        """Inspect's view of it."""
+
+
+@dataclass(frozen=True)
+class LocalSubject:
+    """A checkpoint of any format, run in this process.
+
+    Attributes:
+        settings: the checkpoint and its engine.
+        template: "auto", "none" or a Jinja file.
+        batch_size: prompts per forward pass.
+    """
+
+    settings: EngineSettings
+    template: str = "auto"
+    batch_size: int = 32
+
+    def describe(self) -> dict[str, Any]:
+        """Path, engine and content hash."""
+        checkpoint = open_checkpoint(self.settings.path)
+        content = {"sha256": checkpoint.fingerprint(), "format": checkpoint.format}
+        return asdict(self) | content
+
+    def read(self, texts: Sequence[str]) -> Reading:
+        """Render and encode the requests; reads no weights.
+
+        Raises:
+            InputError: no tokenizer or template, or llama.cpp's own tokenizer reads the rendered prompts differently.
+        """
+        around = self.settings.surroundings()
+        rendered = render(around.tokenizer, texts, self.template)
+        prompts = encode(around.tokenizer, rendered.texts)
+        if self.settings.engine is EngineName.LLAMA_CPP:
+            check_llama_cpp(self.settings.path, around.tokenizer, rendered.texts, prompts)
+        context = getattr(around.config, "max_position_embeddings", None)
+        return Reading(str(self.settings.engine), rendered.texts, prompts, context, rendered.warnings)
+
+    def model(self) -> Model:
+        """The provider `quantscope/PATH`; weights are loaded by the first request."""
+        from inspect_ai.model import get_model
+
+        settings = asdict(self.settings)
+        return get_model(
+            f"quantscope/{settings.pop('path')}",
+            memoize=False,
+            **settings | {"engine": str(self.settings.engine)},
+            template=self.template,
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True)
+class ServerSubject:
+    """A model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama …; the server renders and tokenizes.
+
+    Attributes:
+        url: of the API, e.g. http://localhost:8000/v1.
+        name: the model's name there.
+        software: who the server says owns the model, which tells servers apart.
+    """
+
+    url: str
+    name: str
+    software: str
+
+    @classmethod
+    def at(cls, address: str) -> ServerSubject:
+        """The model at `URL#NAME`, or the first one that the server at `URL` lists.
+
+        Raises:
+            InputError: nothing answers there, it wants a key, or it has no such model.
+        """
+        url, _, name = address.partition("#")
+        models = _models(url)
+        if not models or (name and name not in models):
+            raise InputError(
+                f"The server at {url} has {f'no model {name!r}' if name else 'no models'}",
+                f"one of {', '.join(models)}" if models else "at least one model",
+                "Give its name as URL#NAME",
+            )
+        name = name or next(iter(models))
+        return cls(url, name, models[name])
+
+    def describe(self) -> dict[str, Any]:
+        """Address, name and software; the server does not say which weights it has."""
+        return asdict(self)
+
+    def read(self, texts: Sequence[str]) -> Reading:
+        """The requests as they are sent; only the server knows their tokens."""
+        warning = f"{self.url} renders and tokenizes the prompts itself: only their numbers of tokens are compared"
+        return Reading(f"server ({self.software})", list(texts), None, None, [warning])
+
+    def model(self) -> Model:
+        """Inspect's own provider for such servers."""
+        from inspect_ai.model import get_model
+
+        return get_model(
+            f"openai-api/quantscope/{self.name}", base_url=self.url, api_key=_key(), memoize=False, max_retries=0
+        )
+
+
+def _key() -> str:
+    return os.environ.get(KEY_VARIABLE) or "none"
+
+
+def _models(url: str) -> dict[str, str]:
+    """The server's models, and who it says owns them."""
+    import openai
+
+    client = openai.OpenAI(base_url=url, api_key=_key(), max_retries=1, timeout=10)
+    try:
+        return {model.id: model.owned_by for model in client.models.list()}
+    except openai.AuthenticationError as error:
+        raise InputError(
+            f"The server at {url} does not accept the key", do=f"Set the environment variable {KEY_VARIABLE}"
+        ) from error
+    except (openai.APIError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"No OpenAI-compatible server answers at {url} ({error})",
+            "a server that lists its models at URL/models",
+            "Start it, or correct the address, and run the same command to go on",
+        ) from error
