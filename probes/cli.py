@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from enum import IntEnum
 
@@ -34,6 +35,7 @@ def warn(message: str) -> None:
 
 def run(app: typer.Typer) -> None:
     """Run a command line: bad input becomes one paragraph on standard error and exit code 2, a bug keeps its traceback."""
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao, where installed, uses what torch deprecates
     try:
         app()
     except InputError as error:
