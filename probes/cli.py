@@ -34,8 +34,8 @@ def warn(message: str) -> None:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a command line: bad input becomes one paragraph on standard error and exit code 2, a bug keeps its traceback."""
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao, where installed, uses what torch deprecates
+    """Run a command line: bad input is one paragraph on standard error and exit code 2, a bug keeps its traceback."""
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao calls what torch deprecates
     try:
         app()
     except InputError as error:
