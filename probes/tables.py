@@ -8,7 +8,8 @@ from math import isnan
 from typing import Any
 
 import pandas as pd
-from rich.console import Group
+from rich import box
+from rich.console import Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -40,6 +41,16 @@ def interval(name: str, form: str) -> Column:
     return show
 
 
+def percent_interval(name: str) -> Column:
+    """A rate with its bounds in per cent, from `name`, `name_low` and `name_high`."""
+
+    def show(row: Any) -> str:
+        rate, low, high = (100 * row[column] for column in (name, f"{name}_low", f"{name}_high"))
+        return UNDEFINED if pd.isna(rate) else f"{rate:.0f} [{low:.0f}, {high:.0f}]"
+
+    return show
+
+
 def interval_columns(name: str, value: Interval) -> dict[str, float]:
     """The three columns of an interval."""
     return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
@@ -50,16 +61,21 @@ def render(title: str, table: pd.DataFrame, columns: Columns) -> Group:
 
     Args:
         title: printed above.
-        table: the rows to show, in this order.
+        table: the rows to show, in this order, with the columns `cell` and `reason`.
         columns: header → what to show; the first two are aligned left.
     """
-    rendered = Table(title=title, title_justify="left")
-    for position, header in enumerate(columns):
-        rendered.add_column(header, justify="right" if position else "left", no_wrap=not position, overflow="fold")
-    for _, row in table.iterrows():
-        rendered.add_row(*(Text(show(row)) for show in columns.values()))
-    reasons = table.loc[table["reason"] != "", ["cell", "reason"]].drop_duplicates() if "reason" in table else []
-    notes = [Text(f"{UNDEFINED} {row.cell}: {row.reason}") for row in getattr(reasons, "itertuples", list)()]
+    texts: list[list[Text]] = []
+    rendered = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    for position, (header, show) in enumerate(columns.items()):
+        cells = [show(row) for _, row in table.iterrows()]
+        width = max(map(len, cells), default=0)  # headers wrap before numbers do
+        justify: JustifyMethod = "right" if position else "left"
+        rendered.add_column(header, justify=justify, no_wrap=not position, overflow="fold", min_width=width)
+        texts.append([Text(cell) for cell in cells])
+    for row in zip(*texts, strict=True):
+        rendered.add_row(*row)
+    undefined = table[table["reason"] != ""].drop_duplicates(["cell", "reason"])
+    notes = [Text(f"{UNDEFINED} {row['cell']}: {row['reason']}") for _, row in undefined.iterrows()]
     return Group(rendered, *notes)
 
 
