@@ -203,7 +203,9 @@ def main(
     if as_json:
         typer.echo(result.to_json())
     else:
-        cli.console.print(tables.render(f"Regimes by {quality} and refusal rate", matrix, COLUMNS))
+        cli.console.print(
+            tables.render(f"Regimes by {quality} and refusal rate", matrix.assign(cell="", reason=""), COLUMNS)
+        )
     cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
 
 

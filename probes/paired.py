@@ -1,4 +1,4 @@
-"""Rates and paired outcomes: Wilson intervals, exact McNemar tests with Holm's correction, flips, detectable effects."""
+"""Rates and paired outcomes: Wilson intervals, exact McNemar tests with Holm's correction, detectable effects."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def paired_tests(
 
 
 def minimum_detectable_effect(n: int, discordant_share: float, power: float = 0.8) -> float:
-    """Smallest paired difference of rates that McNemar's test finds with this power (normal approximation, two-sided 5 %).
+    """Smallest paired difference of rates that McNemar's test finds with this power (normal approximation, α = 5 %).
 
     Source: Connor (1987), n = (z_{α/2}·√ψ + z_β·√(ψ − δ²))² / δ², solved for δ; ψ is the share of discordant pairs.
     NaN where ψ is 0: without a single flip nothing is known about the spread.

@@ -124,7 +124,7 @@ def leave_one_out(table: pd.DataFrame, x: str, y: str, column: str, method: str 
 
 
 def asymmetry(quality_delta: pd.Series, refusal_delta: pd.Series) -> pd.Series:
-    """|refusal delta| / |quality delta|; infinite where only quality stayed, NaN where neither moved or one is unknown."""
+    """|refusal delta| / |quality delta|; infinite where only quality stayed, NaN where neither moved."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return refusal_delta.abs() / quality_delta.abs()
 

@@ -1,4 +1,4 @@
-"""The statistics of the study and ours: paired tests, pairings of quality and safety, agreement, probe against outcome."""
+"""The study's statistics and ours: paired tests, pairings of quality and safety, agreement, probe and outcome."""
 
 from probes.agreement import Agreement, agreement, regime_changes, sampling_plan
 from probes.bootstrap import cluster_interval, resampled_means, resampled_rates

@@ -1,0 +1,72 @@
+"""Does it reproduce? Every published figure that the reference tables determine, recomputed and printed beside ours.
+
+python -m probes.reproduce --out results
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+from probes import cli, figures_probes, figures_regimes, figures_rtsi, tables
+from probes.figures import Figure, Status
+from probes.reference import CITATION
+from probes.results import Result
+
+SECTIONS: tuple[Callable[[], list[Figure]], ...] = (
+    figures_regimes.figures,
+    figures_rtsi.figures,
+    figures_probes.figures,
+)
+COLUMNS: tables.Columns = {
+    "what": tables.text("what"),
+    "published": tables.text("published"),
+    "ours": tables.text("ours"),
+    "tolerance": tables.text("tolerance"),
+    "agrees": tables.text("status"),
+}
+app = typer.Typer(add_completion=False)
+
+
+def reproduce() -> Result:
+    """Recompute the study's figures.
+
+    Table: a row a figure with `section`, `what`, `published`, `ours`, `tolerance`, `status` and `note`. `status` is
+    `yes` or `NO` where the tables determine the figure, `undetermined` where they do not, `contradicts` where the
+    study's own figures contradict each other or its definition; `note` then says why.
+    """
+    figures = [figure for section in SECTIONS for figure in section()]
+    table = pd.DataFrame([figure.row() for figure in figures])
+    return Result("reproduce", table, {"source": CITATION})
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where tables and plots go.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+) -> None:
+    """Recompute every published figure that the tables determine. Exit code 3 if one does not agree."""
+    result = reproduce()
+    parquet, document = result.write(out)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        for section, rows in result.table.groupby("section", sort=False):
+            cli.console.print(tables.render(str(section), rows.assign(cell=rows["what"], reason=rows["note"]), COLUMNS))
+    from probes import plots  # late: matplotlib
+
+    written = [parquet, document, *plots.write_all(out)]
+    counts = result.table["status"].value_counts()
+    cli.log.print(", ".join(f"{status}: {counts.get(status, 0)}" for status in Status), highlight=False)
+    cli.log.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
+    if np.any(result.table["status"] == Status.DISAGREES):
+        raise typer.Exit(cli.Exit.BOUND_EXCEEDED)
+
+
+if __name__ == "__main__":
+    cli.run(app)

@@ -1,0 +1,110 @@
+"""What the RTSI command reads: tables of features or deltas, and files of completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from interp.errors import InputError
+from probes.matrix import KEY, add_deltas, is_baseline, join
+from probes.refusal_text import WORDING_FEATURES, TokenUnit, refusal_features
+from probes.rtsi_index import DELTAS, UNIT_COLUMN
+from probes.table_files import read_table
+
+TEXT_FIELDS = ("completion", "response", "response_head", "text")
+COUNT_FIELDS = ("n_tokens", "token_count")
+RATE_DELTA = "refusal_rate_delta"
+
+
+def delta_table(files: Sequence[Path]) -> pd.DataFrame:
+    """Rows of feature deltas from one or more tables with the same cells.
+
+    A table either has the delta columns, or the features of all cells with `model` and `quantization`, whose baselines
+    are then resolved and left out.
+
+    Raises:
+        InputError: missing columns, or cells, or baselines.
+    """
+    tables = {str(file): read_table(file) for file in files}
+    cells = next(iter(tables.values())) if len(tables) == 1 else join(tables)
+    if set(DELTAS) <= set(cells.columns):
+        defined = cells[list(DELTAS)].notna().any(axis=1) | ~_baseline_rows(cells)
+        return cells[defined].reset_index(drop=True)
+    missing = [column for column in (*KEY, *WORDING_FEATURES, "refusal_rate") if column not in cells]
+    if missing:
+        raise InputError(
+            f"{', '.join(tables)} has no column {', '.join(missing)}",
+            f"deltas ({', '.join(DELTAS)}), or the features of all cells with model and quantization",
+        )
+    return deltas_of_features(join({", ".join(tables): cells}))
+
+
+def deltas_of_features(cells: pd.DataFrame) -> pd.DataFrame:
+    """Deltas of a matrix of features (`probes.matrix.join`), baselines left out; refusal counts are kept as a pair.
+
+    Raises:
+        InputError: token counts of several units within the table.
+    """
+    if UNIT_COLUMN in cells and cells[UNIT_COLUMN].nunique() > 1:
+        raise InputError("The cells count their tokens in several units", "one unit in all rows")
+    counts = ["n_refusals"] if "n_refusals" in cells else []
+    deltas = add_deltas(cells, [*WORDING_FEATURES, "refusal_rate", *counts])
+    if counts:
+        deltas["n_refusals_baseline"] = deltas["n_refusals"] - deltas.pop("n_refusals_delta")
+    return deltas[~is_baseline(deltas)].reset_index(drop=True)
+
+
+def features_of_completions(files: Mapping[str, Path], model: str = "model") -> pd.DataFrame:
+    """Features of each file of completions: a row a cell with `model`, `quantization` and `token_unit`."""
+    rows = []
+    for name, file in files.items():
+        completions, token_counts = read_completions(file)
+        features = refusal_features(completions, token_counts)
+        unit: dict[str, TokenUnit] = {UNIT_COLUMN: features.token_unit}
+        rows.append({"model": model, "quantization": name, **features, **unit})
+    return pd.DataFrame(rows)
+
+
+def read_completions(file: Path) -> tuple[list[str], list[float] | None]:
+    """Completions and, where every line has them, their token counts.
+
+    Args:
+        file: .jsonl, an object a line: a text field (`completion`, `response`, `response_head` or `text`) and
+            optionally `n_tokens`.
+
+    Raises:
+        InputError: missing, empty, a line that is no such object, or token counts on some lines only.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}", "a .jsonl file of completions") from error
+    records = [_record(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not records:
+        raise InputError(f"{file} holds no completions", "an object a line")
+    counts = [count for _, count in records if count is not None]
+    if counts and len(counts) < len(records):
+        raise InputError(f"{file} has token counts on {len(counts)} of {len(records)} lines", "on all or none")
+    return [text for text, _ in records], counts or None
+
+
+def _record(file: Path, number: int, line: str) -> tuple[str, float | None]:
+    try:
+        record = json.loads(line)
+        text = next(record[field] for field in TEXT_FIELDS if field in record)
+        count = next((float(record[field]) for field in COUNT_FIELDS if field in record), None)
+    except (ValueError, TypeError, StopIteration) as error:
+        expected = f"an object with {', '.join(TEXT_FIELDS[:-1])} or {TEXT_FIELDS[-1]}"
+        raise InputError(f"Line {number} of {file} is not a completion", expected) from error
+    if not isinstance(text, str):
+        raise InputError(f"The completion on line {number} of {file} is {type(text).__name__}", "text")
+    return text, count
+
+
+def _baseline_rows(cells: pd.DataFrame) -> pd.Series:
+    if "baseline" not in cells or "quantization" not in cells:
+        return pd.Series(False, index=cells.index)
+    return is_baseline(cells)
