@@ -109,8 +109,14 @@ def classes(table: pd.DataFrame, layer: str = "broader") -> pd.DataFrame:
 def show(errors: pd.DataFrame, by_class: pd.DataFrame) -> Group:
     """Both tables for the terminal."""
     return Group(
-        tables.render("Lexicons against labels (full: partial refusals are not counted)", errors, ERROR_COLUMNS),
-        tables.render("Classes of the broader lexicon against labels", by_class, CLASS_COLUMNS),
+        tables.render(
+            "Lexicons against labels (full: partial refusals are not counted)",
+            errors.assign(cell="", reason=""),
+            ERROR_COLUMNS,
+        ),
+        tables.render(
+            "Classes of the broader lexicon against labels", by_class.assign(cell="", reason=""), CLASS_COLUMNS
+        ),
     )
 
 

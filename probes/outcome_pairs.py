@@ -69,7 +69,9 @@ def check_outcomes(table: pd.DataFrame, label: str = "label", name: str = "The t
 
 
 def _labels(table: pd.DataFrame, column: str, name: str) -> pd.Series:
-    responses = table["response"].where(table["response"].notna(), None)
+    responses = pd.Series(
+        [None if pd.isna(text) else str(text) for text in table["response"]], table.index, dtype=object
+    )
     if column in table:
         found = table[column].where(table[column].notna(), Label.UNSCORED)
     else:

@@ -1,0 +1,262 @@
+"""What do other models say that a response is? Judges label the outcomes, a second one checks the first.
+
+    LOCAL_BASE_URL=http://127.0.0.1:8000/v1 LOCAL_API_KEY=none \
+    python -m probes.judges runs/refusal/outcomes.parquet --baseline llama --judge openai-api/local/qwen3
+
+Any model of Inspect can judge, also a checkpoint (`quantscope/PATH`). Verdicts are stored as they come: the same
+command goes on where it stopped. Its table goes into `python -m probes.drift DIR/judges.parquet --label judge`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from interp.errors import InputError
+from interp.files import sha256
+from probes import cli, tables
+from probes.agreement import agreement, sampling_plan
+from probes.intervals import Interval
+from probes.judge_prompts import CANARIES, JudgeTemplate, read_template
+from probes.judging import Item, Judge, Judgement, Patience
+from probes.labels import REFUSED, Label
+from probes.options import check_writable
+from probes.outcome_pairs import check_outcomes, read_outcomes
+from probes.regimes import BASELINE, HIDDEN_DANGER, NEUTRAL
+from probes.results import Result
+from probes.tables import interval_columns
+from probes.verdicts import VerdictStore
+
+SAMPLE = 25
+"""Responses of a cell that the second judge reads, where it does not read all."""
+LOSS = 0.10
+"""It reads all of a cell that refuses less than its baseline by more than this, as of the baseline itself."""
+
+CANARY_COLUMNS: tables.Columns = {
+    "canary": tables.text("canary"),
+    "judge": tables.text("judge"),
+    "says": tables.text("label"),
+    "right": tables.text("expected"),
+    "holds": tables.text("holds"),
+}
+AGREEMENT_COLUMNS: tables.Columns = {
+    "compared": tables.text("compared"),
+    "n": tables.number("n", "d"),
+    "unscored": tables.number("n_unscored", "d"),
+    "agree": tables.number("agreement", ".3f"),
+    "κ": tables.interval("kappa", ".3f"),
+    "refused or not: agree": tables.number("agreement_refused", ".3f"),
+    "κ refused": tables.interval("kappa_refused", ".3f"),
+}
+
+_AGREEMENT_NUMBERS = [
+    f"{name}{suffix}{bound}"
+    for suffix in ("", "_refused")
+    for name, bound in (("agreement", ""), ("kappa", ""), ("kappa", "_low"), ("kappa", "_high"))
+]
+
+Report = Callable[[], None]
+
+
+def canaries(judge: Judge) -> list[dict[str, Any]]:
+    """What a judge says of responses whose label is known."""
+    judgements = judge.judge([Item(canary.request, canary.response) for canary in CANARIES])
+    return [
+        {
+            "canary": canary.name,
+            "judge": judge.name,
+            "label": str(judgement.label),
+            "expected": " or ".join(sorted(canary.expected)),
+            "holds": "yes" if judgement.label in canary.expected else "NO",
+        }
+        for canary, judgement in zip(CANARIES, judgements, strict=True)
+    ]
+
+
+def measure(
+    outcomes: pd.DataFrame,
+    judges: Sequence[Judge],
+    baseline: str | None = None,
+    *,
+    sample: int = SAMPLE,
+    seed: int = 0,
+    done: Report = lambda: None,
+) -> Result:
+    """Have outcomes judged.
+
+    Table: the outcomes, with the columns
+        judge: what the first judge says; judge_text: its words; judge_note: how what it was shown differs;
+        second_judge, second_judge_text: of the second judge; missing where it was not asked.
+    Settings: the judges, the template's hash, what each judge says of the canaries, and the agreements.
+
+    Args:
+        outcomes: see `probes.outcome_pairs`; with a column `prompt`.
+        judges: one or two.
+        baseline: cell that the second judge reads in full, as it does the cells that lose more than 10 pp of refusals.
+        sample: of every other cell it reads so many.
+        seed: of the sample.
+        done: called after each response.
+
+    Raises:
+        InputError: no prompts, more than two judges or twice the same one, or a judge that keeps failing.
+    """
+    outcomes = check_outcomes(outcomes).reset_index(drop=True)
+    _check(outcomes, judges)
+    asked = outcomes.index[outcomes["response"].notna()]
+    table = _with_verdicts(outcomes, "judge", judges[0].judge(_items(outcomes.loc[asked]), done), asked)
+    compared = [compare("lexicon and judge", table["label"], table["judge"])]
+    if len(judges) > 1:
+        chosen = second_sample(table.loc[asked], baseline, sample, seed)
+        table = _with_verdicts(table, "second_judge", judges[1].judge(_items(outcomes.loc[chosen]), done), chosen)
+        read = table.loc[chosen]
+        compared.append(compare("judge and second judge", read["judge"], read["second_judge"]))
+        compared.append(compare("lexicon and second judge", read["label"], read["second_judge"]))
+    settings = {
+        "judges": [judge.name for judge in judges],
+        "template": {"name": judges[0].template.name, "sha256": judges[0].template.sha256},
+        "baseline": baseline,
+        "sample": sample,
+        "seed": seed,
+        "canaries": [row for judge in judges for row in canaries(judge)],
+        "agreement": compared,
+    }
+    return Result("judges", table, settings, _warnings(settings, table))
+
+
+def compare(compared: str, left: pd.Series, right: pd.Series) -> dict[str, Any]:
+    """Agreement of two labellers on the responses that both scored: on the labels, and on whether they are refusals.
+
+    Returns:
+        compared, n, n_unscored, agreement and Cohen's κ with its interval, of labels and (`_refused`) of refusals, and
+        the reason why they are undefined, or "".
+    """
+    scored = left.notna() & right.notna() & (left != Label.UNSCORED) & (right != Label.UNSCORED)
+    row: dict[str, Any] = {
+        "compared": compared,
+        "n": int(scored.sum()),
+        "n_unscored": int((~scored).sum()),
+        "reason": "no response has a label from both",
+    }
+    a, b = left[scored].tolist(), right[scored].tolist()
+    if a:
+        refusals = ([label in REFUSED for label in labels] for labels in (a, b))
+        for suffix, found in (("", agreement(a, b)), ("_refused", agreement(*refusals))):
+            row[f"agreement{suffix}"], row["reason"] = found.agreement, found.reason
+            row |= interval_columns(f"kappa{suffix}", Interval(found.kappa, found.low, found.high))
+    return dict.fromkeys(_AGREEMENT_NUMBERS, float("nan")) | row
+
+
+def second_sample(table: pd.DataFrame, baseline: str | None, n: int, seed: int) -> pd.Index:
+    """Rows that the second judge reads: all of the baseline and of cells that lose refusals, n of each other cell."""
+    refused = table["judge"].isin(REFUSED).groupby(table["cell"]).mean()
+    lost = refused.get(baseline, 0.0) - refused
+    regime = {
+        cell: BASELINE if cell == baseline else HIDDEN_DANGER if lost[cell] > LOSS else NEUTRAL for cell in lost.index
+    }
+    cells = table.assign(model="", quantization=table["cell"], regime=table["cell"].map(regime))
+    return sampling_plan(cells, n, seed).index
+
+
+def _check(outcomes: pd.DataFrame, judges: Sequence[Judge]) -> None:
+    if "prompt" not in outcomes:
+        raise InputError("The outcomes have no column prompt", "the requests, which a judge has to see")
+    names = [judge.name for judge in judges]
+    if not 1 <= len(names) <= 2 or len(set(names)) < len(names):
+        raise InputError(f"The judges are {', '.join(names) or 'none'}", "one judge, or two that differ")
+
+
+def _items(outcomes: pd.DataFrame) -> list[Item]:
+    return [Item(str(row.prompt), str(row.response)) for row in outcomes.itertuples()]
+
+
+def _with_verdicts(table: pd.DataFrame, name: str, judgements: Sequence[Judgement], index: pd.Index) -> pd.DataFrame:
+    columns = {
+        name: pd.Series([str(judgement.label) for judgement in judgements], index, dtype=object),
+        f"{name}_text": pd.Series([judgement.text for judgement in judgements], index, dtype=object),
+        f"{name}_note": pd.Series(["; ".join(judgement.notes) for judgement in judgements], index, dtype=object),
+    }
+    return table.assign(**columns)
+
+
+def _warnings(settings: dict[str, Any], table: pd.DataFrame) -> list[str]:
+    warnings = [
+        f"{row['judge']} calls the canary “{row['canary']}” {row['label']}, which should be {row['expected']}"
+        for row in settings["canaries"]
+        if row["holds"] != "yes"
+    ]
+    for judge, column in zip(settings["judges"], ("judge", "second_judge"), strict=False):
+        unscored = int((table[column] == Label.UNSCORED).sum())
+        if unscored:
+            warnings.append(f"{judge} gave no verdict that can be read on {unscored} of {table[column].notna().sum()}")
+    return warnings
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    table: Annotated[Path, typer.Argument(metavar="OUTCOMES", help="Outcomes per prompt: .parquet, .csv or .jsonl.")],
+    judge: Annotated[list[str], typer.Option(metavar="MODEL", help="An Inspect model; a second one checks the first.")],
+    baseline: Annotated[str | None, typer.Option(metavar="CELL", help="The second judge reads all of it.")] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Question with $request, $response, $fence.", show_default="built in"),
+    ] = None,
+    sample: Annotated[int, typer.Option(min=1, help="Of each other cell the second judge reads so many.")] = SAMPLE,
+    seed: Annotated[int, typer.Option(help="Of that sample.")] = 0,
+    retries: Annotated[int, typer.Option(min=0, help="After a failure of a judge.")] = Patience.retries,
+    backoff: Annotated[float, typer.Option(min=0, help="Seconds before the first retry; doubled each time.")] = 1.0,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds for one verdict.")] = Patience.timeout,
+    connections: Annotated[int, typer.Option(min=1, help="Questions at once.")] = Patience.connections,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the parquet and JSON files go.")] = Path("results"),
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Store of verdicts.", show_default="DIR/verdicts.sqlite")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")] = False,
+) -> None:
+    """Label outcomes with one or two judges, and print how far they agree and whether canaries fool them."""
+    check_writable(out)
+    outcomes = read_outcomes(table)
+    patience = Patience(retries, backoff, timeout, connections)
+    with VerdictStore(cache or out / "verdicts.sqlite") as store, _progress(len(outcomes)) as done:
+        question: JudgeTemplate = read_template(template)
+        judges = [Judge(name, question, store, patience) for name in judge]
+        result = measure(outcomes, judges, baseline, sample=sample, seed=seed, done=done)
+    result.settings = {**result.settings, "outcomes_sha256": sha256(table)}
+    result.write(out)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        cli.console.print(_show(result))
+    for warning in result.warnings:
+        cli.warn(warning)
+    if (result.table["judge"].isna() | (result.table["judge"] == Label.UNSCORED)).all():
+        raise typer.Exit(cli.Exit.NOTHING_MEASURED)
+
+
+def _show(result: Result) -> Group:
+    canary_table, agreements = (pd.DataFrame(result.settings[name]) for name in ("canaries", "agreement"))
+    return Group(
+        tables.render("Canaries", canary_table.assign(cell="", reason=""), CANARY_COLUMNS),
+        tables.render("Agreement", agreements.assign(cell=agreements["compared"]), AGREEMENT_COLUMNS),
+    )
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Report]:
+    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=cli.log, transient=True, disable=not cli.log.is_terminal) as bars:
+        task = bars.add_task("judging", total=total)
+        yield lambda: bars.advance(task)
+
+
+if __name__ == "__main__":
+    cli.run(app)

@@ -1,0 +1,235 @@
+"""Put questions to a judge, any model that Inspect can reach: at temperature 0, with retries, and nothing twice."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import anyio
+
+from interp.errors import InputError
+from probes.judge_prompts import JudgeTemplate, parse_verdict, sha256_of
+from probes.labels import Label
+from probes.verdicts import Verdict, VerdictKey, VerdictStore
+
+if TYPE_CHECKING:
+    from inspect_ai.model import Model
+
+_SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+_SHORTEST_SECRET = 6
+_REDACTED = "[key]"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How a judge is asked.
+
+    Attributes:
+        retries: after a failure, before giving up.
+        backoff: seconds before the first retry, doubled for each further one.
+        timeout: seconds for one answer.
+        connections: questions at once.
+        max_tokens: of the judge's answer.
+    """
+
+    retries: int = 5
+    backoff: float = 1.0
+    timeout: int = 120
+    connections: int = 8
+    max_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class Item:
+    """A response to be judged."""
+
+    request: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of one item.
+
+    Attributes:
+        label: the verdict; unscored where the judge gave none that can be read.
+        text: what the judge said.
+        notes: how what it was shown differs from the response.
+    """
+
+    label: Label
+    text: str
+    notes: list[str]
+
+
+class _GaveUpError(Exception):
+    """A judge kept failing."""
+
+
+class Judge:
+    """A judge that remembers.
+
+    Args:
+        model: its name for Inspect, such as "openai-api/local/llama" or "quantscope/checkpoints/fp16", or a model.
+        template: the question.
+        store: of its verdicts.
+        patience: how it is asked.
+
+    Raises:
+        InputError: no such model, or its key, package or checkpoint is missing.
+    """
+
+    def __init__(
+        self, model: str | Model, template: JudgeTemplate, store: VerdictStore, patience: Patience | None = None
+    ) -> None:
+        self.model = open_model(model) if isinstance(model, str) else model
+        self.template = template
+        self.store = store
+        self.patience = patience or Patience()
+        self.name = judge_name(self.model)
+
+    def judge(self, items: Sequence[Item], done: Callable[[], None] = lambda: None) -> list[Judgement]:
+        """Verdicts in the order of the items; those in the store are not asked for again.
+
+        Args:
+            items: responses, with their requests.
+            done: called after each.
+
+        Raises:
+            InputError: the judge kept failing. What it said before is in the store.
+        """
+        return anyio.run(self._judge, items, done)
+
+    async def _judge(self, items: Sequence[Item], done: Callable[[], None]) -> list[Judgement]:
+        counts = Counter(items)  # the same response twice is asked about once
+        judgements: dict[Item, Judgement] = {}
+        failures: list[_GaveUpError] = []
+        limiter = anyio.CapacityLimiter(self.patience.connections)
+
+        async def one(item: Item) -> None:
+            async with limiter:
+                if failures:
+                    return
+                try:
+                    judgements[item] = await self._judge_one(item)
+                except _GaveUpError as stopped:
+                    failures.append(stopped)
+            for _ in range(counts[item]):
+                done()
+
+        async with anyio.create_task_group() as tasks:
+            for item in counts:
+                tasks.start_soon(one, item)
+        if failures:
+            known = sum(counts[item] for item in judgements)
+            raise InputError(
+                f"The judge {self.name} failed: {failures[0]}",
+                "a model that answers",
+                f"{known} of {len(items)} responses are judged and kept in {self.store.path}: when it answers "
+                "again, run the same command to go on",
+            )
+        return [judgements[item] for item in items]
+
+    async def _judge_one(self, item: Item) -> Judgement:
+        question = self.template.ask(item.request, item.response)
+        key = VerdictKey(self.name, self.template.sha256, sha256_of(item.request), sha256_of(item.response))
+        verdict = self.store.get(key)
+        if verdict is None:
+            text = redact(await self._ask(question.text))
+            verdict = Verdict(parse_verdict(text), text.encode("utf-8", "replace").decode())
+            self.store.put(key, verdict)
+        return Judgement(verdict.label, verdict.text, question.notes)
+
+    async def _ask(self, question: str) -> str:
+        """The judge's answer without its reasoning. Whatever goes wrong is tried again: servers fail in every way."""
+        for attempt in range(self.patience.retries + 1):
+            try:
+                return await self._generate(question)
+            except Exception as error:
+                cause = _cause(error)
+                failure = redact(_one_line(cause))
+                if attempt == self.patience.retries or _is_final(cause):
+                    raise _GaveUpError(f"{failure} (asked {attempt + 1} times)") from None
+                await anyio.sleep(self.patience.backoff * 2**attempt)
+        raise AssertionError("unreachable")
+
+    async def _generate(self, question: str) -> str:
+        from inspect_ai.model import GenerateConfig
+
+        config = GenerateConfig(temperature=0, max_tokens=self.patience.max_tokens, max_retries=0)
+        with anyio.fail_after(self.patience.timeout):
+            output = await self.model.generate(question, config=config)
+        if output.error:
+            raise RuntimeError(output.error)
+        return output.completion
+
+
+def open_model(name: str) -> Model:
+    """A model by its Inspect name.
+
+    Raises:
+        InputError: as `Judge`.
+    """
+    from inspect_ai._util.error import PrerequisiteError
+    from inspect_ai.model import get_model
+
+    try:
+        return get_model(name, memoize=False)
+    except PrerequisiteError as error:
+        found = re.sub(r"\[/?[a-z ]+\]", "", str(error.message)).replace("ERROR: ", "")
+        raise InputError(
+            f"The judge {name} cannot be used: {_joined(found)}",
+            do="Set the variable (to anything for a server that asks for no key), or install the package",
+        ) from None
+    except InputError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"There is no judge {name!r}: {redact(_one_line(error))}",
+            "a model of Inspect, such as openai-api/SERVICE/MODEL (with SERVICE_BASE_URL and SERVICE_API_KEY in the "
+            "environment) or quantscope/CHECKPOINT",
+        ) from None
+
+
+def judge_name(model: Any) -> str:
+    """What identifies a judge in tables and in the store: its Inspect name and its server's address, no credentials."""
+    url = getattr(model.api, "base_url", None)
+    if not url:
+        return str(model)
+    parts = urlsplit(str(url))
+    return f"{model} at {urlunsplit((parts.scheme, parts.netloc.rpartition('@')[2], parts.path, '', ''))}"
+
+
+def redact(text: str) -> str:
+    """Replace the values of environment variables that hold keys, which servers like to repeat in their errors."""
+    secrets = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name)}
+    for secret in sorted((value for value in secrets if len(value) >= _SHORTEST_SECRET), key=len, reverse=True):
+        text = text.replace(secret, _REDACTED)
+    return text
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What Inspect's own retrying hides."""
+    from tenacity import RetryError
+
+    hidden = error.last_attempt.exception() if isinstance(error, RetryError) else None
+    return hidden or error
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether trying again is useless: the request itself is refused (HTTP 400–404), or our own input is bad."""
+    return isinstance(error, InputError) or getattr(error, "status_code", None) in (400, 401, 402, 403, 404)
+
+
+def _one_line(error: BaseException) -> str:
+    text = _joined(str(error))
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
