@@ -146,8 +146,8 @@ def compare(compared: str, left: pd.Series, right: pd.Series) -> dict[str, Any]:
     }
     a, b = left[scored].tolist(), right[scored].tolist()
     if a:
-        refusals = ([label in REFUSED for label in labels] for labels in (a, b))
-        for suffix, found in (("", agreement(a, b)), ("_refused", agreement(*refusals))):
+        refused = agreement([label in REFUSED for label in a], [label in REFUSED for label in b])
+        for suffix, found in (("", agreement(a, b)), ("_refused", refused)):
             row[f"agreement{suffix}"], row["reason"] = found.agreement, found.reason
             row |= interval_columns(f"kappa{suffix}", Interval(found.kappa, found.low, found.high))
     return dict.fromkeys(_AGREEMENT_NUMBERS, float("nan")) | row
@@ -156,7 +156,7 @@ def compare(compared: str, left: pd.Series, right: pd.Series) -> dict[str, Any]:
 def second_sample(table: pd.DataFrame, baseline: str | None, n: int, seed: int) -> pd.Index:
     """Rows that the second judge reads: all of the baseline and of cells that lose refusals, n of each other cell."""
     refused = table["judge"].isin(REFUSED).groupby(table["cell"]).mean()
-    lost = refused.get(baseline, 0.0) - refused
+    lost = (refused[baseline] if baseline in refused else 0.0) - refused
     regime = {
         cell: BASELINE if cell == baseline else HIDDEN_DANGER if lost[cell] > LOSS else NEUTRAL for cell in lost.index
     }

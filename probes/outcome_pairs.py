@@ -5,6 +5,7 @@ An outcome table has one row per (cell, task, sample id), as `python -m probes.r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +35,7 @@ def read_outcomes(path: Path, label: str = "label") -> pd.DataFrame:
     Raises:
         InputError: the file cannot be read; a column is missing; a row occurs twice; a label is unknown.
     """
-    readers = {
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         ".parquet": pd.read_parquet,
         ".csv": pd.read_csv,
         ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False),
