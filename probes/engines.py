@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ class EngineName(StrEnum):
     LLAMA_CPP = "llama.cpp"
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A model that answers prompts given as token ids."""
 

@@ -160,8 +160,10 @@ def _row(sample: EvalSample, engine: str) -> dict[str, Any]:
 
 
 def _score(sample: EvalSample) -> float | None:
+    from inspect_ai.scorer import value_to_float
+
     scores = list((sample.scores or {}).values())
-    return scores[0].as_float() if scores else None
+    return value_to_float()(scores[0].value) if scores else None
 
 
 def _sha256(text: str) -> str:

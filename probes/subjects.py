@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from interp.chat import encode, render
 from interp.checkpoint import open_checkpoint
@@ -20,6 +20,7 @@ KEY_VARIABLE = "QUANTSCOPE_API_KEY"
 """The environment variable with the key of a server that wants one."""
 
 
+@runtime_checkable
 class Subject(Protocol):
     """One cell, ready to be asked."""
 

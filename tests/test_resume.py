@@ -1,0 +1,75 @@
+"""An interrupted run goes on where it was: nothing lost, nothing asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from interp.gguf_writer import write_f16
+from interp.model import load
+from probes.generation import generate
+from probes.prompts import builtin
+from tests.killed_run import KILLS
+from tests.writer_models import write_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    directory = tmp_path_factory.mktemp("pair")
+    baseline = write_checkpoint("llama", directory / "base")
+    write_f16(baseline, directory / "cell.gguf")
+    return baseline, directory / "cell.gguf"
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_and_repeat_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.killed_run", *map(str, pair), str(tmp_path), "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=600, check=True)
+    story = json.loads(ran.stdout)
+    table = pd.read_parquet(tmp_path / "run" / "refusal.parquet")
+
+    assert story["exit"] == 0
+    assert [kill["signal"] for kill in story["kills"]] == [signal.SIGKILL] * KILLS
+    assert len({kill["asked"] for kill in story["kills"]}) > 3, "the kills hit a run under way"
+    assert table.groupby("cell").size().to_dict() == {"baseline": 96, "cell": 96}
+    assert not table.duplicated(["cell", "task", "sample_id", "epoch"]).any()
+
+    names = {"base": "baseline", "cell.gguf": "cell"}
+    prompts = {(row.cell, row.sample_id): row.prompt_sha256 for row in table.itertuples()}
+    for kill in story["kills"]:
+        assert set(kill["finished"]) <= set(story["final"]), "the very same samples are in the final logs"
+        asked_later = {tuple(line.split()) for line in story["journal"][kill["asked"] :]}
+        asked_later = {(names[path], sha256) for path, sha256 in asked_later}
+        done = [(cell, prompts[cell, sample]) for cell, sample, _ in map(str.split, kill["finished"])]
+        assert not asked_later & set(done)
+
+
+@pytest.mark.slow
+def test_the_answers_are_those_of_an_uninterrupted_run(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    from probes.engines import EngineSettings
+    from probes.refusal import build_tasks, measure
+    from probes.run_folder import RunFolder
+    from probes.subjects import LocalSubject
+
+    baseline, cell = map(str, pair)
+    run = RunFolder(tmp_path / "run", build_tasks(["refusal"], limit=12), max_new_tokens=6, connections=8)
+    subject = LocalSubject(EngineSettings(baseline), batch_size=4)
+    other = LocalSubject(EngineSettings(cell, like=baseline), batch_size=4)
+    first = measure(subject, {"cell": other}, run).table
+    again = measure(subject, {"cell": other}, run).table
+    pd.testing.assert_frame_equal(first, again)
+
+    model = load(baseline)
+    ids = model.token_ids(builtin("harmful").take(12).instructions, chat=True)
+    expected = {model.tokenizer.decode(generate(model, [i], 6)[0].tokens, skip_special_tokens=True) for i in ids}
+    assert set(first["response"]) == expected

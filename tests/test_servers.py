@@ -1,0 +1,240 @@
+"""OpenAI-compatible servers: a real one (llama-cpp-python) on loopback, and one that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from interp.errors import InputError
+from interp.gguf_writer import write_f16
+from probes import refusal
+from probes.refusal import build_tasks, measure
+from probes.run_folder import RunFolder
+from probes.subjects import KEY_VARIABLE, ServerSubject
+from tests.writer_models import write_checkpoint
+
+KEY = "sk-do-not-print-me"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_in(path: Path, limit: int = 6, retries: int = 0, connections: int = 2) -> RunFolder:
+    return RunFolder(path, build_tasks(["refusal"], limit=limit), 8, connections, retries)
+
+
+class TestRealServer:
+    @pytest.fixture(scope="class")
+    def gguf(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        pytest.importorskip("llama_cpp.server")
+        directory = tmp_path_factory.mktemp("server")
+        write_f16(write_checkpoint("llama", directory / "base"), directory / "f16.gguf")
+        return directory / "f16.gguf"
+
+    @contextmanager
+    def serving(self, gguf: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+        settings = ["--model", str(gguf), "--model_alias", "tiny", "--n_ctx", "0", "--n_threads", "1"]
+        command = [sys.executable, "-m", "llama_cpp.server", *settings, "--host", "127.0.0.1", "--port", str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            self.wait_for(port, server)
+            yield server
+        finally:
+            server.kill()
+            server.wait()
+
+    def wait_for(self, port: int, server: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and server.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).read()
+                return
+            except OSError:
+                time.sleep(0.1)
+        pytest.fail("the server does not start")
+
+    def test_answers_are_those_of_the_server(self, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(KEY_VARIABLE, KEY)
+        port = free_port()
+        with self.serving(gguf, port):
+            url = f"http://127.0.0.1:{port}/v1"
+            subject = ServerSubject.at(url)
+            assert subject.name == "tiny"
+            table = measure(subject, {"q": ServerSubject.at(f"{url}#tiny")}, run_in(tmp_path)).table
+            row = table.iloc[0]
+            body = {
+                "model": "tiny", "temperature": 0, "max_tokens": 8, "seed": 0,
+                "messages": [{"role": "user", "content": row["prompt"]}],
+            }  # fmt: skip
+            request = urllib.request.Request(
+                f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            expected = json.load(urllib.request.urlopen(request))
+            with pytest.raises(InputError, match=r"no model 'other'.*one of tiny"):
+                ServerSubject.at(f"{url}#other")
+        assert row["response"] == expected["choices"][0]["message"]["content"]
+        assert row["n_prompt_tokens"] == expected["usage"]["prompt_tokens"]
+        assert set(table["engine"]) == {"server (me)"}
+        assert KEY not in "".join(table.astype(str).to_numpy().ravel())
+        for file in filter(Path.is_file, tmp_path.rglob("*")):
+            assert KEY.encode() not in content(file), file
+
+    @pytest.mark.slow
+    def test_a_server_dies_and_comes_back(self, gguf: Path, tmp_path: Path) -> None:
+        port = free_port()
+        run = run_in(tmp_path, limit=40, connections=1)
+        with self.serving(gguf, port) as server:
+            subject = ServerSubject.at(f"http://127.0.0.1:{port}/v1")
+            killer = threading.Thread(target=self.kill_under_way, args=(server, tmp_path))
+            killer.start()
+            with pytest.raises(InputError, match=r"(?s)The task refusal .* stopped.*run the same command to go on"):
+                measure(subject, {"q": subject}, run)
+            killer.join()
+        before = answered(tmp_path / "cells" / "baseline")
+        assert 0 < len(before) < 40
+        with self.serving(gguf, port):
+            table = measure(subject, {"q": subject}, run).table
+        assert table.groupby("cell").size().to_dict() == {"baseline": 40, "q": 40}
+        assert before <= answered(tmp_path / "cells" / "baseline")
+
+    def kill_under_way(self, server: subprocess.Popen[bytes], folder: Path) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not answered(folder / "cells" / "baseline"):
+            time.sleep(0.05)
+        server.send_signal(signal.SIGKILL)
+
+
+def answered(cell: Path) -> set[str]:
+    """`id uuid` of the samples in the logs of a cell."""
+    from inspect_ai.log import read_eval_log_sample_summaries
+
+    logs = (cell / "logs").glob("*.eval")
+    summaries = (summary for log in logs for summary in read_eval_log_sample_summaries(str(log)))
+    return {f"{summary.id} {summary.uuid}" for summary in summaries if summary.completed and not summary.error}
+
+
+def content(file: Path) -> bytes:
+    if file.suffix != ".eval":
+        return file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        return b"".join(archive.read(name) for name in archive.namelist())
+
+
+class TestMisbehavingServer:
+    @contextmanager
+    def serving(self, answer: Callable[[], tuple[int, bytes]]) -> Iterator[str]:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send(200, json.dumps({"object": "list", "data": [model]}).encode())
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send(*answer())
+
+            def send(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Quiet."""
+
+        model = {"id": "m", "object": "model", "owned_by": "nobody", "created": 0}
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
+            server.server_close()
+
+    def completion(self, text: str | None) -> bytes:
+        message = {"role": "assistant", "content": text}
+        return json.dumps(
+            {
+                "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+            }
+        ).encode()  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "text", ["", "x" * 100_000, "\x00\x1b[31m\u202e<script>[bold]</script>\x07", "I can't help with that."]
+    )
+    def test_any_text_reaches_the_table(self, text: str, tmp_path: Path) -> None:
+        with self.serving(lambda: (200, self.completion(text))) as url:
+            subject = ServerSubject.at(url)
+            result = measure(subject, {"q": subject}, run_in(tmp_path, limit=2))
+        assert list(result.table["response"]) == [text] * 4
+        assert (result.table["label"] == "refusal").all() == text.startswith("I can't")
+        result.write(tmp_path)
+        assert json.loads(result.to_json())["rows"][0]["response"] == text
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [(200, b"{not json"), (200, b'"a string"'), (200, b"{}"), (500, b"{}"), (401, b"{}"), (404, b"{}")],
+    )
+    def test_errors_stop_the_run_resumably(self, status: int, body: bytes, tmp_path: Path) -> None:
+        replies = [(200, self.completion("Fine.")), (status, body)]
+        with self.serving(lambda: replies.pop(0) if len(replies) > 1 else replies[0]) as url:
+            subject = ServerSubject.at(url)
+            with pytest.raises(InputError, match="What was finished is kept"):
+                measure(subject, {"q": subject}, run_in(tmp_path, limit=3, connections=1))
+            replies[:] = [(200, self.completion("Later."))]
+            table = measure(subject, {"q": subject}, run_in(tmp_path, limit=3, connections=1)).table
+        baseline = table[table["cell"] == "baseline"]
+        assert sorted(baseline["response"]) == ["Fine.", "Later.", "Later."]
+
+    def test_a_failing_request_is_tried_again(self, tmp_path: Path) -> None:
+        replies = [(503, b"{}"), (200, self.completion("Fine."))]
+        with self.serving(lambda: replies.pop(0) if len(replies) > 1 else replies[0]) as url:
+            subject = ServerSubject.at(url)
+            table = measure(subject, {"q": subject}, run_in(tmp_path, limit=1, retries=2)).table
+        assert list(table["response"]) == ["Fine."] * 2
+
+    def test_a_key_that_is_not_accepted(self) -> None:
+        with self.serving(lambda: (200, b"")) as url, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                BaseHTTPRequestHandler, "send_response", lambda s, _: BaseHTTPRequestHandler.send_response_only(s, 401)
+            )
+            with pytest.raises(InputError, match=f"does not accept the key.*{KEY_VARIABLE}"):
+                ServerSubject.at(url)
+
+
+def test_an_unreachable_server_ends_with_exit_code_2(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    command = [sys.executable, "-m", "probes.refusal", "--baseline", url, "--quantized", f"q={url}"]
+    ran = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=os.environ | {"COLUMNS": "500"}
+    )
+    assert ran.returncode == 2
+    assert re.search(r"error: No OpenAI-compatible server answers at .* run the same command to go on", ran.stderr)
+    assert "Traceback" not in ran.stderr
+
+
+def test_two_cells_of_one_name(tmp_path: Path) -> None:
+    arguments = ["--baseline", "a", "--quantized", "q=b", "--quantized", "q=c", "--out", str(tmp_path)]
+    result = CliRunner().invoke(refusal.app, arguments)
+    assert isinstance(result.exception, InputError)
