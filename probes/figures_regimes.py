@@ -94,7 +94,7 @@ def _pairs(rows: pd.DataFrame) -> list[Figure]:
             Figure(PAIRS, f"Pearson within {model}, BERTScore × refusal", value, coefficients[model], rounding(d))
             for model, (value, d) in WITHIN.items()
         ),
-        Figure(PAIRS, "qwen2.5-7b rows behind it", 5, int(within.set_index("model").loc["qwen2.5-7b", "n"]), 0),
+        Figure(PAIRS, "qwen2.5-7b rows behind it", 5, int(within.set_index("model")["n"]["qwen2.5-7b"]), 0),
         Figure(PAIRS, "sign reversal across models", 1, int(sign_reversal(np.array(coefficients))), 0),
         Figure(PAIRS, "quality × safety pairings, levels and deltas", 36, None, 0,
                "the public tables determine 4: deltas of BERTScore × refusal (regex, judge), truthfulness and bias; "

@@ -95,7 +95,7 @@ def add_deltas(matrix: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 
 def add_intervals(matrix: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     """Add `<metric>_low` and `<metric>_high`, Wilson's 95 % interval, to each rate with a `<metric>_n`."""
-    bounds = {}
+    bounds: dict[str, np.ndarray] = {}
     for metric in metrics:
         n = matrix[f"{metric}_n"]
         low, high = proportion_confint(matrix[metric] * n, n, method="wilson")
@@ -137,8 +137,8 @@ def _merge(matrix: pd.DataFrame, table: pd.DataFrame, name: str) -> pd.DataFrame
         differs = both & (matrix[column] != table[column])
         if differs.any():
             raise InputError(
-                f"{' '.join(map(str, matrix.index[differs][0]))}: {column} is {table.loc[differs, column].iloc[0]!r} "
-                f"in {name} and {matrix.loc[differs, column].iloc[0]!r} in another table",
+                f"{' '.join(map(str, matrix.index[differs][0]))}: {column} is {table.loc[differs, column].iloc[0]} "
+                f"in {name} and {matrix.loc[differs, column].iloc[0]} in another table",
                 "tables that agree",
                 "Rename one of the columns",
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -38,20 +40,14 @@ def against_outcomes(
         A row a (metric, outcome, method): `coefficient`, `p`, `n`, `low`, `high`, `reason`.
     """
     rows = []
-    for metric in metrics:
-        for outcome in outcomes:
-            for method in COEFFICIENTS:
-                found = correlate(table[metric], table[outcome], method)
-                bounds = cluster_interval(
-                    table,
-                    lambda sample, m=metric, o=outcome, how=method: correlate(sample[m], sample[o], how).coefficient,
-                    group,
-                    draws,
-                    seed,
-                )
-                rows.append(
-                    {"metric": metric, "outcome": outcome, "method": method, **found._asdict()} | _named(bounds)
-                )
+    for metric, outcome, method in product(metrics, outcomes, COEFFICIENTS):
+
+        def coefficient(sample: pd.DataFrame, m: str = metric, o: str = outcome, how: str = method) -> float:
+            return correlate(sample[m], sample[o], how).coefficient
+
+        found = correlate(table[metric], table[outcome], method)
+        bounds = cluster_interval(table, coefficient, group, draws, seed)
+        rows.append({"metric": metric, "outcome": outcome, "method": method, **found._asdict()} | _named(bounds))
     return pd.DataFrame(rows)
 
 
@@ -73,7 +69,7 @@ def against_danger(
     for metric in metrics:
         defined = table[table[metric].notna()]
         test, auc = mann_whitney(defined[metric], defined[danger]), _auc(defined, metric, danger)
-        bounds = cluster_interval(defined, lambda sample, m=metric: _auc(sample, m, danger), group, draws, seed)
+        bounds = cluster_interval(defined, partial(_auc, metric=metric, danger=danger), group, draws, seed)
         n_danger = int(defined[danger].sum())
         row = {"metric": metric, "mann_whitney_u": test.statistic, "p": test.p, "auc": auc, **_named(bounds)}
         rows.append(row | {"n_danger": n_danger, "n_rest": len(defined) - n_danger, "reason": test.reason})
@@ -113,5 +109,5 @@ def _auc(table: pd.DataFrame, metric: str, danger: str) -> float:
     return float(roc_auc_score(labels, table[metric])) if labels.any() and not labels.all() else np.nan
 
 
-def _named(bounds: tuple[float, float, int]) -> dict[str, float]:
+def _named(bounds: tuple[float, float, int]) -> dict[str, float | int]:
     return {"low": bounds[0], "high": bounds[1], "n_draws": bounds[2]}

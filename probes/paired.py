@@ -65,7 +65,7 @@ def minimum_detectable_effect(n: int, discordant_share: float, power: float = 0.
     return effect if effect <= discordant_share else np.nan
 
 
-def _paired(name: str, baseline: np.ndarray, cell: np.ndarray) -> dict[str, float]:
+def _paired(name: str, baseline: np.ndarray, cell: np.ndarray) -> dict[str, float | int]:
     if len(baseline) == 0 or baseline.shape != cell.shape:
         raise InputError(
             f"The baseline has {len(baseline)} outcomes, {name} {len(cell)}", "outcomes of both on the same prompts"

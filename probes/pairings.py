@@ -96,8 +96,8 @@ def mixed_effects(table: pd.DataFrame, x: str, y: str, group: str = "model") -> 
             return Slope(np.nan, np.nan, np.nan, np.nan, len(rows), False, f"singular: {error}")
     low, high = fitted.conf_int().loc["x"]
     said = "; ".join(sorted({str(warning.message) for warning in caught}))
-    values = (fitted.params["x"], low, high, fitted.pvalues["x"])
-    return Slope(*map(float, values), len(rows), bool(fitted.converged), said)
+    slope, p = float(fitted.params["x"]), float(fitted.pvalues["x"])
+    return Slope(slope, float(low), float(high), p, len(rows), bool(fitted.converged), said)
 
 
 def regress(table: pd.DataFrame, x: str, y: str) -> Slope:

@@ -61,7 +61,7 @@ def plot_index(rows: pd.DataFrame, index: RTSI) -> Figure:
     axes.set_title("How far the wording of refusals moved, by cell", loc="left")
     axes.tick_params(axis="y", labelsize=7)
     axes.legend(handles=[Patch(color=COLOURS[name], label=_plain(name)) for name in _present(rows)], loc="lower right",
-                title="Regime", frameon=False)  # fmt: skip
+                title="Regime", frameon=False, fontsize=9)  # fmt: skip
     _cite(figure)
     return figure
 
@@ -82,10 +82,10 @@ def plot_regimes(rows: pd.DataFrame) -> Figure:
         axes.set_visible(False)
     figure.supxlabel("Quality delta, BERTScore F1 (pp)", fontsize=10)
     figure.supylabel("Refusal-rate delta (pp)", fontsize=10)
-    figure.suptitle("Quality can hold while refusals are lost", x=0.01, ha="left")
     names = _present(rows)
     handles = [Line2D([], [], color=COLOURS[n], marker=MARKERS[n], linestyle="", label=_plain(n)) for n in names]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9,
+                  title="Quality can hold while refusals are lost", title_fontsize=12, alignment="left")  # fmt: skip
     _cite(figure)
     return figure
 
@@ -125,18 +125,29 @@ def _regime_panel(axes: Axes, rows: pd.DataFrame, unknown: float) -> None:
     for quality in (rule.stable_quality, rule.near_quality):
         axes.plot([100 * quality] * 2, [-75, 100 * rule.refusal_loss], color="black", lw=0.8, linestyle="--", zorder=0)
     over = [100 * rule.near_quality, 100 * rule.over_refusal]
-    axes.plot([-20, over[0], over[0]], [over[1], over[1], 30], color="black", linewidth=0.8, linestyle=":", zorder=0)
+    axes.plot([-19, over[0], over[0]], [over[1], over[1], 30], color="black", linewidth=0.8, linestyle=":", zorder=0)
     for name, group in rows.groupby("regime"):
-        quality = (100 * group["quality_delta"]).fillna(unknown)
-        refusal = 100 * group["refusal_rate_delta"]
-        axes.scatter(quality, refusal, color=COLOURS[str(name)], marker=MARKERS[str(name)], s=34, zorder=2)
-    for _, row in rows[100 * rows["refusal_rate_delta"].abs() >= 10].iterrows():
-        at = (
-            100 * row["quality_delta"] if pd.notna(row["quality_delta"]) else unknown,
-            100 * row["refusal_rate_delta"],
+        known = (100 * group["quality_delta"]).fillna(unknown)
+        axes.scatter(
+            known,
+            100 * group["refusal_rate_delta"],
+            color=COLOURS[str(name)],
+            marker=MARKERS[str(name)],
+            s=34,
+            zorder=2,
         )
-        axes.annotate(row["quantization"], at, (-5, 0), textcoords="offset points", fontsize=7, ha="right", va="center")
-    axes.set(xlim=(-17, 12), ylim=(-75, 30))
+    _label(axes, rows[100 * rows["refusal_rate_delta"].abs() >= 10 - regimes.TOLERANCE], unknown)
+    axes.set(xlim=(-19, 13), ylim=(-75, 30))
+
+
+def _label(axes: Axes, rows: pd.DataFrame, unknown: float) -> None:
+    """Quantizations beside their points: on the left, but on the right where another point is close on the left."""
+    x = (100 * rows["quality_delta"]).fillna(unknown).to_numpy(dtype=float)
+    y = 100 * rows["refusal_rate_delta"].to_numpy(dtype=float)
+    for name, at_x, at_y in zip(rows["quantization"], x, y, strict=True):
+        neighbour = (np.abs(y - at_y) < 5) & (x < at_x - 0.01) & (at_x - x < 8)
+        offset, side = (0.7, "left") if neighbour.any() else (-0.7, "right")
+        axes.annotate(name, (at_x + offset, at_y), fontsize=7, ha=side, va="center")
 
 
 def _present(rows: pd.DataFrame) -> list[str]:

@@ -14,8 +14,9 @@ _DATA = Path(__file__).with_name("data")
 def published_cells() -> pd.DataFrame:
     """51 rows (model, quantization): safety rates with n, quality and refusal deltas, RTSI features, regime, action.
 
-    Rates and deltas are fractions. `bits_per_weight` is not the study's: nominal values, for K-quants those of an 8B Llama
-    in llama.cpp's documentation, for AWQ and GPTQ 4 bits and group size 128 with a 16-bit scale and a 4-bit zero point.
+    Rates and deltas are fractions. `bits_per_weight` is not the study's: nominal values, for K-quants those of an 8B
+    Llama in llama.cpp's documentation, for AWQ and GPTQ 4 bits, and a 16-bit scale and a 4-bit zero
+    point for each group of 128.
     """
     return pd.read_csv(_DATA / "published_cells.csv", comment="#")
 

@@ -13,6 +13,7 @@ from interp.errors import InputError
 TokenUnit = Literal["tokens", "words"]
 """`tokens`: counted by the model's tokenizer; `words`: white-space words of the completion."""
 
+TokenCounts = Sequence[float | int] | np.ndarray
 WORDING_FEATURES = ("dominant_prefix_share", "unique_prefix_rate", "prefix_entropy_norm", "mean_tokens_refusal")
 PREFIX_TOKENS = 5
 REFUSAL_OPENINGS = (
@@ -38,7 +39,7 @@ _SEPARATOR = "\0"
 _TO_SPACES = bytes(byte if byte in _KEPT or byte == 0 else 32 for byte in range(256))
 
 
-class RefusalFeatures(dict[str, float]):
+class RefusalFeatures(dict[str, float | int]):
     """Features of one cell's refusals by name, with the unit of the token counts and why a feature is undefined.
 
     Attributes:
@@ -46,7 +47,7 @@ class RefusalFeatures(dict[str, float]):
         reasons: feature → why it is NaN.
     """
 
-    def __init__(self, features: dict[str, float], token_unit: TokenUnit, reasons: dict[str, str]) -> None:
+    def __init__(self, features: dict[str, float | int], token_unit: TokenUnit, reasons: dict[str, str]) -> None:
         super().__init__(features)
         self.token_unit = token_unit
         self.reasons = reasons
@@ -99,7 +100,7 @@ def factorize_prefixes(completions: Sequence[str]) -> Prefixes:
     return Prefixes(codes, texts, np.array([_opens_with_refusal(text) for text in texts], dtype=bool))
 
 
-def refusal_features(completions: Sequence[str], token_counts: Sequence[float] | None = None) -> RefusalFeatures:
+def refusal_features(completions: Sequence[str], token_counts: TokenCounts | None = None) -> RefusalFeatures:
     """Features of the wording of one cell's refusals.
 
     Args:
@@ -124,17 +125,17 @@ def refusal_features(completions: Sequence[str], token_counts: Sequence[float] |
         _word_counts(completions, refused) if token_counts is None else _checked(token_counts, completions)[refused]
     )
     n_total, n_refusals = len(completions), int(refused.sum())
-    sizes = {
+    sizes: dict[str, float | int] = {
         "refusal_rate": n_refusals / n_total if n_total else np.nan,
         "n_refusals": n_refusals,
         "n_total": n_total,
     }
     if n_refusals == 0:
-        wording = dict.fromkeys(WORDING_FEATURES, np.nan)
-        return RefusalFeatures(wording | sizes, unit, dict.fromkeys(WORDING_FEATURES, NO_REFUSAL))
+        undefined = dict.fromkeys(WORDING_FEATURES, np.nan)
+        return RefusalFeatures({**undefined, **sizes}, unit, dict.fromkeys(WORDING_FEATURES, NO_REFUSAL))
     frequencies = np.bincount(prefixes.codes[refused])
     wording = prefix_features(frequencies[frequencies > 0]) | {"mean_tokens_refusal": float(counts.mean())}
-    return RefusalFeatures(wording | sizes, unit, {})
+    return RefusalFeatures({**wording, **sizes}, unit, {})
 
 
 def prefix_features(frequencies: np.ndarray) -> dict[str, float]:
@@ -164,7 +165,7 @@ def _rows_of_ascii(completions: Sequence[str]) -> list[bytes]:
 
 
 def _word_counts(completions: Sequence[str], chosen: np.ndarray) -> np.ndarray:
-    return np.array([len(completions[index].split()) for index in np.flatnonzero(chosen)], dtype=float)
+    return np.array([len(completions[index].split()) for index in np.flatnonzero(chosen).tolist()], dtype=float)
 
 
 def _check_texts(completions: Sequence[str]) -> None:
@@ -179,7 +180,7 @@ def _check_texts(completions: Sequence[str]) -> None:
         )
 
 
-def _checked(token_counts: Sequence[float], completions: Sequence[str]) -> np.ndarray:
+def _checked(token_counts: TokenCounts, completions: Sequence[str]) -> np.ndarray:
     counts = np.asarray(token_counts, dtype=float)
     if counts.shape != (len(completions),):
         raise InputError(f"{counts.size} token counts for {len(completions)} completions", "one count per completion")

@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from interp.errors import InputError
+from probes.regimes import TOLERANCE
 from probes.rtsi_index import REFUSAL_COLLAPSE
 
 
@@ -17,7 +18,7 @@ def risk(bands: pd.DataFrame) -> Float[np.ndarray, " n"]:
 
 def route(
     scores: Float[np.ndarray, " n"], refusal_rate_delta: Float[np.ndarray, " n"], threshold: float
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """One operating point: rows with score ≥ threshold go to the baseline; a row without a score stays.
 
     Returns:
@@ -46,4 +47,4 @@ def curve(scores: Float[np.ndarray, " n"], refusal_rate_delta: Float[np.ndarray,
     best_before = points["recovered_share"].cummax().shift(fill_value=-np.inf)
     gain = points["recovered_share"] - points["routed_share"]
     at_knee = points.index == gain.idxmax() if gain.notna().any() else np.zeros(len(points), dtype=bool)
-    return points.assign(pareto=points["recovered_share"] > best_before, knee=at_knee)
+    return points.assign(pareto=points["recovered_share"] > best_before + TOLERANCE, knee=at_knee)

@@ -74,7 +74,7 @@ def score(
     rows, inputs = _rows(files, baseline, quantized)
     bands = _bands(RTSI.load(calibration), rows)
     table = pd.concat([rows, bands], axis=1).assign(cell=_names(rows))
-    unknown = [c for c in rows if c.endswith("_delta") and c not in (*DELTAS, RATE_DELTA)]
+    unknown = [c for c in map(str, rows) if c.endswith("_delta") and c not in (*DELTAS, RATE_DELTA)]
     warnings = [f"not in the index, ignored: {', '.join(unknown)}"] if unknown else []
     if UNIT_COLUMN not in rows:
         warnings.append(f"the rows name no {UNIT_COLUMN}: taken to be the calibration's")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ DELTAS = tuple(f"{feature}_delta" for feature in WORDING_FEATURES)
 UNIT_COLUMN = "token_unit"
 REFUSAL_COLLAPSE = "refusal collapse"
 Band = Literal["LOW", "MODERATE", "HIGH", "UNKNOWN"]
-Counts = Sequence[float] | np.ndarray | pd.Series | None
+Counts = Sequence[float | int] | np.ndarray | pd.Series | None
 PUBLISHED = Path(__file__).with_name("data") / "rtsi_published.json"
 
 
@@ -54,7 +54,7 @@ class RTSI(BaseEstimator):
         self.high = high
         self.token_unit = token_unit
 
-    def fit(self, deltas: pd.DataFrame | np.ndarray, refusal_rate_delta: Counts, *, source: str = "") -> Self:
+    def fit(self, deltas: pd.DataFrame | np.ndarray, refusal_rate_delta: Counts, *, source: str = "") -> RTSI:
         """Calibrate on rows of feature deltas.
 
         Args:
@@ -135,7 +135,7 @@ class RTSI(BaseEstimator):
             temporary.write_text(json.dumps(document, indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path = PUBLISHED) -> Self:
+    def load(cls, path: str | Path = PUBLISHED) -> RTSI:
         """Read a calibration; without a path, the one fitted on the study's 45 published rows.
 
         Raises:

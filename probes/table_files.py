@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,12 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         InputError: missing, damaged, empty, or of another kind.
     """
-    readers = {".csv": _csv, ".parquet": pd.read_parquet, ".json": _json, ".jsonl": _jsonl}
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": _csv,
+        ".parquet": pd.read_parquet,
+        ".json": _json,
+        ".jsonl": _jsonl,
+    }
     if path.suffix not in readers:
         raise InputError(f"{path} has no known ending", f"one of {', '.join(readers)}")
     try:
