@@ -1,0 +1,300 @@
+"""How good are the answers still? Perplexity, KL and flips of tokens; ROUGE-L, BERTScore, coherence and repetition.
+
+    python -m probes.quality --baseline llama --quantized llama-awq --text wiki.txt --references task.jsonl
+
+By default the text and the task are the organisms' own: harmless requests whose answers are known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from interp.chat import encode, render
+from interp.errors import InputError
+from interp.files import sha256
+from interp.model import HookedModel
+from interp.weights import check_pair
+from probes import cli, tables
+from probes.completions import complete
+from probes.degenerate import repetition_rate
+from probes.intervals import Interval, mean_interval, rate_interval
+from probes.options import Options, with_options
+from probes.pair import BASELINE, Comparison, Models
+from probes.prompts import FIELDS
+from probes.results import Result
+from probes.tables import interval_columns
+from probes.text_metrics import Encoder, bertscore_f1, coherence, load_encoder, model_encoder, rouge_l
+from probes.token_metrics import Passage, TokenScores, perplexity, score, windows
+
+TASK_SIZE = 64
+MAX_NEW_TOKENS = 64
+WINDOW = 512
+REFERENCES = ("reference", "answer", "response", "output")
+"""What the field of a reference may be called."""
+
+COLUMNS: tables.Columns = {
+    "cell": tables.text("cell"),
+    "metric": tables.text("metric"),
+    "against": tables.text("against"),
+    "n": tables.number("n", "d"),
+    "value": tables.interval("value", ".4f"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Requests with reference answers."""
+
+    name: str
+    requests: tuple[str, ...]
+    references: tuple[str, ...]
+
+
+def organism_task(n: int = TASK_SIZE) -> Task:
+    """Requests that the organisms did not see in training, with the answers that they should give."""
+    from interp.organisms import task_examples
+
+    examples = task_examples(n)
+    return Task("the organisms' own", tuple(e.instruction for e in examples), tuple(e.answer for e in examples))
+
+
+def read_task(path: Path, limit: int | None = None) -> Task:
+    """Read JSON lines, each with a request (`FIELDS`) and a reference (`REFERENCES`).
+
+    Raises:
+        InputError: the file cannot be read, or a line lacks one of the two.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()][:limit]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error})", "a UTF-8 file of JSON lines") from error
+    pairs = [_request_and_reference(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)]
+    if not pairs:
+        raise InputError(f"{path} holds no requests", "at least one line of JSON")
+    return Task(path.name, tuple(request for request, _ in pairs), tuple(reference for _, reference in pairs))
+
+
+def _request_and_reference(line: str, where: str) -> tuple[str, str]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not valid JSON ({error.msg})") from error
+    found = [
+        next((record[name] for name in names if isinstance(record, dict) and isinstance(record.get(name), str)), None)
+        for names in (FIELDS, REFERENCES)
+    ]
+    if found[0] is None or found[1] is None:
+        raise InputError(f"{where} lacks a text", f"a field {' or '.join(FIELDS)} and one of {' or '.join(REFERENCES)}")
+    return found[0], found[1]
+
+
+def measure(
+    baseline: HookedModel,
+    cells: Models,
+    task: Task,
+    *,
+    text: str | None = None,
+    encoder: Encoder | None = None,
+    template: str | Path = "auto",
+    force: bool = False,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    window: int = WINDOW,
+) -> Result:
+    """Quality of the cells beside the baseline's, on the same text and the same requests.
+
+    Table: one row per (cell, metric, against), the baseline's first, with columns
+        value, value_low, value_high: the metric with its 95 % interval (t over texts, Wilson for rates, none for
+            perplexity and percentiles); n: tokens or texts; reason: why a number is NaN, else "".
+        metric: perplexity, kl_mean and kl_p99 (nats per token, from the baseline), top1_flips; rouge_l, bertscore_f1,
+            coherence (each output with its text), repetition_rate, exact_match (with the baseline's output).
+        against: "text", "baseline" (its predictions or its outputs), "reference", or "" where there is nothing.
+
+    Args:
+        baseline: the unquantized model.
+        cells: quantized copies by name.
+        task: requests with references.
+        text: to be predicted; default the task's references, each after its request.
+        encoder: of BERTScore and coherence; default the baseline's own hidden states.
+        template: how requests are rendered.
+        force: measure cells that are no quantizations of this baseline.
+        max_new_tokens: where an answer is cut.
+        window: tokens of a passage of `text`.
+
+    Raises:
+        InputError: no cells, a cell that does not belong to the baseline, or a text or task that cannot be used.
+    """
+    if not cells:
+        raise InputError("There is nothing to compare with the baseline", "at least one quantized checkpoint")
+    encoder = encoder or model_encoder(baseline)
+    rendered = render(baseline.tokenizer, task.requests, template)
+    passages = _passages(baseline, text, rendered.texts, task.references, window)
+    settings = {
+        "task": {"name": task.name, "n": len(task.requests)},
+        "text": "given" if text is not None else "the task's references",
+        "n_tokens": sum(len(p.ids) - p.start for p in passages),
+        "encoder": encoder.name,
+        "template": str(template),
+        "max_new_tokens": max_new_tokens,
+        "window": window,
+        "force": force,
+        "baseline": str(getattr(baseline.checkpoint, "path", "in memory")),
+    }
+    comparison = Comparison(baseline, cells, {"task": rendered.texts}, settings, list(rendered.warnings))
+    references = encoder.encode(task.references)
+
+    def outputs_of(model: HookedModel) -> list[str]:
+        return [completion.text for completion in complete(model, rendered.texts, max_new_tokens)]
+
+    own = outputs_of(baseline)
+    own_vectors = encoder.encode(own)
+
+    def observe(model: HookedModel) -> list[dict[str, Any]]:
+        if model is not baseline:
+            comparison.warnings.extend(_check(baseline, model, force))
+        outputs = own if model is baseline else outputs_of(model)
+        vectors = own_vectors if model is baseline else encoder.encode(outputs)
+        rows = token_rows(score(baseline, model, passages), model is baseline)
+        rows += text_rows("reference", outputs, task.references, vectors, references)
+        repetition = _defined(map(repetition_rate, outputs))
+        rows.append(_row("repetition_rate", "", mean_interval(repetition), len(repetition)))
+        if model is not baseline:
+            rows += text_rows("baseline", outputs, own, vectors, own_vectors)
+            same = torch.tensor([a == b for a, b in zip(outputs, own, strict=True)])
+            rows.append(_row("exact_match", "baseline", rate_interval(same), len(outputs)))
+        return rows
+
+    observed = {BASELINE: observe(baseline), **comparison.observe_cells(observe)}
+    rows = [{"cell": cell, **row} for cell, found in observed.items() for row in found]
+    return comparison.result("quality", rows)
+
+
+def token_rows(scores: TokenScores, is_baseline: bool) -> list[dict[str, Any]]:
+    """Perplexity and, for a cell, its distance from the baseline."""
+    n = len(scores.nll)
+    rows = [_row("perplexity", "text", Interval(perplexity(scores.nll), np.nan, np.nan), n)]
+    if is_baseline:
+        return rows
+    p99 = Interval(float(np.quantile(scores.kl, 0.99)), np.nan, np.nan)
+    return [
+        *rows,
+        _row("kl_mean", "baseline", mean_interval(torch.from_numpy(scores.kl)), n),
+        _row("kl_p99", "baseline", p99, n),
+        _row("top1_flips", "baseline", rate_interval(torch.from_numpy(scores.flips)), n),
+    ]
+
+
+def text_rows(
+    against: str,
+    outputs: Sequence[str],
+    references: Sequence[str],
+    vectors: Sequence[Tensor],
+    reference_vectors: Sequence[Tensor],
+) -> list[dict[str, Any]]:
+    """Closeness of outputs to references."""
+    pairs = list(zip(vectors, reference_vectors, strict=True))
+    values = {
+        "rouge_l": rouge_l(outputs, references),
+        "bertscore_f1": torch.tensor([bertscore_f1(*pair) for pair in pairs]),
+        "coherence": torch.tensor([coherence(*pair) for pair in pairs]),
+    }
+    return [_row(metric, against, mean_interval(value), len(outputs)) for metric, value in values.items()]
+
+
+def _passages(
+    model: HookedModel, text: str | None, requests: Sequence[str], references: Sequence[str], window: int
+) -> list[Passage]:
+    if text is not None:
+        ids = model.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        bos = model.tokenizer.bos_token_id
+        return windows(ids, min(window, getattr(model.config, "max_position_embeddings", window)), bos)
+    prompts = encode(model.tokenizer, requests)
+    answers = [model.tokenizer(reference, add_special_tokens=False).input_ids for reference in references]
+    return [Passage([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True) if a]
+
+
+def _check(baseline: HookedModel, cell: HookedModel, force: bool) -> list[str]:
+    if baseline.checkpoint is None or cell.checkpoint is None:
+        return ["made in memory, so nothing says that it is a quantization of the baseline"]
+    return check_pair(baseline.checkpoint, cell.checkpoint, force=force)
+
+
+def _defined(values: Iterable[float]) -> Tensor:
+    """Without the texts that are too short to repeat anything."""
+    found = torch.tensor(list(values), dtype=torch.float64)
+    return found[~found.isnan()]
+
+
+def _row(metric: str, against: str, value: Interval, n: int) -> dict[str, Any]:
+    reason = "no text is long enough" if np.isnan(value.estimate) else ""
+    return {"metric": metric, "against": against, "n": n, **interval_columns("value", value), "reason": reason}
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@with_options
+def main(
+    options: Options,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text to predict.", show_default="the references")
+    ] = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON lines: requests with references.", show_default="the organisms' task"),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Of BERTScore and coherence.", show_default="the baseline")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = MAX_NEW_TOKENS,
+) -> None:
+    """Perplexity, KL, flips, ROUGE-L, BERTScore, coherence and repetition of every cell."""
+    if options.harmful is not None or options.harmless is not None:
+        raise InputError("Quality is not measured on --harmful or --harmless", do="Give requests with --references")
+    given = None if text is None else _read_text(text)
+    task = organism_task(options.limit or TASK_SIZE) if references is None else read_task(references, options.limit)
+    baseline, cells, _, _ = options.inputs()
+    found = None if encoder is None else load_encoder(encoder, options.device)
+    result = measure(
+        baseline,
+        cells,
+        task,
+        text=given,
+        encoder=found,
+        template=options.template,
+        force=options.force,
+        max_new_tokens=max_new_tokens,
+    )
+    files = {"text_sha256": text, "references_sha256": references}
+    result.settings = {**result.settings, **{name: sha256(file) for name, file in files.items() if file}}
+    parquet, document = result.write(options.out)
+    if options.as_json:
+        typer.echo(result.to_json())
+    else:
+        cli.console.print(tables.render("Quality", result.table, COLUMNS))
+        cli.console.print(f"BERTScore and coherence with: {result.settings['encoder']}", markup=False)
+    for warning in result.warnings:
+        cli.warn(warning)
+    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+    if set(result.table.loc[result.table["reason"] == "", "cell"]) <= {BASELINE}:
+        raise typer.Exit(cli.Exit.NOTHING_MEASURED)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error})", "a UTF-8 text file") from error
+
+
+if __name__ == "__main__":
+    cli.run(app)
