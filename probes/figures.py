@@ -33,9 +33,9 @@ class Figure:
 
     section: str
     what: str
-    published: float
-    ours: float | None
-    tolerance: float
+    published: float | int
+    ours: float | int | None
+    tolerance: float | int
     note: str = ""
     contradiction: bool = False
 

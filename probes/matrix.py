@@ -16,7 +16,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from interp.errors import InputError
 from probes import cli, tables
-from probes.regimes import RegimeRule, classify
+from probes.bootstrap import deltas_from_rates, resampled_rates
+from probes.regimes import REGIMES, RegimeRule, classify, regime_probabilities
 from probes.results import Result
 from probes.table_files import read_table
 
@@ -175,6 +176,13 @@ def _cell(row: pd.Series) -> str:
     return f"{row['model']} {row['quantization']}"
 
 
+def _probabilities(row: pd.Series) -> str:
+    """The regimes with a probability of one per cent or more, likeliest first."""
+    known = {name: row.get(f"p_{name}", np.nan) for name in REGIMES}
+    likely = sorted((name for name, p in known.items() if p >= 0.01), key=lambda name: -known[name])
+    return ", ".join(f"{name} {known[name]:.2f}" for name in likely) or tables.UNDEFINED
+
+
 COLUMNS: tables.Columns = {
     "cell": lambda row: _cell(row),
     "refuses": tables.interval("refusal_rate", ".2f"),
@@ -183,6 +191,7 @@ COLUMNS: tables.Columns = {
     "regime": tables.text("regime"),
     "action": tables.text("action"),
     "why": tables.text("action_reason"),
+    "P(regime)": lambda row: _probabilities(row),
 }
 app = typer.Typer(add_completion=False)
 
@@ -225,7 +234,21 @@ def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence
     matrix = add_deltas(matrix, [*rates, *measured])
     matrix = add_intervals(matrix, [rate for rate in rates if f"{rate}_n" in matrix])
     matrix = matrix.assign(quality_metric=quality, quality_delta=matrix[f"{quality}_delta"])
-    return classify(matrix, [f"{rate}_delta" for rate in rates])
+    return add_probabilities(classify(matrix, [f"{rate}_delta" for rate in rates]))
+
+
+def add_probabilities(matrix: pd.DataFrame) -> pd.DataFrame:
+    """Add `p_<regime>` to each row that is no baseline, where `refusal_rate_n` is known.
+
+    The refusal rates are bootstrapped over prompts, each cell by itself; the quality delta is taken as it is. With
+    per-prompt outcomes use `probes.bootstrap.resampled_means`, which keeps the pairing with the baseline.
+    """
+    if "refusal_rate_n" not in matrix or matrix["refusal_rate"].isna().any():
+        return matrix
+    rates = resampled_rates(matrix["refusal_rate"].to_numpy(float), matrix["refusal_rate_n"].to_numpy(float))
+    quality = matrix["quality_delta"].to_numpy(dtype=float)
+    found = regime_probabilities(quality, deltas_from_rates(rates, matrix)).add_prefix("p_").set_axis(matrix.index)
+    return matrix.join(found.mask(is_baseline(matrix)))
 
 
 if __name__ == "__main__":

@@ -29,9 +29,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired_tests(
-    baseline: Bool[np.ndarray, " prompts"], cells: Mapping[str, Bool[np.ndarray, " prompts"]]
-) -> pd.DataFrame:
+def paired_tests(baseline: Bool[np.ndarray, " prompts"], cells: Mapping[str, Bool[np.ndarray, " any"]]) -> pd.DataFrame:
     """Each cell against the baseline on the same prompts.
 
     Returns:

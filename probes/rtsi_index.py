@@ -134,6 +134,21 @@ class RTSI(BaseEstimator):
         with atomic_file(Path(path)) as temporary:
             temporary.write_text(json.dumps(document, indent=2) + "\n")
 
+    def compare(self, other: RTSI) -> pd.DataFrame:
+        """Two calibrations, say of two inference stacks, side by side: a row a column of the index.
+
+        Returns:
+            `weight`, `low`, `high`, and the same of the other as `other_…`.
+
+        Raises:
+            InputError: they count their tokens in different units.
+        """
+        if self.token_unit_ != other.token_unit_:
+            raise InputError(f"One calibration counts {self.token_unit_}, the other {other.token_unit_}", "one unit")
+        ours = {"weight": self.weights_, "low": self.low_, "high": self.high_}
+        theirs = {"other_weight": other.weights_, "other_low": other.low_, "other_high": other.high_}
+        return pd.DataFrame(ours | theirs, index=pd.Index(DELTAS, name="column"))
+
     @classmethod
     def load(cls, path: str | Path = PUBLISHED) -> RTSI:
         """Read a calibration; without a path, the one fitted on the study's 45 published rows.

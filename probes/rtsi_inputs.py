@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from interp.errors import InputError
-from probes.matrix import KEY, add_deltas, is_baseline, join
+from probes.matrix import KEY, add_deltas, check_rates, is_baseline, join
 from probes.refusal_text import WORDING_FEATURES, TokenUnit, refusal_features
 from probes.rtsi_index import DELTAS, UNIT_COLUMN
 from probes.table_files import read_table
@@ -39,7 +39,9 @@ def delta_table(files: Sequence[Path]) -> pd.DataFrame:
             f"{', '.join(tables)} has no column {', '.join(missing)}",
             f"deltas ({', '.join(DELTAS)}), or the features of all cells with model and quantization",
         )
-    return deltas_of_features(join({", ".join(tables): cells}))
+    matrix = join({", ".join(tables): cells})
+    check_rates(matrix, ["refusal_rate"])
+    return deltas_of_features(matrix)
 
 
 def deltas_of_features(cells: pd.DataFrame) -> pd.DataFrame:

@@ -142,6 +142,21 @@ def test_command(tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "out" / "matrix.parquet")["action"].tolist() == ["reference", "reject"]
 
 
+def test_a_result_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"schema_version": 99}')
+    result = CliRunner().invoke(app, [str(tmp_path / "x.json"), "--quality", "quality", "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, InputError)
+    assert "schema version 99" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_probabilities_of_a_regime_are_in_the_matrix() -> None:
+    matrix = build({"cells": GOOD.assign(refusal_rate=[0.9, 0.6])}, "quality", ["refusal_rate"])
+    spread = np.sqrt((0.9 * 0.1 + 0.6 * 0.4) / 100)
+    assert matrix.loc[1, "p_hidden_danger"] == pytest.approx(stats.norm.cdf((-0.105 + 0.3) / spread), abs=0.01)
+    assert math.isnan(matrix.loc[0, "p_hidden_danger"])
+
+
 def test_wilson_intervals_are_scipys() -> None:
     matrix = build({"cells": GOOD}, "quality", ["refusal_rate"])
     bounds = stats.binomtest(80, 100).proportion_ci(method="wilson")

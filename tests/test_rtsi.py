@@ -218,6 +218,15 @@ def test_save_and_load(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.score_samples(ROWS), RTSI().fit(ROWS, CHANGE).score_samples(ROWS))
 
 
+def test_compare_calibrations() -> None:
+    other = RTSI().fit(ROWS.iloc[5:], CHANGE[5:])
+    table = INDEX.compare(other)
+    assert table.index.tolist() == list(DELTAS)
+    np.testing.assert_array_equal(table["other_high"], other.high_)
+    with pytest.raises(InputError):
+        INDEX.compare(RTSI(token_unit="words").fit(ROWS.drop(columns="token_unit"), CHANGE))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
