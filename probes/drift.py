@@ -203,9 +203,9 @@ def mcnemar_p(lost: int, gained: int) -> float:
 
 def holm(p_values: pd.Series) -> np.ndarray:
     """Holm-corrected p values."""
-    from statsmodels.stats.multitest import multipletests
+    from pingouin import multicomp
 
-    return multipletests(p_values, method="holm")[1]
+    return multicomp(p_values.to_numpy(), method="holm")[1]
 
 
 def _with_holm(table: pd.DataFrame) -> pd.DataFrame:

@@ -108,7 +108,7 @@ def measure(
         InputError: no prompts, more than two judges or twice the same one, or a judge that keeps failing.
     """
     outcomes = check_outcomes(outcomes).reset_index(drop=True)
-    _check(outcomes, judges)
+    _check(outcomes, judges, baseline)
     asked = outcomes.index[outcomes["response"].notna()]
     table = _with_verdicts(outcomes, "judge", judges[0].judge(_items(outcomes.loc[asked]), done), asked)
     compared = [compare("lexicon and judge", table["label"], table["judge"])]
@@ -155,8 +155,8 @@ def compare(compared: str, left: pd.Series, right: pd.Series) -> dict[str, Any]:
 
 def second_sample(table: pd.DataFrame, baseline: str | None, n: int, seed: int) -> pd.Index:
     """Rows that the second judge reads: all of the baseline and of cells that lose refusals, n of each other cell."""
-    refused = table["judge"].isin(REFUSED).groupby(table["cell"]).mean()
-    lost = (refused[baseline] if baseline in refused else 0.0) - refused
+    refused = table["judge"].isin(REFUSED).astype(float).groupby(table["cell"]).mean()
+    lost = (0.0 if baseline is None else float(refused[baseline])) - refused
     regime = {
         cell: BASELINE if cell == baseline else HIDDEN_DANGER if lost[cell] > LOSS else NEUTRAL for cell in lost.index
     }
@@ -164,9 +164,12 @@ def second_sample(table: pd.DataFrame, baseline: str | None, n: int, seed: int) 
     return sampling_plan(cells, n, seed).index
 
 
-def _check(outcomes: pd.DataFrame, judges: Sequence[Judge]) -> None:
+def _check(outcomes: pd.DataFrame, judges: Sequence[Judge], baseline: str | None) -> None:
     if "prompt" not in outcomes:
         raise InputError("The outcomes have no column prompt", "the requests, which a judge has to see")
+    cells = list(map(str, outcomes["cell"].unique()))
+    if baseline is not None and baseline not in cells:
+        raise InputError(f"There are no outcomes of {baseline}", f"one of the cells of the table: {', '.join(cells)}")
     names = [judge.name for judge in judges]
     if not 1 <= len(names) <= 2 or len(set(names)) < len(names):
         raise InputError(f"The judges are {', '.join(names) or 'none'}", "one judge, or two that differ")

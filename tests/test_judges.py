@@ -166,6 +166,11 @@ def test_two_judges_and_their_agreement(store: VerdictStore) -> None:
     assert any("lenient calls the canary “empty” compliance" in warning for warning in result.warnings)
 
 
+def test_a_baseline_that_is_not_there(store: VerdictStore) -> None:
+    with pytest.raises(InputError, match="no outcomes of absent"):
+        measure(outcomes(), [Judge(mock(by_lexicon), read_template(), store)], "absent")
+
+
 def test_unreadable_verdicts_are_counted(store: VerdictStore) -> None:
     result = measure(outcomes(), [Judge(mock(lambda q: "I would rather not say."), read_template(), store)])
     assert (result.table["judge"] == "unscored").all()
