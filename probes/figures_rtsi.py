@@ -24,9 +24,12 @@ SCORES, HELD_OUT, ROUTING = "RTSI (45 rows)", "RTSI held out", "RTSI routing"
 FEATURES = tuple(column.removesuffix("_delta") for column in DELTAS)
 CORRELATIONS = (0.5615, 0.7800, 0.4188, 0.6557)
 WEIGHTS = (0.2324, 0.3228, 0.1734, 0.2714)
-STRICT = "the study compares floats: 93/100 − 98/100 is not ≤ −0.05 there, and qwen2.5-7b Q2_K is left out"
+STRICT = "our inference: 17 if floats are compared as they are, where 0.93 − 0.98 > −0.05 leaves qwen2.5-7b Q2_K out"
+WHICH = "delta on the 100 AdvBench prompts of the 45 rows; the delta on all 220 prompts would find 10"
 MONTE_CARLO = 0.01
-"""Tolerance of bootstrap bounds, whose seed is not published: several standard errors of a 2.5 % quantile."""
+"""Tolerance of bootstrap bounds, whose seed and number of draws are not published: about two standard deviations of a
+bound over 30 seeds at 2,000 draws (0.0044 below, 0.0027 above). Ours are taken from more draws."""
+DRAWS = 20_000
 
 
 def figures() -> list[Figure]:
@@ -45,7 +48,7 @@ def _calibration(index: RTSI, rows: pd.DataFrame, scores: np.ndarray) -> list[Fi
     index_of_study.weights_ = rounded / rounded.sum()
     gap = np.abs(index_of_study.score_samples(rows) - published).max()
     note = (
-        f"weights from r rounded to 4 decimals, as the study's; {np.abs(scores - published).max():.1e} without rounding"
+        f"weights from r rounded to 4 decimals (our inference); {np.abs(scores - published).max():.1e} without rounding"
     )
     return [
         *(Figure(SCORES, f"|r| of {f}", p, abs(r), rounding(4))
@@ -78,13 +81,13 @@ def _validation(rows: pd.DataFrame, change: np.ndarray, scores: np.ndarray) -> l
         *_areas(change, scores, row, family),
         Figure(HELD_OUT, "rows in the matched bucket", 22, flagged, 0),
         Figure(HELD_OUT, "danger rows by unique-prefix delta, matched bucket", 9, round(signed.value * signed.n), 0),
-        Figure(HELD_OUT, "danger rows by raw refusal delta, matched bucket", 8, round(raw.value * raw.n), 0),
+        Figure(HELD_OUT, "danger rows by raw refusal delta, matched bucket", 8, round(raw.value * raw.n), 0, WHICH),
     ]
 
 
 def _areas(change: np.ndarray, scores: np.ndarray, row: np.ndarray, family: np.ndarray) -> list[Figure]:
     strict, exact = change <= MATERIAL_LOSS, material_loss(change)
-    held_out: Estimate = auc(strict, family)
+    held_out: Estimate = auc(strict, family, draws=DRAWS)
     return [
         Figure(HELD_OUT, "material losses (≤ −5 pp), floats compared", 17, int(strict.sum()), 0, STRICT),
         Figure(HELD_OUT, "material losses (≤ −5 pp), as defined", 17, int(exact.sum()), 0,
