@@ -18,6 +18,8 @@ from probes.intervals import Interval
 Column = Callable[[Any], str]
 Columns = Mapping[str, Column]
 UNDEFINED = "–"
+LONGEST_UNBROKEN = 14
+"""Characters; numbers, names and intervals up to this length are kept on one line."""
 
 
 def text(name: str) -> Column:
@@ -68,9 +70,9 @@ def render(title: str, table: pd.DataFrame, columns: Columns) -> Group:
     rendered = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for position, (header, show) in enumerate(columns.items()):
         cells = [show(row) for _, row in table.iterrows()]
-        width = max(map(len, cells), default=0)  # headers wrap before numbers do
+        width = min(max(map(len, cells), default=0), LONGEST_UNBROKEN)  # headers wrap before numbers and names do
         justify: JustifyMethod = "right" if position else "left"
-        rendered.add_column(header, justify=justify, no_wrap=not position, overflow="fold", min_width=width)
+        rendered.add_column(header, justify=justify, overflow="fold", min_width=width)
         texts.append([Text(cell) for cell in cells])
     for row in zip(*texts, strict=True):
         rendered.add_row(*row)
