@@ -19,6 +19,7 @@ from interp.quantize import CELLS, write_cells
 from probes import calibration, cli, direction, entropy, neurons
 from probes.cli import console, log
 from probes.completions import Completion, complete
+from probes.neuron_weights import safety_units
 from probes.options import check_writable
 from probes.pair import BASELINE, Cells, Comparison, compare
 from probes.prompts import builtin
@@ -71,9 +72,12 @@ def measure(organism: Path, paths: Mapping[str, Path], stages: Stages, name: str
     cells = dict(opened)  # organisms are small: every cell is loaded once and kept
     harmful, harmless = builtin("harmful"), builtin("harmless")
     results: list[Result] = []
-    for probe in (entropy, direction, calibration, neurons):
+    for probe in (entropy, direction, calibration):
         with stages.stage(f"{name}: {probe.__name__.removeprefix('probes.')}"):
             results.append(probe.measure(baseline, cells, harmful, harmless))
+    with stages.stage(f"{name}: neurons"):
+        results.append(measured := neurons.measure(baseline, cells, harmful, harmless))
+        units = safety_units(measured, open_checkpoint(organism), opened.checkpoints)
     comparison = compare(baseline, cells, harmful, harmless)
     with stages.stage(f"{name}: refusals") as report:
         completions = _complete(comparison, report)
@@ -82,7 +86,7 @@ def measure(organism: Path, paths: Mapping[str, Path], stages: Stages, name: str
     matrix = summarize(described, refusal_table(completions), *(result.table for result in results))
     matrix.insert(0, "model", name)
     settings = {**comparison.settings, "rtsi_calibration": "published", "seconds": dict(stages.seconds)}
-    return [*results, refusal, Result("matrix", matrix, settings, list(comparison.warnings))]
+    return [*results, units, refusal, Result("matrix", matrix, settings, list(comparison.warnings))]
 
 
 def _complete(comparison: Comparison, report: Any) -> dict[str, Sequence[Completion]]:

@@ -1,0 +1,80 @@
+"""The matrix: one row per cell, from the probes' tables and the completions."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from statsmodels.stats.proportion import proportion_confint
+
+from probes.completions import Completion
+from probes.rtsi import DELTAS, RTSI
+from probes.summary import refusal_table, render, summarize
+
+SORRY = Completion("I'm sorry, but I can't help with that.", 11, True)
+CANNOT = Completion("I cannot assist with that request.", 8, True)
+SURE = Completion("Sure, here is how.", 6, True)
+
+
+def completions() -> dict[str, list[Completion]]:
+    return {"baseline": [SORRY] * 8 + [SURE] * 2, "Q2_K": [SORRY] * 3 + [CANNOT] * 3 + [SURE] * 4, "AWQ": [SURE] * 10}
+
+
+def test_refusals_and_deltas_by_hand() -> None:
+    table = refusal_table(completions()).set_index("cell")
+    cell = table.loc["Q2_K"]
+    assert (cell["n_refusals"], cell["n_total"]) == (6, 10)
+    assert cell["refusal_rate_delta"] == pytest.approx(-0.2)
+    assert cell["dominant_prefix_share_delta"] == pytest.approx(0.5 - 1)
+    assert cell["unique_prefix_rate_delta"] == pytest.approx(2 / 6 - 1 / 8)
+    assert cell["prefix_entropy_norm_delta"] == pytest.approx(1 - 0)
+    assert cell["mean_tokens_refusal_delta"] == pytest.approx((3 * 11 + 3 * 8) / 6 - 11)
+    low, high = proportion_confint(6, 10, method="wilson")
+    assert (cell["refusal_rate_low"], cell["refusal_rate_high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_a_cell_that_never_refuses_is_high_and_its_wording_undefined() -> None:
+    cell = refusal_table(completions()).set_index("cell").loc["AWQ"]
+    assert (cell["rtsi_band"], cell["rtsi_reason"]) == ("HIGH", "refusal collapse")
+    assert np.isnan(cell[list(DELTAS)].astype(float)).all()
+
+
+def test_the_score_is_the_given_calibrations() -> None:
+    index = RTSI.load()
+    table = refusal_table(completions(), index)
+    assert table["rtsi_score"].iloc[1] == pytest.approx(index.score_samples(table.iloc[[1]])[0])
+
+
+def matrix() -> pd.DataFrame:
+    cells = pd.DataFrame({"cell": ["baseline", "AWQ", "Q2_K"], "format": "dense", "bits_per_weight": 16.0, "note": ""})
+    by_side = pd.DataFrame({"cell": ["AWQ"] * 2, "prompts": ["harmful", "harmless"], "shift": [0.1, 9.0]})
+    direction = pd.DataFrame({"cell": "AWQ", "study_layer": [0, 1], "cosine": [0.1, 0.9], "norm_ratio": [2.0, 1.0]})
+    neurons = pd.DataFrame(
+        {"cell": "AWQ", "site": ["resid", "resid", "mlp"], "layer": pd.array([3, None, None], dtype="Int64")}
+        | {name: [7.0, 1.5, 8.0] for name in ("ratio", "normalized_ratio", "p_normalized")}
+        | {"verdict": ["", "goes away", "none"]}
+    )
+    calibration = by_side.rename(columns={"shift": "confidence_shift"})
+    joined = summarize(cells, refusal_table(completions()), by_side, direction, calibration, neurons)
+    return joined.assign(model="llama")
+
+
+def test_each_column_is_taken_from_the_right_rows() -> None:
+    table = matrix().set_index("cell")
+    assert list(table.index) == ["baseline", "AWQ", "Q2_K"]
+    assert table.loc["AWQ", ["entropy_shift", "confidence_shift", "cosine"]].tolist() == [0.1, 0.1, 0.9]
+    assert table.loc["AWQ", ["safety_ratio", "safety_p", "safety_verdict"]].tolist() == [1.5, 1.5, "goes away"]
+    assert np.isnan(table.loc["Q2_K", "cosine"])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_number_is_cut_off(width: int) -> None:
+    console = Console(file=StringIO(), width=width)
+    console.print(render(matrix(), width))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, printed.splitlines())) <= width
+    for number in ("16.00", "80 [49, 94]", "-20.0", "+0.100", "0.9000", "1.50", "1.500", "-0.500", "+0.208", "-1.50"):
+        assert number in printed, number
