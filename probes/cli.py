@@ -41,6 +41,7 @@ def run(app: typer.Typer) -> None:
     except InputError as error:
         log.print(f"error: {error}", style="red", markup=False, highlight=False)
         sys.exit(Exit.BAD_INPUT)
-    except KeyboardInterrupt:
-        log.print("interrupted; what was finished is kept, run the same command to go on", style="yellow")
-        sys.exit(Exit.INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == Exit.INTERRUPTED:  # what typer makes of Ctrl-C
+            log.print("interrupted; what was finished is kept, run the same command to go on", style="yellow")
+        raise

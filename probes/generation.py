@@ -59,7 +59,7 @@ def last_logits(model: HookedModel, prompts: Sequence[Sequence[int]]) -> Float[T
     return torch.stack(rows).float().cpu()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _steps(
     model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int]
 ) -> Iterator[tuple[list[int], list[int]]]:

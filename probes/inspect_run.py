@@ -85,6 +85,8 @@ def run_cell(
             )
         except OSError as error:
             raise InputError(f"The run in {folder} stopped: {error}", do=AGAIN) from error
+    if len(logs) < len(tasks):  # what Inspect returns after Ctrl-C
+        raise KeyboardInterrupt
     by_task = {log.eval.task.rpartition("/")[2]: log for log in logs}
     for name, log in by_task.items():
         if log.status != "success":
@@ -118,12 +120,12 @@ def outcomes(cell: str, engine: str, log: EvalLog) -> pd.DataFrame:
 
     Only a server knows its token ids: there prompt_sha256 is of the request's text and its number of tokens.
     """
-    from inspect_ai.log import read_eval_log_samples
+    from inspect_ai.log import read_eval_log
 
     task = log.eval.task.rpartition("/")[2]
     rows = [
         {"cell": cell, "task": task, **_row(sample, engine)}
-        for sample in read_eval_log_samples(log.location, all_samples_required=True)
+        for sample in read_eval_log(log.location).samples or []
     ]
     return pd.DataFrame(rows).sort_values(["sample_id", "epoch"], ignore_index=True)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -73,3 +74,27 @@ def test_the_answers_are_those_of_an_uninterrupted_run(pair: tuple[Path, Path], 
     ids = model.token_ids(builtin("harmful").take(12).instructions, chat=True)
     expected = {model.tokenizer.decode(generate(model, [i], 6)[0].tokens, skip_special_tokens=True) for i in ids}
     assert set(first["response"]) == expected
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    from tests.test_servers import answered
+
+    paths = ["--baseline", str(pair[0]), "--quantized", f"q={pair[1]}", "--out", str(tmp_path)]
+    settings = ["--task", "refusal", "--max-tokens", "64", "--batch-size", "1", "--no-determinism"]
+    command = [sys.executable, "-m", "probes.refusal", *paths, *settings]
+    cell, environment = tmp_path / "cells" / "baseline", os.environ | {"OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not answered(cell) and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert "run the same command to go on" in said
+    assert "Traceback" not in said
+    before = answered(cell)
+    assert before
+    assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode == 0
+    assert before <= answered(cell)
+    assert pd.read_parquet(tmp_path / "refusal.parquet").groupby("cell").size().to_dict() == {"baseline": 128, "q": 128}

@@ -14,7 +14,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,14 @@ def answered(cell: Path) -> set[str]:
     """`id uuid` of the samples in the logs of a cell."""
     from inspect_ai.log import read_eval_log_sample_summaries
 
-    logs = (cell / "logs").glob("*.eval")
-    summaries = (summary for log in logs for summary in read_eval_log_sample_summaries(str(log)))
-    return {f"{summary.id} {summary.uuid}" for summary in summaries if summary.completed and not summary.error}
+    found = set()
+    for log in (cell / "logs").glob("*.eval"):
+        with suppress(OSError, ValueError):  # being written
+            summaries = read_eval_log_sample_summaries(str(log))
+            found |= {
+                f"{summary.id} {summary.uuid}" for summary in summaries if summary.completed and not summary.error
+            }
+    return found
 
 
 def content(file: Path) -> bytes:
