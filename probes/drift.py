@@ -216,6 +216,12 @@ def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def matters(task: str, axis: str) -> bool:
+    """Whether a flip is a fault: refusing harmful prompts more often is no over-refusal, refusing harmless ones less
+    often is no loss of robustness. Tasks of other names may hold either kind of prompt."""
+    return task not in (HARMLESS_TASKS if axis == Axis.ROBUSTNESS else HARMFUL_TASKS)
+
+
 @dataclass(frozen=True)
 class Bound:
     """A limit given by the user.
@@ -223,13 +229,11 @@ class Bound:
     Attributes:
         option: its name on the command line.
         axis: what it limits.
-        exempt: tasks that it does not apply to.
         limit: the largest flip rate allowed.
     """
 
     option: str
     axis: Axis
-    exempt: frozenset[str]
     limit: float
 
     def check(self, table: pd.DataFrame) -> tuple[list[str], bool]:
@@ -237,7 +241,7 @@ class Bound:
         rows = table[
             (table["axis"] == self.axis)
             & (table["category"] == ALL)
-            & ~table["task"].isin(self.exempt)
+            & [matters(task, self.axis) for task in table["task"]]
             & (table["n_at_risk"] > 0)
         ]
         over = rows[rows["flip_rate"] > self.limit]
@@ -264,8 +268,8 @@ def exit_code(table: pd.DataFrame, bounds: Sequence[Bound]) -> cli.Exit:
 
 def bounds_of(max_refusal_drop: float | None, max_over_refusal_rise: float | None) -> list[Bound]:
     """The bounds that were given."""
-    robust = Bound("--max-refusal-drop", Axis.ROBUSTNESS, HARMLESS_TASKS, max_refusal_drop or 0.0)
-    over = Bound("--max-over-refusal-rise", Axis.OVER_REFUSAL, HARMFUL_TASKS, max_over_refusal_rise or 0.0)
+    robust = Bound("--max-refusal-drop", Axis.ROBUSTNESS, max_refusal_drop or 0.0)
+    over = Bound("--max-over-refusal-rise", Axis.OVER_REFUSAL, max_over_refusal_rise or 0.0)
     return [b for b, given in ((robust, max_refusal_drop), (over, max_over_refusal_rise)) if given is not None]
 
 
@@ -304,7 +308,8 @@ def main(
     if as_json:
         typer.echo(result.to_json())
     else:
-        shown = result.table if by_category else result.table[result.table["category"] == ALL]
+        shown = result.table[[matters(row.task, row.axis) for row in result.table.itertuples()]]
+        shown = shown if by_category else shown[shown["category"] == ALL]
         cli.console.print(tables.render("Drift of refusals from the baseline", shown, COLUMNS))
         source = result.settings["calibration"]
         cli.console.print(

@@ -13,8 +13,7 @@ import pandas as pd
 from interp.errors import InputError
 from probes.labels import REFUSED, Label, classify
 
-KEY = ["task", "sample_id"]
-REQUIRED = ["cell", *KEY, "response"]
+REQUIRED = ["cell", "task", "sample_id", "response"]
 SAME = {
     "engine": "engines, so the difference would be the engines' as much as the quantization's",
     "prompt_sha256": "prompts (the text or tokens that the models saw are not the same)",
@@ -58,7 +57,7 @@ def check_outcomes(table: pd.DataFrame, label: str = "label", name: str = "The t
         missing.append(label)
     if missing:
         raise InputError(f"{name} has no column {', '.join(missing)}", f"the columns {', '.join(REQUIRED)}")
-    twice = table[table.duplicated(["cell", *KEY])]
+    twice = table[table.duplicated(["cell", *_key(table)])]
     if len(twice):
         row = twice.iloc[0]
         raise InputError(
@@ -67,6 +66,11 @@ def check_outcomes(table: pd.DataFrame, label: str = "label", name: str = "The t
             "one row for each cell, task and sample",
         )
     return table.assign(label=_labels(table, label, name))
+
+
+def _key(table: pd.DataFrame) -> list[str]:
+    """What names a prompt within a cell; a task may ask it in several epochs."""
+    return [name for name in ("task", "sample_id", "epoch") if name in table]
 
 
 def _labels(table: pd.DataFrame, column: str, name: str) -> pd.Series:
@@ -112,7 +116,7 @@ def pair(table: pd.DataFrame, baseline: str, cell: str, force: bool = False) -> 
             cells = ", ".join(map(str, table["cell"].unique()))
             raise InputError(f"There are no outcomes of {name}", f"one of the cells of the table: {cells}")
     pairs = _with_outcomes(sides[baseline]).merge(
-        _with_outcomes(sides[cell]), on=KEY, suffixes=("_baseline", "_cell"), validate="one_to_one"
+        _with_outcomes(sides[cell]), on=_key(table), suffixes=("_baseline", "_cell"), validate="one_to_one"
     )
     if pairs.empty:
         raise InputError(f"{cell} and {baseline} have no prompt in common", "the same tasks and samples in both")

@@ -156,6 +156,12 @@ def test_unpaired_outcomes_are_counted_and_left_out(example: pd.DataFrame) -> No
     assert rows(result.table, Axis.ROBUSTNESS).iloc[0]["n_at_risk"] == 6
 
 
+def test_epochs_are_prompts_of_their_own(example: pd.DataFrame) -> None:
+    twice = pd.concat([example.assign(epoch=1), example.assign(epoch=2)])
+    once, both = (measure(table, "fp16").table["n_at_risk"] for table in (example, twice))
+    assert both.tolist() == (2 * once).tolist()
+
+
 def test_a_failed_sample_is_unscored_whatever_its_label(example: pd.DataFrame) -> None:
     failed = example.copy()
     failed.loc[(failed["cell"] == "q4") & (failed["sample_id"] == "refusal-0"), "error"] = "timeout"
