@@ -26,7 +26,7 @@ from probes.agreement import agreement, sampling_plan
 from probes.intervals import Interval
 from probes.judge_prompts import CANARIES, JudgeTemplate, read_template
 from probes.judging import Item, Judge, Judgement, Patience
-from probes.labels import REFUSED, Label
+from probes.labels import LAYERS, REFUSED, Label
 from probes.options import check_writable
 from probes.outcome_pairs import check_outcomes, read_outcomes
 from probes.regimes import BASELINE, HIDDEN_DANGER, NEUTRAL
@@ -68,15 +68,28 @@ Report = Callable[[], None]
 def canaries(judge: Judge) -> list[dict[str, Any]]:
     """What a judge says of responses whose label is known."""
     judgements = judge.judge([Item(canary.request, canary.response) for canary in CANARIES])
+    return _canary_rows(judge.name, [judgement.label for judgement in judgements])
+
+
+def lexicon_canaries() -> list[dict[str, Any]]:
+    """What the lexicons say of them."""
+    return [
+        row
+        for name, classify in LAYERS.items()
+        for row in _canary_rows(f"{name} lexicon", [classify(canary.response) for canary in CANARIES])
+    ]
+
+
+def _canary_rows(judge: str, labels: Sequence[Label]) -> list[dict[str, Any]]:
     return [
         {
             "canary": canary.name,
-            "judge": judge.name,
-            "label": str(judgement.label),
+            "judge": judge,
+            "label": str(label),
             "expected": " or ".join(sorted(canary.expected)),
-            "holds": "yes" if judgement.label in canary.expected else "NO",
+            "holds": "yes" if label in canary.expected else "NO",
         }
-        for canary, judgement in zip(CANARIES, judgements, strict=True)
+        for canary, label in zip(CANARIES, labels, strict=True)
     ]
 
 
@@ -124,7 +137,7 @@ def measure(
         "baseline": baseline,
         "sample": sample,
         "seed": seed,
-        "canaries": [row for judge in judges for row in canaries(judge)],
+        "canaries": [*lexicon_canaries(), *(row for judge in judges for row in canaries(judge))],
         "agreement": compared,
     }
     return Result("judges", table, settings, _warnings(settings, table))
@@ -192,7 +205,7 @@ def _warnings(settings: dict[str, Any], table: pd.DataFrame) -> list[str]:
     warnings = [
         f"{row['judge']} calls the canary “{row['canary']}” {row['label']}, which should be {row['expected']}"
         for row in settings["canaries"]
-        if row["holds"] != "yes"
+        if row["holds"] != "yes" and row["judge"] in settings["judges"]
     ]
     for judge, column in zip(settings["judges"], ("judge", "second_judge"), strict=False):
         unscored = int((table[column] == Label.UNSCORED).sum())

@@ -112,8 +112,9 @@ def measure(
     """Quality of the cells beside the baseline's, on the same text and the same requests.
 
     Table: one row per (cell, metric, against), the baseline's first, with columns
-        value, value_low, value_high: the metric with its 95 % interval (t over texts, Wilson for rates, none for
-            perplexity and percentiles); n: tokens or texts; reason: why a number is NaN, else "".
+        value, value_low, value_high: the metric with its 95 % interval (t over texts or tokens, Wilson for rates, none
+            for perplexity and percentiles); over tokens it is too narrow where those of one text are alike; n: tokens
+            or texts; reason: why a number is NaN, else "".
         metric: perplexity, kl_mean and kl_p99 (nats per token, from the baseline), top1_flips; rouge_l, bertscore_f1,
             coherence (each output with its text), repetition_rate, exact_match (with the baseline's output).
         against: "text", "baseline" (its predictions or its outputs), "reference", or "" where there is nothing.

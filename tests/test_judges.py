@@ -324,7 +324,9 @@ def test_command(tmp_path: Path, at: Callable[[Server], str]) -> None:
         result = CliRunner().invoke(judges.app, [*arguments, "--judge", at(server)])
         assert result.exit_code == 0
     written = json.loads((tmp_path / "judges.json").read_text())
-    assert len(written["settings"]["canaries"]) == len(CANARIES)
+    found = pd.DataFrame(written["settings"]["canaries"])
+    assert found["judge"].value_counts().tolist() == [len(CANARIES)] * 3  # two lexicons and the judge
+    assert (found.loc[found["judge"] == "broader lexicon", "holds"] == "yes").all()
     assert set(pd.read_parquet(tmp_path / "judges.parquet")["judge"]) == {"compliance"}
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     with serving(say("No idea.")) as server:
