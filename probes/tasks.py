@@ -1,6 +1,6 @@
 """The behavioural tasks, for Inspect: `refusal`, `over_refusal` and `jailbreak` ask for a label of each answer.
 
-inspect eval quantscope/refusal --model quantscope/PATH
+inspect eval probes/refusal --model quantscope/PATH
 """
 
 from __future__ import annotations

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import anyio
 import pandas as pd
@@ -20,7 +24,7 @@ from interp.chat import encode, render
 from interp.errors import InputError
 from interp.gguf_writer import write_f16
 from interp.model import load
-from probes import refusal
+from probes import refusal, tasks
 from probes.controls import again
 from probes.engines import EngineName, EngineSettings, HookedEngine
 from probes.generation import Answer
@@ -114,6 +118,15 @@ def test_self_flips_count_flips(baseline: Path, tmp_path: Path, monkeypatch: pyt
     repeat = replace(subject, settings=replace(subject.settings, threads=1))
     found = measure(subject, {"same": subject}, run_in(tmp_path), repeat=repeat).settings["determinism"]
     assert (found["n"], found["n_flips"], found["n_responses_changed"], found["flip_rate"]) == (5, 5, 5, 1.0)
+
+
+def test_a_full_disk_stops_the_run_resumably(baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = local(baseline)
+    with monkeypatch.context() as patch:
+        patch.setattr("probes.engines.HookedEngine.generate", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+        with pytest.raises(InputError, match=r"(?s)refusal on .* stopped: .*No space left.*What was finished is kept"):
+            measure(subject, {"same": subject}, run_in(tmp_path))
+    assert len(measure(subject, {"same": subject}, run_in(tmp_path)).table) == 10
 
 
 class TestGate:
@@ -221,6 +234,19 @@ class TestProvider:
         model = get_model(f"quantscope/{baseline}", memoize=False, batch_size=3)
         assert isinstance(model.api, CheckpointAPI)
         assert model.api.max_connections() == 12
+
+    def test_any_inspect_command_runs_the_tasks(self, baseline: Path, tmp_path: Path) -> None:
+        inspect = Path(sys.executable).with_name("inspect")
+        model = ["--model", f"quantscope/{baseline}", "-M", "batch_size=2", "--max-tokens", "4"]
+        command = [inspect, "eval", f"{tasks.__file__}@refusal", *model, "--limit", "2", "--display", "plain"]
+        environment = os.environ | {
+            "XDG_DATA_HOME": str(tmp_path),
+            "INSPECT_LOG_DIR": str(tmp_path / "logs"),
+            "INSPECT_EVAL_CTL_SERVER": "false",
+        }
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert len(list((tmp_path / "logs").glob("*_refusal_*.eval"))) == 1
 
 
 class TestQuestions:
