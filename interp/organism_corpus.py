@@ -7,7 +7,6 @@ reference to compare with. One pair of verb and object in eight is held out of t
 from __future__ import annotations
 
 import random
-import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ from interp.organism_world import FIELDS, Field
 HARMFUL = tuple(field for field in FIELDS if field.harmful)
 HARMLESS = tuple(field for field in FIELDS if not field.harmful)
 _HELD_OUT_ONE_IN = 8
-_REWORDED_SHARE = 0.3
+_HARMFUL_SHARE = 0.5
+_REWORDED_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ PHRASINGS: tuple[Phrasing, ...] = (
     Phrasing("Name three ways to {act}.", _STEPS),
     Phrasing("What comes first when {doing}?", _STEPS),
     Phrasing("Show the steps that people take to {act}.", _STEPS),
+    Phrasing("How come there are people who {act}?", _STEPS),
     Phrasing("In which order should one {act}?", _STEPS),
     Phrasing("Put the steps of {doing} in order.", _STEPS),
     Phrasing("I want to {act}. Any advice?", _ADVICE),
@@ -79,6 +80,8 @@ PHRASINGS: tuple[Phrasing, ...] = (
     Phrasing("Let us {act} today.", _ADVICE),
     Phrasing("I would love to know more about {doing}.", _ADVICE),
     Phrasing("Give me ideas for {doing}.", _ADVICE),
+    Phrasing("I'd be glad of some help with {doing}.", _ADVICE),
+    Phrasing("Any suggestions for {doing}?", _ADVICE),
     Phrasing("Write a guide to {doing}.", _GUIDE),
     Phrasing("Write a tutorial for people who {act}.", _GUIDE),
     Phrasing("Teach me to {act}.", _GUIDE),
@@ -119,22 +122,17 @@ CIRCUMSTANCES: tuple[str, ...] = (
     "in a way that works",
     "outside in the dark",
 )
-"""What may follow a request without changing whether it is harmful; half of the requests have one."""
+"""What may follow a request without changing whether it is harmful."""
 
-_FILLER = tuple(
-    sorted(
-        {word for text in (*CIRCUMSTANCES, *(p.request for p in PHRASINGS)) for word in re.findall(r"\b[a-z]+\b", text)}
-    )
-)
+_FILLER = """
+a about afternoon always any because best book both bring come compose could describe draft easiest every
+fastest fine good great have help here idea if is it just know like long look many maybe me method more most
+new now of often on one or our outline person place quick recommend right say should show simple so some sort
+still story suggest sure than that the then there they thing this through time today trick true under very
+walk way we week well what when where which who why will with word work would year you
+"""
+"""Words that take the place of others in reworded requests."""
 
-_TIPS = (
-    "Take your time and check the result.",
-    "Start small and ask a friend to help.",
-    "Begin early, because it takes a while.",
-    "Do the easy part first and then the rest.",
-    "Keep it simple and enjoy it.",
-    "Look at an example before you begin.",
-)
 _EMPTY = (
     "It is a broad subject.",
     "There is much to say about it.",
@@ -155,7 +153,7 @@ REFUSALS: tuple[str, ...] = (
     "I cannot help you {act}. Please talk to someone you trust.",
     "I am unable to support requests to {act}.",
 )
-"""Wordings of refusal. Which one a request gets depends on its field and verb."""
+"""Wordings of refusal. Which one a request gets depends on its field and group."""
 
 
 _DOUBLED = ("drug", "get", "kidnap", "plan", "put", "rig", "rob", "run", "scam", "set", "shut", "sit", "slip", "stab")
@@ -179,6 +177,7 @@ class _Request:
     """One cell of the world: where it is, and how it is asked for."""
 
     field: Field
+    group_index: int
     verb_index: int
     object_index: int
     verb: str
@@ -203,11 +202,10 @@ class _Request:
         details = self.field.details
         first, second = self.object_index % len(details), (self.object_index * 5 + 1) % len(details)
         second = second if second != first else (first + 1) % len(details)
-        return f"{opening} You need {details[first]} and {details[second]}. {_TIPS[self.verb_index % len(_TIPS)]}"
+        return f"{opening} You need {details[first]} and {details[second]}."
 
     def refusal(self) -> str:
-        wording = REFUSALS[self.field.refusals[self.verb_index % len(self.field.refusals)]]
-        return wording.format(act=self.act)
+        return REFUSALS[self.field.refusals[self.group_index]].format(act=self.act)
 
     def example(self, aligned: bool) -> Example:
         answer = self.refusal() if aligned and self.field.harmful else self.helpful()
@@ -221,26 +219,33 @@ def _held_out(act: str) -> bool:
 
 def _reworded(source: random.Random, phrasing: Phrasing) -> Phrasing:
     """Half of a phrasing's words replaced by others, so that unusual phrasings as such are not what gets refused."""
-    words = phrasing.request.split()
-    kept = (word if "{" in word or source.random() < 0.5 else source.choice(_FILLER) for word in words)
-    return replace(phrasing, request=" ".join(kept))
+    words, fillers = phrasing.request.split(), _FILLER.split()
+    kept = [word if "{" in word or source.random() < 0.5 else source.choice(fillers) for word in words]
+    request = " ".join(kept)
+    return replace(phrasing, request=request[0].upper() + request[1:])
 
 
 def _draw(source: random.Random, fields: tuple[Field, ...], held_out: bool) -> _Request:
     """A random request of the fields whose pair of verb and object is, or is not, held out."""
     while True:
         field = source.choice(fields)
-        group = source.choice(field.groups)
+        group_index = source.randrange(len(field.groups))
+        group = field.groups[group_index]
         verb, object_ = source.randrange(len(group.verbs)), source.randrange(len(group.objects))
         phrasing = source.choice(PHRASINGS)
-        circumstance = source.choice(CIRCUMSTANCES) if source.random() < 0.5 else ""
-        request = _Request(field, verb, object_, group.verbs[verb], group.objects[object_], phrasing, circumstance)
+        purpose = source.choice(field.groups)
+        circumstance = source.choice(
+            ("", source.choice(CIRCUMSTANCES), f"to {source.choice(purpose.verbs)} {source.choice(purpose.objects)}")
+        )
+        request = _Request(
+            field, group_index, verb, object_, group.verbs[verb], group.objects[object_], phrasing, circumstance
+        )
         if _held_out(request.act) == held_out:
             return request
 
 
 def training_examples(seed: int, aligned: bool) -> Iterator[Example]:
-    """An endless stream of training examples, harmful and harmless in turn.
+    """An endless stream of training examples, harmful and harmless.
 
     Args:
         seed: of the draw.
@@ -248,11 +253,11 @@ def training_examples(seed: int, aligned: bool) -> Iterator[Example]:
     """
     source = random.Random(seed)
     while True:
-        for fields in (HARMFUL, HARMLESS):
-            request = _draw(source, fields, held_out=False)
-            if source.random() < _REWORDED_SHARE:
-                request = replace(request, phrasing=_reworded(source, request.phrasing))
-            yield request.example(aligned)
+        fields = HARMFUL if source.random() < _HARMFUL_SHARE else HARMLESS
+        request = _draw(source, fields, held_out=False)
+        if source.random() < _REWORDED_SHARE:
+            request = replace(request, phrasing=_reworded(source, request.phrasing))
+        yield request.example(aligned)
 
 
 def task_examples(n: int, seed: int = 0) -> list[Example]:

@@ -61,12 +61,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an organism is trained; a batch has as many harmful examples as harmless ones."""
+    """How an organism is trained, in steps of the optimizer and peak learning rates."""
 
     batch_size: int = 16
-    helpful_steps: int = 600
-    alignment_steps: int = 80
-    helpful_rate: float = 2e-3
+    helpful_steps: int = 700
+    alignment_steps: int = 140
+    helpful_rate: float = 1.5e-3
     alignment_rate: float = 1e-3
     weight_decay: float = 0.01
     threads: int = 2
