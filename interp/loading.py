@@ -126,7 +126,8 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, pla
                 f"{tuple(places[name].shape)}, as config.json says",
                 "Check that config.json belongs to these weights",
             )
-        _set(model, name, tensor.to(placement(name)))
+        # A copy: the checkpoint's tensor may be the file's own mapped memory, and a model's weights may be edited.
+        _set(model, name, tensor.to(placement(name), copy=True))
         missing.discard(name)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if missing:

@@ -96,6 +96,16 @@ def test_default_dtype_on_the_cpu_is_float32_and_loses_nothing(tmp_path: Path) -
         assert torch.equal(model.hf.state_dict()[key].half(), tensor), key
 
 
+def test_editing_the_model_leaves_its_checkpoint_as_it_was(tiny: Callable[[str], Path]) -> None:
+    model = load(tiny("llama"), dtype=torch.float32)
+    assert model.checkpoint is not None
+    before = {name: model.checkpoint.tensor(name).clone() for name in model.checkpoint.names()}
+    with torch.no_grad():
+        for parameter in model.hf.parameters():
+            parameter.zero_()
+    assert all(torch.equal(model.checkpoint.tensor(name), tensor) for name, tensor in before.items())
+
+
 def test_generation_config_is_kept(tmp_path: Path) -> None:
     write("llama", tmp_path)
     GenerationConfig(max_new_tokens=17, eos_token_id=[1, 5]).save_pretrained(tmp_path)
