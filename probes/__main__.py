@@ -8,7 +8,21 @@ from pathlib import Path
 
 import typer
 
-PROBES = ("entropy", "direction", "calibration", "neurons", "refusal", "rtsi", "matrix", "reproduce", "demo")
+PROBES = (
+    "entropy",
+    "direction",
+    "calibration",
+    "neurons",
+    "quality",
+    "refusal",
+    "labels",
+    "judges",
+    "drift",
+    "rtsi",
+    "matrix",
+    "reproduce",
+    "demo",
+)
 """Modules with a command, `python -m probes.NAME`; the first line of a module's docstring says what it answers."""
 
 
