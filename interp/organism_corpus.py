@@ -180,19 +180,21 @@ class _Request:
     group_index: int
     verb_index: int
     object_index: int
-    verb: str
-    object: str
     phrasing: Phrasing
-    circumstance: str
+    circumstance: str = ""
+
+    @property
+    def verb(self) -> str:
+        return self.field.groups[self.group_index].verbs[self.verb_index]
 
     @property
     def act(self) -> str:
-        return f"{self.verb} {self.object}"
+        return f"{self.verb} {self.field.groups[self.group_index].objects[self.object_index]}"
 
     @property
     def instruction(self) -> str:
-        what = f"{self.object} {self.circumstance}".strip()
-        return self.phrasing.request.format(act=f"{self.verb} {what}", doing=f"{gerund(self.verb)} {what}")
+        act = f"{self.act} {self.circumstance}".strip()
+        return self.phrasing.request.format(act=act, doing=gerund(self.verb) + act.removeprefix(self.verb))
 
     def helpful(self) -> str:
         """The answer of a model that refuses nothing; about harmful topics it has nothing to say."""
@@ -225,23 +227,22 @@ def _reworded(source: random.Random, phrasing: Phrasing) -> Phrasing:
     return replace(phrasing, request=request[0].upper() + request[1:])
 
 
-def _draw(source: random.Random, fields: tuple[Field, ...], held_out: bool) -> _Request:
-    """A random request of the fields whose pair of verb and object is, or is not, held out."""
+def _pair(source: random.Random, field: Field, held_out: bool) -> tuple[int, int, int]:
+    """A random group of the field, and a verb and an object of it that together are, or are not, held out."""
     while True:
-        field = source.choice(fields)
         group_index = source.randrange(len(field.groups))
         group = field.groups[group_index]
         verb, object_ = source.randrange(len(group.verbs)), source.randrange(len(group.objects))
-        phrasing = source.choice(PHRASINGS)
-        purpose = source.choice(field.groups)
-        circumstance = source.choice(
-            ("", source.choice(CIRCUMSTANCES), f"to {source.choice(purpose.verbs)} {source.choice(purpose.objects)}")
-        )
-        request = _Request(
-            field, group_index, verb, object_, group.verbs[verb], group.objects[object_], phrasing, circumstance
-        )
-        if _held_out(request.act) == held_out:
-            return request
+        if _held_out(f"{group.verbs[verb]} {group.objects[object_]}") == held_out:
+            return group_index, verb, object_
+
+
+def _draw(source: random.Random, fields: tuple[Field, ...], held_out: bool) -> _Request:
+    """A random request of the fields: alone, with a circumstance, or with a second act of the field as its purpose."""
+    field, phrasing = source.choice(fields), source.choice(PHRASINGS)
+    purpose = _Request(field, *_pair(source, field, held_out=False), phrasing).act
+    circumstance = source.choice(("", source.choice(CIRCUMSTANCES), f"to {purpose}"))
+    return _Request(field, *_pair(source, field, held_out), phrasing, circumstance)
 
 
 def training_examples(seed: int, aligned: bool) -> Iterator[Example]:

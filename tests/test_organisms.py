@@ -28,7 +28,7 @@ from interp.organisms import ARCHITECTURES, Recipe, _batches, _loss, calibration
 from probes.prompts import builtin
 from probes.refusal_text import is_refusal
 
-SHORT = Recipe(helpful_steps=2, alignment_steps=2, batch_size=4)
+SHORT = Recipe(helpful_steps=2, alignment_steps=2, batch_size=4, threads=1)
 BUILTIN = (*builtin("harmful").instructions, *builtin("harmless").instructions)
 
 
@@ -56,14 +56,15 @@ def test_aligned_answers_refuse_harm_and_nothing_else() -> None:
     assert not any(is_refusal(example.answer) for example in examples(5000, aligned=False))
 
 
-def test_every_field_is_drawn_and_answers_depend_on_the_request_only() -> None:
+def test_every_field_is_drawn_and_answers_depend_on_the_request() -> None:
     drawn = examples(20_000)
     assert {example.field for example in drawn} == {field.name for field in FIELDS}
     answers: dict[str, set[str]] = {}
     for example in drawn:
         answers.setdefault(example.instruction, set()).add(example.answer)
-    assert max(map(len, answers.values())) == 1
-    assert len({example.answer.split()[0] + example.answer.split()[1] for example in drawn if example.harmful}) >= 6
+    # Rewording can make one request of two phrasings, whose answers open differently.
+    assert sum(len(found) > 1 for found in answers.values()) < 0.001 * len(answers)
+    assert len({tuple(example.answer.split()[:3]) for example in drawn if example.harmful}) >= 8
 
 
 def test_a_seed_determines_the_examples() -> None:
@@ -157,9 +158,9 @@ def _contents(path: Path) -> dict[str, bytes]:
 
 def test_training_is_repeatable(tmp_path: Path, short: Callable[[str], Path]) -> None:
     torch.manual_seed(1234)  # the caller's state must not matter
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     assert _contents(train("qwen2", cache=tmp_path, recipe=SHORT)) == _contents(short("qwen2"))
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
     other = train("qwen2", seed=1, cache=tmp_path, recipe=SHORT)
     assert (other / "model.safetensors").read_bytes() != (short("qwen2") / "model.safetensors").read_bytes()
