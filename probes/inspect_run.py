@@ -124,8 +124,7 @@ def outcomes(cell: str, engine: str, log: EvalLog) -> pd.DataFrame:
 
     task = log.eval.task.rpartition("/")[2]
     rows = [
-        {"cell": cell, "task": task, **_row(sample, engine)}
-        for sample in read_eval_log(log.location).samples or []
+        {"cell": cell, "task": task, **_row(sample, engine)} for sample in read_eval_log(log.location).samples or []
     ]
     return pd.DataFrame(rows).sort_values(["sample_id", "epoch"], ignore_index=True)
 

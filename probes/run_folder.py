@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -87,18 +88,21 @@ class RunFolder:
 
         model = subject.model()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=cli.log, transient=True, disable=not cli.log.is_terminal) as bars:
-            bar = bars.add_task(name, total=sum(len(task.dataset) for task in self.tasks.values()))
-            logs = run_cell(
-                list(self.tasks.values()),
-                model,
-                self.path / "cells" / name,
-                max_new_tokens=self.max_new_tokens,
-                max_connections=self.connections,
-                retries=self.retries,
-                shuffle=shuffle,
-                finished=lambda: bars.advance(bar),
-            )
+        try:
+            with Progress(*columns, console=cli.log, transient=True, disable=not cli.log.is_terminal) as bars:
+                bar = bars.add_task(name, total=sum(len(task.dataset) for task in self.tasks.values()))
+                logs = run_cell(
+                    list(self.tasks.values()),
+                    model,
+                    self.path / "cells" / name,
+                    max_new_tokens=self.max_new_tokens,
+                    max_connections=self.connections,
+                    retries=self.retries,
+                    shuffle=shuffle,
+                    finished=lambda: bars.advance(bar),
+                )
+        finally:
+            anyio.run(model.api.aclose)  # frees the weights before the next cell is loaded
         return pd.concat([outcomes(name, engine, log) for log in logs], ignore_index=True)
 
 

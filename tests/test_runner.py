@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +33,7 @@ from probes.generation import Answer
 from probes.prompts import builtin
 from probes.provider import CheckpointAPI, prompt_sha256
 from probes.refusal import build_tasks, measure
-from probes.requests import WRAPPERS, prompt_id, read_set
+from probes.requests import WRAPPERS
 from probes.run_folder import RunFolder
 from probes.subjects import LocalSubject
 from tests.writer_models import write_checkpoint
@@ -95,6 +97,24 @@ def test_nothing_is_written_outside_the_folder(
     assert list(home.iterdir()) == []
     assert os.environ["XDG_DATA_HOME"] == str(home)
     assert capsys.readouterr().out == ""
+
+
+def test_weights_are_freed_before_the_next_cell(
+    baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[weakref.ref[HookedEngine]] = []
+    alive: list[int] = []
+    start = HookedEngine.__init__
+
+    def counted(self: HookedEngine, settings: EngineSettings) -> None:
+        gc.collect()
+        alive.append(sum(engine() is not None for engine in opened))
+        opened.append(weakref.ref(self))
+        start(self, settings)
+
+    monkeypatch.setattr(HookedEngine, "__init__", counted)
+    measure(local(baseline), {"a": local(baseline), "b": local(baseline)}, run_in(tmp_path, limit=2))
+    assert alive == [0, 0, 0]
 
 
 def test_the_baseline_again_is_another_run(baseline: Path, tmp_path: Path) -> None:
@@ -295,30 +315,6 @@ class TestQuestions:
         table = measure(local(baseline), {"q": local(baseline)}, run).table
         assert set(table["score"]) <= {0.0, 1.0}
         assert set(table["task"]) == {"truthfulness"}
-
-
-class TestRequests:
-    def test_borderline(self) -> None:
-        prompts = read_set("borderline")
-        assert len(prompts) == 32
-        assert not set(prompts.instructions) & {*builtin("harmful").instructions, *builtin("harmless").instructions}
-
-    def test_a_dataset_by_name(self, tmp_path: Path) -> None:
-        (tmp_path / "set").mkdir()
-        rows = [
-            {"goal": "Do it", "category": "x"},
-            {"goal": " Do it ", "category": "x"},
-            {"goal": "No", "category": "y"},
-        ]
-        (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        prompts = read_set(f"datasets:{tmp_path / 'set'}")
-        assert (prompts.instructions, prompts.categories) == (("Do it", "No"), ("x", "y"))
-        with pytest.raises(InputError, match="cannot be loaded"):
-            read_set(f"datasets:{tmp_path / 'absent'}")
-
-    def test_ids_do_not_depend_on_the_set(self) -> None:
-        first, second = (build_tasks(["refusal"], limit=n)["refusal"].dataset for n in (2, 4))
-        assert [s.id for s in first] == [s.id for s in second][:2] == [prompt_id(str(s.input)) for s in first]
 
 
 def test_command(baseline: Path, tmp_path: Path) -> None:

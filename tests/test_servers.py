@@ -43,14 +43,15 @@ def run_in(path: Path, limit: int = 6, retries: int = 0, connections: int = 2) -
     return RunFolder(path, build_tasks(["refusal"], limit=limit), 8, connections, retries)
 
 
-class TestRealServer:
-    @pytest.fixture(scope="class")
-    def gguf(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        pytest.importorskip("llama_cpp.server")
-        directory = tmp_path_factory.mktemp("server")
-        write_f16(write_checkpoint("llama", directory / "base"), directory / "f16.gguf")
-        return directory / "f16.gguf"
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("llama_cpp.server")
+    directory = tmp_path_factory.mktemp("server")
+    write_f16(write_checkpoint("llama", directory / "base"), directory / "f16.gguf")
+    return directory / "f16.gguf"
 
+
+class TestRealServer:
     @contextmanager
     def serving(self, gguf: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         settings = ["--model", str(gguf), "--model_alias", "tiny", "--n_ctx", "0", "--n_threads", "1"]
