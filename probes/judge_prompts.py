@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from string import Template
 
@@ -117,7 +116,7 @@ def read_template(path: Path | None = None) -> JudgeTemplate:
         InputError: the file cannot be read or lacks a placeholder.
     """
     if path is None:
-        return JudgeTemplate(resources.files("probes").joinpath("data", "judge.txt").read_text(encoding="utf-8"))
+        return JudgeTemplate(Path(__file__).with_name("data").joinpath("judge.txt").read_text(encoding="utf-8"))
     try:
         return JudgeTemplate(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

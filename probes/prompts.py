@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 from interp.errors import InputError
@@ -72,7 +71,7 @@ def builtin(name: str) -> PromptSet:
     """
     if name not in BUILTIN:
         raise InputError(f"There is no built-in prompt set {name!r}", f"one of {', '.join(BUILTIN)}")
-    text = resources.files("probes").joinpath("data", f"{name}.jsonl").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("data").joinpath(f"{name}.jsonl").read_text(encoding="utf-8")
     return _prompt_set(name, _parse_jsonl(text, f"the built-in set {name}"))
 
 
