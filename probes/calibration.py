@@ -19,7 +19,7 @@ from probes import cli, tables
 from probes.first_token import first_token
 from probes.intervals import mean_interval, rate_interval
 from probes.options import Options, finish, with_options
-from probes.pair import BASELINE, compare
+from probes.pair import BASELINE, Models, compare
 from probes.prompts import PromptSet
 from probes.results import Result
 
@@ -94,7 +94,7 @@ def expected_calibration_error(
 
 def measure(
     baseline: HookedModel,
-    cells: Mapping[str, HookedModel],
+    cells: Models,
     harmful: PromptSet,
     harmless: PromptSet,
     *,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from interp.statistics import RunningStats
 from probes import cli, tables
 from probes.layers import DIRECTION_PERCENT, layer_at
 from probes.options import Options, finish, with_options
-from probes.pair import BASELINE, Comparison, compare
+from probes.pair import BASELINE, Comparison, Models, compare
 from probes.prompts import PromptSet
 from probes.results import Result
 
@@ -46,7 +45,7 @@ def cosine(a: Float[Tensor, "*layer d_model"], b: Float[Tensor, "*layer d_model"
 
 def measure(
     baseline: HookedModel,
-    cells: Mapping[str, HookedModel],
+    cells: Models,
     harmful: PromptSet,
     harmless: PromptSet,
     *,
@@ -98,12 +97,11 @@ def _directions(model: HookedModel, comparison: Comparison, batch_size: int | No
     means = {}
     for side, texts in comparison.texts.items():
         stats = RunningStats()
-        model.stream(
-            texts,
-            names,
-            lambda acts, _, stats=stats: stats.add(torch.stack([acts[name] for name in names], dim=1)),
-            batch_size=batch_size,
-        )
+
+        def add(activations: dict[str, Tensor], _: Tensor, stats: RunningStats = stats) -> None:
+            stats.add(torch.stack([activations[name] for name in names], dim=1))
+
+        model.stream(texts, names, add, batch_size=batch_size)
         means[side] = stats.mean
     return refusal_directions(means["harmful"], means["harmless"])
 

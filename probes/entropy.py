@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from probes import cli, tables
 from probes.first_token import first_token
 from probes.intervals import mean_interval
 from probes.options import Options, finish, with_options
-from probes.pair import compare
+from probes.pair import Models, compare
 from probes.prompts import PromptSet
 from probes.results import Result
 
@@ -36,7 +35,7 @@ def entropy(logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
 
 def measure(
     baseline: HookedModel,
-    cells: Mapping[str, HookedModel],
+    cells: Models,
     harmful: PromptSet,
     harmless: PromptSet,
     *,

@@ -74,8 +74,8 @@ class WeightErrors:
         n_out, n_in = rows.size(), columns.size()
         return cls(
             baseline.architecture,
-            {name: _energy(table, int(n_in[name])) for name, table in rows},
-            {name: _energy(table, int(n_out[name])) for name, table in columns},
+            {str(name): _energy(table, int(n_in[name])) for name, table in rows},
+            {str(name): _energy(table, int(n_out[name])) for name, table in columns},
         )
 
     def written(self, place: Place, n_units: int) -> Energy:

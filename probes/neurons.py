@@ -18,7 +18,7 @@ from probes import neuron_metrics as metrics
 from probes.layers import layers_at
 from probes.neuron_weights import safety_units
 from probes.options import Options, finish, with_options
-from probes.pair import compare
+from probes.pair import Models, compare
 from probes.prompts import PromptSet
 from probes.sites import Place, Site
 from probes.units import NeuronResult, Units, baseline_units, unit_errors
@@ -41,7 +41,7 @@ COLUMNS: tables.Columns = {
 
 def measure(
     baseline: HookedModel,
-    cells: Mapping[str, HookedModel],
+    cells: Models,
     harmful: PromptSet,
     harmless: PromptSet,
     *,

@@ -6,16 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
-from interp.weights import check_pair
 from rich.progress import track
 
 from interp.chat import render
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError, NotFinite
 from interp.model import HookedModel, load
+from interp.weights import check_pair
 from probes.cli import log
 from probes.prompts import PromptSet
 from probes.results import Result
@@ -26,7 +26,13 @@ BASELINE = "baseline"
 Observation = TypeVar("Observation")
 
 
-class Cells(Mapping[str, HookedModel]):
+if TYPE_CHECKING:
+    Models = Mapping[str, HookedModel]
+else:  # beartype would look at an item of a mapping, and so open a model
+    Models = Mapping
+
+
+class Cells(Models):
     """Quantized checkpoints by name, opened as models one at a time: each when it is asked for, and not kept.
 
     Args:
@@ -69,7 +75,7 @@ class Comparison:
     """
 
     baseline: HookedModel
-    cells: Mapping[str, HookedModel]
+    cells: Models
     texts: dict[str, list[str]]
     settings: dict[str, Any]
     warnings: list[str]
@@ -109,13 +115,13 @@ class Comparison:
 def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows as a table in which a column of whole numbers stays one although some rows lack it."""
     table = pd.DataFrame(rows)
-    whole = [name for name in table if {type(row.get(name)) for row in rows} <= {int, type(None)}]
+    whole = [name for name in map(str, table) if {type(row.get(name)) for row in rows} <= {int, type(None)}]
     return table.astype(dict.fromkeys(whole, "Int64"))
 
 
 def compare(
     baseline: HookedModel,
-    cells: Mapping[str, HookedModel],
+    cells: Models,
     harmful: PromptSet,
     harmless: PromptSet,
     *,
@@ -148,11 +154,11 @@ def compare(
     return Comparison(baseline, cells, texts, settings, warnings)
 
 
-def _checkpoint(cells: Mapping[str, HookedModel], name: str) -> Checkpoint | None:
+def _checkpoint(cells: Models, name: str) -> Checkpoint | None:
     return cells.checkpoints[name] if isinstance(cells, Cells) else cells[name].checkpoint
 
 
-def _check_cell(baseline: HookedModel, cells: Mapping[str, HookedModel], name: str, force: bool) -> list[str]:
+def _check_cell(baseline: HookedModel, cells: Models, name: str, force: bool) -> list[str]:
     if not isinstance(cells, Cells) and cells[name].hf.dtype != baseline.hf.dtype:
         raise InputError(
             f"The cell {name} computes in {cells[name].hf.dtype}, the baseline in {baseline.hf.dtype}",

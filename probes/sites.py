@@ -70,7 +70,7 @@ def unscaled(
         scales: linear → s per row, for the linears whose rows were divided; see `interp.scales.Scales.outputs`.
     """
     linear = place.writer(architecture)
-    if linear not in scales:
+    if linear is None or linear not in scales:
         return units
     n_units, n_components = units.shape[1:]
     factors = scales[linear].to(units).view(-1, n_components)

@@ -63,7 +63,7 @@ def render(title: str, table: pd.DataFrame, columns: Columns) -> Group:
 
     Args:
         title: printed above.
-        table: the rows to show, in this order, with the columns `cell` and `reason`.
+        table: the rows to show, in this order; `reason`, where there is one, explains what is undefined in `cell`.
         columns: header → what to show; the first two are aligned left.
     """
     texts: list[list[Text]] = []
@@ -76,7 +76,7 @@ def render(title: str, table: pd.DataFrame, columns: Columns) -> Group:
         texts.append([Text(cell) for cell in cells])
     for row in zip(*texts, strict=True):
         rendered.add_row(*row)
-    undefined = table[table["reason"] != ""].drop_duplicates(["cell", "reason"])
+    undefined = table[table["reason"] != ""].drop_duplicates(["cell", "reason"]) if "reason" in table else table[:0]
     notes = [Text(f"{UNDEFINED} {row['cell']}: {row['reason']}") for _, row in undefined.iterrows()]
     return Group(rendered, *notes)
 
