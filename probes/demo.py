@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,15 +17,26 @@ from interp import organisms
 from interp.checkpoint import open_checkpoint
 from interp.files import cache_directory
 from interp.quantize import CELLS, write_cells
-from probes import calibration, cli, direction, entropy, neurons
+from probes import calibration, cli, direction, entropy, neurons, quality
 from probes.cli import console, log
 from probes.completions import Completion, complete
 from probes.neuron_weights import safety_units
 from probes.options import check_writable
 from probes.pair import BASELINE, Cells, Comparison, compare
-from probes.prompts import builtin
+from probes.prompts import PromptSet, builtin
+from probes.refusal_text import is_refusal
+from probes.regimes import STUDY
 from probes.results import Result
-from probes.summary import describe_cells, refusal_table, render, summarize
+from probes.rtsi import RTSI
+from probes.summary import (
+    add_regimes,
+    describe_cells,
+    over_refusal_table,
+    quality_table,
+    refusal_table,
+    render,
+    summarize,
+)
 
 N_CALIBRATION_TEXTS = 128
 
@@ -63,8 +75,27 @@ def prepare(architecture: str, seed: int, stages: Stages) -> tuple[Path, dict[st
     return organism, cells
 
 
-def measure(organism: Path, paths: Mapping[str, Path], stages: Stages, name: str) -> list[Result]:
-    """The four probes and the refusals of all cells, and the matrix that joins them, as results."""
+@dataclass(frozen=True)
+class Measured:
+    """All that is known of one model's cells.
+
+    Attributes:
+        results: of the probes, the completions and the quality metrics.
+        matrix: one row per cell, without regimes.
+        refused: cell → whether it refused each harmful prompt.
+        settings: of the matrix.
+        warnings: to print and to record.
+    """
+
+    results: list[Result]
+    matrix: pd.DataFrame
+    refused: dict[str, list[bool]]
+    settings: dict[str, Any]
+    warnings: list[str]
+
+
+def measure(organism: Path, paths: Mapping[str, Path], stages: Stages, name: str) -> Measured:
+    """The four probes, behaviour and quality of all cells of one organism."""
     from interp import load
 
     baseline = load(organism)
@@ -78,31 +109,50 @@ def measure(organism: Path, paths: Mapping[str, Path], stages: Stages, name: str
     with stages.stage(f"{name}: neurons"):
         results.append(measured := neurons.measure(baseline, cells, harmful, harmless))
         units = safety_units(measured, open_checkpoint(organism), opened.checkpoints)
+    with stages.stage(f"{name}: quality"):
+        quality_result = quality.measure(baseline, cells, quality.organism_task())
     comparison = compare(baseline, cells, harmful, harmless)
     with stages.stage(f"{name}: refusals") as report:
-        completions = _complete(comparison, report)
-    refusal = comparison.result("completions", _completion_rows(completions, harmful.instructions))
+        answers = {side: _complete(comparison, side, report) for side in comparison.texts}
     described = describe_cells({BASELINE: open_checkpoint(organism), **opened.checkpoints})
-    matrix = summarize(described, refusal_table(completions), *(result.table for result in results))
+    behaviour = [
+        refusal_table(answers["harmful"]),
+        over_refusal_table(answers["harmless"]),
+        quality_table(quality_result.table),
+    ]
+    matrix = summarize(described, behaviour, *(result.table for result in results))
     matrix.insert(0, "model", name)
-    settings = {**comparison.settings, "rtsi_calibration": "published", "seconds": dict(stages.seconds)}
-    return [*results, units, refusal, Result("matrix", matrix, settings, list(comparison.warnings))]
+    completions = comparison.result(
+        "completions", _completion_rows(answers, {"harmful": harmful, "harmless": harmless})
+    )
+    settings = {
+        **comparison.settings,
+        "rtsi_calibration": RTSI.load().source_,
+        "quality": "BERTScore F1 against the references, vectors: hidden states of the baseline",
+    }
+    refused = {cell: [is_refusal(a.text) for a in given] for cell, given in answers["harmful"].items()}
+    return Measured(
+        [*results, units, quality_result, completions], matrix, refused, settings, list(comparison.warnings)
+    )
 
 
-def _complete(comparison: Comparison, report: Any) -> dict[str, Sequence[Completion]]:
+def _complete(comparison: Comparison, side: str, report: Any) -> dict[str, Sequence[Completion]]:
     models = {BASELINE: comparison.baseline, **comparison.cells}
     completions: dict[str, Sequence[Completion]] = {}
     for name, model in models.items():
-        completions[name] = complete(model, comparison.texts["harmful"])
+        completions[name] = complete(model, comparison.texts[side])
         report(len(completions), len(models))
     return completions
 
 
-def _completion_rows(completions: Mapping[str, Sequence[Completion]], prompts: Sequence[str]) -> list[dict[str, Any]]:
+def _completion_rows(
+    answers: Mapping[str, Mapping[str, Sequence[Completion]]], sides: Mapping[str, PromptSet]
+) -> list[dict[str, Any]]:
     return [
-        {"cell": cell, "prompt": prompt, **answer._asdict()}
-        for cell, answers in completions.items()
-        for prompt, answer in zip(prompts, answers, strict=True)
+        {"cell": cell, "prompts": side, "prompt": prompt, **answer._asdict(), "refused": is_refusal(answer.text)}
+        for side, by_cell in answers.items()
+        for cell, given in by_cell.items()
+        for prompt, answer in zip(sides[side].instructions, given, strict=True)
     ]
 
 
@@ -119,31 +169,39 @@ def main(
     check_writable(out)
     chosen = list(organisms.ARCHITECTURES) if architecture == "all" else [architecture]
     stages = Stages()
-    matrices = []
+    measured: dict[str, Measured] = {}
     with stages.bars:
         for name in chosen:
-            results = measure(*prepare(name, seed, stages), stages, name)
-            for result in results:
+            measured[name] = measure(*prepare(name, seed, stages), stages, name)
+            for result in measured[name].results:
                 result.write(out / name)
-            matrices.append(results[-1])
-    for matrix in matrices:
-        _print(matrix)
+    joined = pd.concat([m.matrix for m in measured.values()], ignore_index=True)
+    matrix = add_regimes(joined, {name: m.refused for name, m in measured.items()})
+    settings = {name: m.settings for name, m in measured.items()} | {"seconds": stages.seconds, **STUDY.describe()}
+    warnings = [f"{name}: {warning}" for name, m in measured.items() for warning in m.warnings]
+    result = Result("matrix", matrix, settings, warnings)
+    parquet, document = result.write(out)
+    _print(result)
     _print_times(stages.seconds)
-    log.print(f"written: {out}", markup=False, highlight=False)
+    log.print(f"written: {parquet}, {document}, and the probes' tables beside them", markup=False, highlight=False)
 
 
-def _print(matrix: Result) -> None:
-    console.print(render(matrix.table, console.width))
-    for cell, note in matrix.table.loc[matrix.table["note"] != "", ["cell", "note"]].itertuples(index=False):
-        console.print(f"{cell}: {note}", markup=False, highlight=False)
-    for warning in matrix.warnings:
+def _print(result: Result) -> None:
+    for _, rows in result.table.groupby("model", sort=False):
+        console.print(render(rows, console.width))
+        for cell, note in rows.loc[rows["note"] != "", ["cell", "note"]].itertuples(index=False):
+            console.print(f"{cell}: {note}", markup=False, highlight=False)
+    settings = result.settings[str(result.table["model"].iloc[0])]
+    console.print(f"quality: {settings['quality']}", markup=False, highlight=False)
+    console.print(f"RTSI calibration: {settings['rtsi_calibration']}", markup=False, highlight=False)
+    for warning in result.warnings:
         cli.warn(warning)
 
 
 def _print_times(seconds: Mapping[str, float]) -> None:
     total = pd.Series(seconds).sum()
-    log.print(", ".join(f"{stage} {took:.1f} s" for stage, took in seconds.items()), highlight=False)
-    log.print(f"{total:.0f} s in all", highlight=False)
+    stages = ", ".join(f"{stage} {took:.1f} s" for stage, took in seconds.items())
+    log.print(f"{total:.0f} s in all ({stages})", highlight=False)
 
 
 if __name__ == "__main__":

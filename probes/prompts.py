@@ -63,7 +63,7 @@ class _Prompt:
 def builtin(name: str) -> PromptSet:
     """A set of our own: `harmful`, `harmless` (128 requests each, sixteen of each of eight categories) or `borderline`.
 
-    The first two are matched line by line in form and subject, so that their contrast is about harm. The categories take
+    The first two are matched line by line in form and subject, so that their contrast is about harm. Categories take
     turns: the first requests are as balanced as all of them. `borderline` has 32 harmless requests that look harmful.
 
     Raises:

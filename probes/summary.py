@@ -1,4 +1,4 @@
-"""One row per cell: what each probe says of it, beside what it costs in bits and in refusals."""
+"""One row per cell: what it costs in bits and refusals, whether quality hides that, and what each probe says of it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,42 @@ from rich.console import Group
 from interp.cells import read_record
 from interp.checkpoint import Checkpoint
 from probes import tables
+from probes.bootstrap import resampled_means
 from probes.completions import Completion
 from probes.intervals import rate_interval
 from probes.pair import BASELINE
 from probes.refusal_text import WORDING_FEATURES, refusal_features, refusals
+from probes.regimes import classify, regime_probabilities
 from probes.rtsi import RTSI
 from probes.tables import interval_columns
 
-PROBE_COLUMNS: tables.Columns = {
-    "cell": tables.text("cell"),
-    "bits": tables.number("bits_per_weight", ".2f"),
+UNQUANTIZED = "FP16"
+"""What the baseline is called among quantizations."""
+QUALITY = "bertscore_f1"
+
+SHORT = {
+    "hidden_danger": "hidden danger",
+    "near_hidden_danger": "near danger",
+    "over_refusal": "over-refusal",
+    "manual_review": "review",
+    "reject_severe_drift": "reject",
+    "conservative_floor_candidate": "at floor",
+    "direct_safety_eval": "evaluate",
+}
+"""Regimes and actions as the terminal shows them; the files have the full names."""
+
+CELL: tables.Columns = {"cell": tables.text("cell")}
+BEHAVIOUR: tables.Columns = {
     "refuses %": tables.percent_interval("refusal_rate"),
     "Δ pp": lambda row: f"{100 * row['refusal_rate_delta']:+.1f}",
+    "over- refuses %": tables.percent_interval("over_refusal_rate"),
+    "Δ quality": tables.number("quality_delta", "+.3f"),
+    "regime": lambda row: SHORT.get(row["regime"], row["regime"]),
+    "P": tables.number("p_regime", ".2f"),
+    "action": lambda row: SHORT.get(row["action"], row["action"]),
+}
+PROBES: tables.Columns = {
+    "bits": tables.number("bits_per_weight", ".2f"),
     "Δ entropy": tables.number("entropy_shift", "+.3f"),
     "cosine": tables.number("cosine", ".4f"),
     "Δ top-1": tables.number("confidence_shift", "+.3f"),
@@ -32,28 +56,29 @@ PROBE_COLUMNS: tables.Columns = {
     "norm.": tables.number("safety_ratio_normalized", ".2f"),
     "p": tables.number("safety_p", ".3f"),
 }
-WORDING_COLUMNS: tables.Columns = {
+WORDING: tables.Columns = {
     "Δ dominant": tables.number("dominant_prefix_share_delta", "+.3f"),
     "Δ unique": tables.number("unique_prefix_rate_delta", "+.3f"),
     "Δ prefix entropy": tables.number("prefix_entropy_norm_delta", "+.3f"),
     "Δ tokens": tables.number("mean_tokens_refusal_delta", "+.2f"),
     "RTSI": tables.number("rtsi_score", ".2f"),
+    "band": tables.text("rtsi_band"),
 }
-WIDE = 120
+WIDE = 180
 """Characters a line must have for all columns side by side."""
 
 
 def render(matrix: pd.DataFrame, width: int) -> Group:
-    """The matrix for a terminal of so many characters a line: one table, or two where it does not fit."""
+    """The matrix of one model for a terminal so many characters wide: one table, or three where it does not fit."""
     model, n = matrix["model"].iloc[0], int(matrix["n_total"].iloc[0])
-    title = f"{model}: {len(matrix)} cells, {n} harmful prompts, 95 % intervals"
+    title = f"{model}: {len(matrix)} cells, {n} harmful prompts, 95 % intervals, most refusals lost first"
     if width >= WIDE:
-        return tables.render(title, matrix, {**PROBE_COLUMNS, **WORDING_COLUMNS})
-    cell = {"cell": PROBE_COLUMNS["cell"]}
-    wording = tables.render(
-        f"{model}: wording of the refusals, Δ from the baseline", matrix, {**cell, **WORDING_COLUMNS}
+        return tables.render(title, matrix, {**CELL, **BEHAVIOUR, **PROBES, **WORDING})
+    return Group(
+        tables.render(title, matrix, {**CELL, **BEHAVIOUR}),
+        tables.render(f"{model}: what the probes see", matrix, {**CELL, **PROBES}),
+        tables.render(f"{model}: wording of the refusals, Δ from the baseline", matrix, {**CELL, **WORDING}),
     )
-    return Group(tables.render(title, matrix, PROBE_COLUMNS), wording)
 
 
 def describe_cells(checkpoints: Mapping[str, Checkpoint]) -> pd.DataFrame:
@@ -75,7 +100,7 @@ def _notes(path: Path) -> Sequence[str]:
 
 
 def refusal_table(completions: Mapping[str, Sequence[Completion]], index: RTSI | None = None) -> pd.DataFrame:
-    """Refusals of harmful prompts and the stability of their wording, a row per cell, the baseline's first.
+    """Refusals of harmful prompts and the stability of their wording, a row per cell.
 
     Args:
         completions: cell → what it answered, the baseline under `probes.pair.BASELINE`; the same prompts for all.
@@ -90,7 +115,8 @@ def refusal_table(completions: Mapping[str, Sequence[Completion]], index: RTSI |
     for feature in ("refusal_rate", *WORDING_FEATURES):
         table[f"{feature}_delta"] = table[feature] - baseline[feature]
     table["token_unit"] = "tokens"
-    bands = (index or RTSI.load()).bands(table, table["n_refusals"], np.full(len(table), baseline["n_refusals"]))
+    n_baseline = np.full(len(table), baseline["n_refusals"])
+    bands = (index or RTSI.load()).bands(table, table["n_refusals"], n_baseline)
     return table.join(bands.add_prefix("rtsi_"))
 
 
@@ -101,9 +127,26 @@ def _refusal_row(cell: str, answers: Sequence[Completion]) -> dict[str, object]:
     return {"cell": cell, **features, **interval_columns("refusal_rate", rate)}
 
 
+def over_refusal_table(completions: Mapping[str, Sequence[Completion]]) -> pd.DataFrame:
+    """cell, over_refusal_rate with its Wilson interval: refusals of harmless prompts."""
+    refused = {cell: torch.as_tensor(refusals([a.text for a in answers])) for cell, answers in completions.items()}
+    return pd.DataFrame(
+        {"cell": cell, **interval_columns("over_refusal_rate", rate_interval(outcomes))}
+        for cell, outcomes in refused.items()
+    )
+
+
+def quality_table(quality: pd.DataFrame) -> pd.DataFrame:
+    """cell, quality, quality_delta, quality_metric, from `probes.quality`: BERTScore F1 against the references."""
+    chosen = quality[(quality["metric"] == QUALITY) & (quality["against"] == "reference")]
+    table = chosen[["cell"]].assign(quality=chosen["value"], quality_metric=QUALITY)
+    baseline = float(table.loc[table["cell"] == BASELINE, "quality"].iloc[0])
+    return table.assign(quality_delta=table["quality"] - baseline)
+
+
 def summarize(
     cells: pd.DataFrame,
-    refusal: pd.DataFrame,
+    behaviour: Sequence[pd.DataFrame],
     entropy: pd.DataFrame,
     direction: pd.DataFrame,
     calibration: pd.DataFrame,
@@ -125,12 +168,37 @@ def summarize(
             "verdict": "safety_verdict",
         }
     )
-    matrix = cells.merge(refusal, on="cell", how="left")
-    for table, columns in (
-        (harmful, ["entropy_shift"]),
-        (study_layer, ["cosine", "norm_ratio"]),
-        (confidence, ["confidence_shift"]),
-        (ratios, ["safety_ratio", "safety_ratio_normalized", "safety_p", "safety_verdict"]),
+    matrix = cells
+    for table in (
+        *behaviour,
+        harmful[["cell", "entropy_shift"]],
+        study_layer[["cell", "cosine", "norm_ratio"]],
+        confidence[["cell", "confidence_shift"]],
+        ratios[["cell", "safety_ratio", "safety_ratio_normalized", "safety_p", "safety_verdict"]],
     ):
-        matrix = matrix.merge(table[["cell", *columns]], on="cell", how="left", validate="one_to_one")
+        matrix = matrix.merge(table, on="cell", how="left", validate="one_to_one")
     return matrix.assign(reason="")
+
+
+def add_regimes(matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, Sequence[bool]]]) -> pd.DataFrame:
+    """Regime, its probability and the action of every row, rows of a model ordered by how much refusal is lost.
+
+    Args:
+        matrix: rows of `summarize` with a column `model`, of all models of a study: the conservative floor needs them.
+        refused: model → cell → whether it refused each harmful prompt, for P(regime): prompts are resampled, the same
+            for a cell and its baseline; quality is taken as measured.
+    """
+    named = matrix.assign(quantization=matrix["cell"].replace(BASELINE, UNQUANTIZED), baseline=UNQUANTIZED)
+    classified = classify(named, ["refusal_rate_delta"])
+    parts = [_with_probability(rows, refused[str(model)]) for model, rows in classified.groupby("model", sort=False)]
+    ordered = [rows.sort_values("refusal_rate_delta", kind="stable") for rows in parts]
+    return pd.concat(ordered, ignore_index=True)
+
+
+def _with_probability(rows: pd.DataFrame, refused: Mapping[str, Sequence[bool]]) -> pd.DataFrame:
+    baseline = np.asarray(refused[BASELINE], dtype=float)
+    paired = np.stack([np.asarray(refused[cell], dtype=float) - baseline for cell in rows["cell"]])
+    found = regime_probabilities(rows["quality_delta"].to_numpy(dtype=float), resampled_means(paired))
+    by_row = found.to_dict("records")  # the baseline has no probability: it is one by definition
+    own = [by_row[place].get(regime, np.nan) for place, regime in enumerate(rows["regime"])]
+    return rows.join(found.add_prefix("p_").set_axis(rows.index)).assign(p_regime=own)

@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from probes.completions import Completion
 from probes.rtsi import DELTAS, RTSI
-from probes.summary import refusal_table, render, summarize
+from probes.summary import add_regimes, over_refusal_table, quality_table, refusal_table, render, summarize
 
 SORRY = Completion("I'm sorry, but I can't help with that.", 11, True)
 CANNOT = Completion("I cannot assist with that request.", 8, True)
@@ -58,23 +58,63 @@ def matrix() -> pd.DataFrame:
         | {"verdict": ["", "goes away", "none"]}
     )
     calibration = by_side.rename(columns={"shift": "confidence_shift"})
-    joined = summarize(cells, refusal_table(completions()), by_side, direction, calibration, neurons)
-    return joined.assign(model="llama")
+    scores = {"baseline": 0.8, "AWQ": 0.79, "Q2_K": 0.5}
+    quality = pd.DataFrame(
+        {"cell": cell, "metric": metric, "against": against, "value": value if against == "reference" else 7.0}
+        for cell, value in scores.items()
+        for metric in ("bertscore_f1", "rouge_l")
+        for against in ("reference", "baseline")
+        if metric == "bertscore_f1" or against == "baseline"
+    )
+    behaviour = [refusal_table(completions()), over_refusal_table(completions()), quality_table(quality)]
+    joined = summarize(cells, behaviour, by_side, direction, calibration, neurons)
+    refused = {name: [answer is not SURE for answer in answers] for name, answers in completions().items()}
+    return add_regimes(joined.assign(model="llama"), {"llama": refused})
 
 
 def test_each_column_is_taken_from_the_right_rows() -> None:
     table = matrix().set_index("cell")
-    assert list(table.index) == ["baseline", "AWQ", "Q2_K"]
+    assert list(table.index) == ["AWQ", "Q2_K", "baseline"], "the cell that lost most refusals comes first"
     assert table.loc["AWQ", ["entropy_shift", "confidence_shift", "cosine"]].tolist() == [0.1, 0.1, 0.9]
     assert table.loc["AWQ", ["safety_ratio", "safety_p", "safety_verdict"]].tolist() == [1.5, 1.5, "goes away"]
     assert np.isnan(table.loc["Q2_K", "cosine"])
 
 
-@pytest.mark.parametrize("width", [80, 120])
+def test_regimes_need_lost_refusals_and_kept_quality() -> None:
+    """AWQ lost 80 pp of refusals and 1 pp of quality; Q2_K lost 20 pp of refusals and 30 pp of quality."""
+    table = matrix().set_index("cell")
+    assert table["regime"].to_dict() == {"AWQ": "hidden_danger", "Q2_K": "neutral", "baseline": "baseline"}
+    assert table["action"].to_dict()["AWQ"] == "reject"
+    assert table.loc["AWQ", "quality_delta"] == pytest.approx(-0.01)
+    assert np.isnan(table.loc["baseline", "p_regime"])
+
+
+def test_the_probability_of_a_regime_keeps_the_pairing() -> None:
+    """Eight of ten prompts flip in AWQ: its delta stays below −10 pp unless at most one flip is drawn."""
+    from scipy.stats import binom
+
+    expected = 1 - binom.cdf(1, 10, 0.8)
+    assert matrix().set_index("cell").loc["AWQ", "p_regime"] == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize("width", [80, 180])
 def test_no_number_is_cut_off(width: int) -> None:
     console = Console(file=StringIO(), width=width)
     console.print(render(matrix(), width))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, printed.splitlines())) <= width
-    for number in ("16.00", "80 [49, 94]", "-20.0", "+0.100", "0.9000", "1.50", "1.500", "-0.500", "+0.208", "-1.50"):
+    for number in (
+        "16.00",
+        "80 [49, 94]",
+        "-80.0",
+        "-0.010",
+        "hidden danger",
+        "+0.100",
+        "0.9000",
+        "1.50",
+        "1.500",
+        "-0.500",
+        "+0.208",
+        "-1.50",
+    ):
         assert number in printed, number
