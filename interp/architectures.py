@@ -1,7 +1,7 @@
 """What differs between model architectures, as one table keyed by Hugging Face's `model_type`.
 
-Everything else in the project asks this table; nothing looks at model names. To support another architecture, add a row and
-the tiny random model of `tests/tiny_models.py`; the tests then check every hook point against the bare model.
+Everything else in the project asks this table; nothing looks at model names. To support another architecture, add a row
+and the tiny random model of `tests/tiny_models.py`; the tests then check every hook point against the bare model.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Architecture:
         model_type: `config.model_type`.
         blocks: the ModuleList of blocks, e.g. `model.layers`.
         embed: token embedding.
-        embed_out: module whose output is the residual stream before block 0 where that is not `embed`'s output, else None
-            (GPT-2: the dropout after token plus position embeddings).
+        embed_out: module whose output is the residual stream before block 0 where that is not `embed`'s output, else
+            None (GPT-2: the dropout after token plus position embeddings).
         final_norm: the norm before the unembedding.
         attention_out: attention output projection; its input is the per-head outputs.
         mlp_out: MLP down projection; its input is the neuron activations.
@@ -32,8 +32,8 @@ class Architecture:
         mlp_added: module whose output is added to the residual stream by the MLP.
         mid: norm whose *input* is the residual stream after attention; None for always-parallel blocks.
         scaled_by_norm: for each norm of a block, the linears that read its output (AWQ moves scales across these).
-        scaled_by_linear: pairs (producer, consumer) of linears between which a per-channel scale can move without changing
-            the function.
+        scaled_by_linear: pairs (producer, consumer) of linears between which a per-channel scale can move without
+            changing the function.
         norm_offset: the norm multiplies by `weight + norm_offset` (Gemma: 1).
         conv1d: linears are stored as GPT-2's Conv1D, [in, out].
         gguf: the architecture's name in GGUF files.

@@ -6,8 +6,8 @@ from __future__ import annotations
 class InputError(ValueError):
     """Something given from outside (a path, a file, a tensor, a prompt set) cannot be used.
 
-    The message is one paragraph: what was found and where, what was expected, and what to do. Commands print it without a
-    traceback and exit with code 2.
+    The message is one paragraph: what was found and where, what was expected, and what to do. Commands print it without
+    a traceback and exit with code 2.
 
     Args:
         found: what is wrong, naming the file and the tensor or line.
@@ -28,5 +28,7 @@ class MissingExtra(InputError):
     """A package of an optional extra is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}, which is not installed",
-                         do=f"Install it with: pip install 'quantscope[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed",
+            do=f"Install it with: pip install 'quantscope[{extra}]'",
+        )

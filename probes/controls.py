@@ -65,3 +65,21 @@ def engine_drift(
 
 def _logits(subject: LocalSubject, prompts: Sequence[list[int]]) -> Float[Tensor, "prompt vocab"]:
     return subject.settings.open().last_logits(prompts)
+
+
+def notes(settings: Mapping[str, Any]) -> list[str]:
+    """What to print below the table: how far the baseline agrees with itself, and what the engine alone does."""
+    found_notes = []
+    if found := settings.get("determinism"):
+        found_notes.append(
+            f"the baseline again (another order, batch size, threads): {found['n_flips']} of {found['n']} flip, "
+            f"{found['n_responses_changed']} texts change"
+        )
+    if found := settings.get("engine_control"):
+        difference = found["largest_logit_difference"]
+        logits = found["reason"] if difference is None else f"first-token logits differ by up to {difference:.3g}"
+        found_notes.append(
+            f"the same weights on the other engine: {found['n_flips']} of {found['n']} flip, "
+            f"{found['n_responses_changed']} texts change; {logits}"
+        )
+    return found_notes

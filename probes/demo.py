@@ -102,18 +102,22 @@ def measure(organism: Path, paths: Mapping[str, Path], stages: Stages, name: str
     opened = Cells(paths, baseline)
     cells = dict(opened)  # organisms are small: every cell is loaded once and kept
     harmful, harmless = builtin("harmful"), builtin("harmless")
+    comparison = compare(baseline, cells, harmful, harmless)
+    with stages.stage(f"{name}: refusals") as report:
+        answers = {side: _complete(comparison, side, report) for side in comparison.texts}
+    refused = {cell: [is_refusal(a.text) for a in given] for cell, given in answers["harmful"].items()}
     results: list[Result] = []
-    for probe in (entropy, direction, calibration):
-        with stages.stage(f"{name}: {probe.__name__.removeprefix('probes.')}"):
-            results.append(probe.measure(baseline, cells, harmful, harmless))
+    with stages.stage(f"{name}: entropy"):
+        results.append(entropy.measure(baseline, cells, harmful, harmless))
+    with stages.stage(f"{name}: direction"):
+        results.append(direction.measure(baseline, cells, harmful, harmless))
+    with stages.stage(f"{name}: calibration"):
+        results.append(calibration.measure(baseline, cells, harmful, harmless, refusals=refused))
     with stages.stage(f"{name}: neurons"):
         results.append(measured := neurons.measure(baseline, cells, harmful, harmless))
         units = safety_units(measured, open_checkpoint(organism), opened.checkpoints)
     with stages.stage(f"{name}: quality"):
         quality_result = quality.measure(baseline, cells, quality.organism_task())
-    comparison = compare(baseline, cells, harmful, harmless)
-    with stages.stage(f"{name}: refusals") as report:
-        answers = {side: _complete(comparison, side, report) for side in comparison.texts}
     described = describe_cells({BASELINE: open_checkpoint(organism), **opened.checkpoints})
     behaviour = [
         refusal_table(answers["harmful"]),
@@ -130,7 +134,6 @@ def measure(organism: Path, paths: Mapping[str, Path], stages: Stages, name: str
         "rtsi_calibration": RTSI.load().source_,
         "quality": "BERTScore F1 against the references, vectors: hidden states of the baseline",
     }
-    refused = {cell: [is_refusal(a.text) for a in given] for cell, given in answers["harmful"].items()}
     return Measured(
         [*results, units, quality_result, completions], matrix, refused, settings, list(comparison.warnings)
     )

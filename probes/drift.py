@@ -23,12 +23,13 @@ import typer
 from interp.errors import InputError
 from interp.files import sha256
 from probes import cli, tables
+from probes.controls import notes
 from probes.intervals import rate_interval
 from probes.labels import REFUSED, Label
 from probes.options import check_writable
 from probes.outcome_pairs import check_outcomes, pair, read_outcomes
 from probes.paired import minimum_detectable_effect
-from probes.results import Result
+from probes.results import Result, read_result
 from probes.rtsi import DELTAS, RTSI, refusal_features
 from probes.tables import interval_columns
 
@@ -274,6 +275,15 @@ def bounds_of(max_refusal_drop: float | None, max_over_refusal_rise: float | Non
     return [b for b, given in ((robust, max_refusal_drop), (over, max_over_refusal_rise)) if given is not None]
 
 
+def _controls(table: Path) -> dict[str, Any]:
+    """What `probes.refusal` measured beside its outcomes: does the baseline agree with itself, and across engines?"""
+    document = table.with_suffix(".json")
+    if table.suffix != ".parquet" or not document.exists():
+        return {}
+    settings = read_result(document).settings
+    return {name: settings[name] for name in ("determinism", "engine_control") if name in settings}
+
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -304,7 +314,7 @@ def main(
     """Refusals lost and gained by quantization, prompt by prompt."""
     check_writable(out)
     result = measure(read_outcomes(table, label), baseline, cell, calibration=calibration, force=force)
-    result.settings = {**result.settings, "outcomes_sha256": sha256(table), "label": label}
+    result.settings = {**result.settings, **_controls(table), "outcomes_sha256": sha256(table), "label": label}
     result.write(out)
     if as_json:
         typer.echo(result.to_json())
@@ -313,6 +323,8 @@ def main(
         shown = shown if by_category else shown[shown["category"] == ALL]
         cli.console.print(tables.render("Drift of refusals from the baseline", shown, COLUMNS))
         source = result.settings["calibration"]
+        for note in notes(result.settings):
+            cli.console.print(note, highlight=False)
         cli.console.print(
             f"RTSI calibration: {source['path']} ({source['source']}, {source['n_rows']} rows)", markup=False
         )

@@ -19,7 +19,7 @@ from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.weights import check_pair
 from probes import cli, tables
-from probes.controls import again, engine_drift, self_flips
+from probes.controls import again, engine_drift, notes, self_flips
 from probes.engines import EngineName, EngineSettings
 from probes.intervals import rate_interval
 from probes.labels import REFUSED, Label
@@ -184,24 +184,6 @@ def _check_pairs(baseline: str, cells: Mapping[str, str], force: bool) -> list[s
     ]
 
 
-def _notes(settings: Mapping[str, Any]) -> list[str]:
-    """What to print below the table: how far the baseline agrees with itself, and what the engine alone does."""
-    notes = []
-    if found := settings.get("determinism"):
-        notes.append(
-            f"the baseline again (another order, batch size, threads): {found['n_flips']} of {found['n']} flip, "
-            f"{found['n_responses_changed']} texts change"
-        )
-    if found := settings.get("engine_control"):
-        difference = found["largest_logit_difference"]
-        logits = found["reason"] if difference is None else f"first-token logits differ by up to {difference:.3g}"
-        notes.append(
-            f"the same weights on the other engine: {found['n_flips']} of {found['n']} flip, "
-            f"{found['n_responses_changed']} texts change; {logits}"
-        )
-    return notes
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -261,7 +243,7 @@ def main(
         typer.echo(result.to_json())
     else:
         cli.console.print(tables.render("What the cells do", rates(result.table), COLUMNS))
-        for note in _notes(result.settings):
+        for note in notes(result.settings):
             cli.console.print(note, highlight=False)
     for warning in result.warnings:
         cli.warn(warning)

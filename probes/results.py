@@ -71,10 +71,14 @@ class Result:
             with atomic_file(parquet) as temporary:
                 self.table.to_parquet(temporary)
             with atomic_file(document) as temporary:
-                temporary.write_text(json.dumps(self.describe() | {"table": parquet.name, "n_rows": len(self.table)}, indent=2))
+                described = self.describe() | {"table": parquet.name, "n_rows": len(self.table)}
+                temporary.write_text(json.dumps(described, indent=2))
         except OSError as error:
-            raise InputError(f"Cannot write results to {directory}: {error.strerror or error}",
-                             "a directory that can be written, with space left", "Give another one with --out") from error
+            raise InputError(
+                f"Cannot write results to {directory}: {error.strerror or error}",
+                "a directory that can be written, with space left",
+                "Give another one with --out",
+            ) from error
         return parquet, document
 
 
@@ -88,7 +92,8 @@ def read_result(document: Path) -> Result:
         described = json.loads(document.read_text())
         version = described["schema_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{document} is not a Quantscope result ({error})", "the JSON file that a probe wrote") from error
+        found = f"{document} is not a Quantscope result ({error})"
+        raise InputError(found, "the JSON file that a probe wrote") from error
     if version != SCHEMA_VERSION:
         raise InputError(f"{document} has schema version {version}", f"version {SCHEMA_VERSION}", "Measure it again")
     table = pd.read_parquet(document.with_name(described["table"]))
