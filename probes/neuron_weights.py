@@ -143,7 +143,7 @@ def safety_units(result: NeuronResult, baseline: Checkpoint, cells: Mapping[str,
         weights = WeightErrors.between(baseline, cells[cell])
         for place in errors:
             rows += _unit_rows(cell, place, result, weights)
-    return Result("safety_units", pd.DataFrame(rows), result.settings, result.warnings)
+    return Result("safety_units", pd.DataFrame(rows, columns=list(TABLE)), result.settings, result.warnings)
 
 
 def _unit_rows(cell: str, place: Place, result: NeuronResult, weights: WeightErrors) -> list[dict[str, Any]]:
@@ -169,6 +169,11 @@ def _unit_rows(cell: str, place: Place, result: NeuronResult, weights: WeightErr
     return rows
 
 
+TABLE = (
+    *("cell", "site", "layer", "unit", "contrast", "magnitude", "spread", "error", "normalized_error"),
+    *("write_error", "read_error", "reason"),
+)
+"""The table's columns, there even if no cell could be measured."""
 _WHY = {
     "spread": "one harmless prompt has no spread",
     "normalized_error": "the unit does not vary over harmless prompts",

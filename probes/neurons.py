@@ -26,6 +26,12 @@ from probes.units import NeuronResult, Units, baseline_units, unit_errors
 N_ERROR_PROMPTS = 50
 DRAWS = 1000
 SIGNIFICANT = 0.05
+TABLE = (
+    *("cell", "site", "layer", "n_units", "n_safety", "error_safety", "error_rest", "n_constant", "magnitude_match"),
+    *("ratio", "matched_ratio", "p", "normalized_ratio", "matched_normalized_ratio", "p_normalized"),
+    *("reason", "verdict"),
+)
+"""The table's columns, there even if no cell could be measured."""
 COLUMNS: tables.Columns = {
     "cell": tables.text("cell"),
     "site": tables.text("site"),
@@ -113,6 +119,7 @@ def measure(
         stratum=metrics.STRATUM,
         seed=seed,
     )
+    result.table = result.table.reindex(columns=list(TABLE))
     return NeuronResult(**vars(result), units=units, errors=errors)
 
 

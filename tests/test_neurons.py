@@ -134,6 +134,18 @@ def test_a_cell_that_computes_nan_does_not_stop_the_others(tiny: Callable[[str],
     assert table[table["cell"] == "works"]["ratio"].notna().all()
 
 
+def test_no_cell_that_can_be_measured_still_gives_tables(tiny: Callable[[str], Path]) -> None:
+    baseline = load(tiny("llama"))
+    cells = {"works": Noisy(baseline, {"blocks.0.hook_resid_post": lambda resid: resid * 1.01})}
+    broken = {"broken": Noisy(baseline, {"blocks.0.hook_resid_post": lambda resid: resid * torch.nan})}
+    measured, nothing = (neurons.measure(baseline, models, HARMFUL, HARMLESS) for models in (cells, broken))
+    assert list(nothing.table) == list(measured.table)
+    assert list(measured.table) == list(neurons.TABLE)
+    assert nothing.table["layer"].isna().tolist() == [True]
+    assert baseline.checkpoint is not None
+    assert len(safety_units(nothing, baseline.checkpoint, {}).table.columns) == 12
+
+
 def test_seed_decides_the_random_sets_and_nothing_else(tiny: Callable[[str], Path]) -> None:
     baseline = load(tiny("llama"))
     cell = {"c": Noisy(baseline, {"blocks.0.hook_resid_post": lambda resid: resid * 1.01})}
