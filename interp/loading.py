@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.errors import InputError
+from interp.errors import InputError, NotFinite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,18 +63,34 @@ def surroundings(checkpoint: Checkpoint, like: str | Path | None) -> Surrounding
 
 def _beside(directory: Path, config: Any) -> Surroundings:
     """What lies in the checkpoint's directory."""
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
         raise InputError(
             f"{directory} holds no tokenizer that transformers can read ({_first_line(error)})",
             "tokenizer.json or another tokenizer beside the weights",
             "Download the tokenizer files too, or give the baseline: load(path, like=baseline)",
         ) from error
-    stored = (directory / "generation_config.json").is_file()
-    return Surroundings(config, tokenizer, GenerationConfig.from_pretrained(directory) if stored else None)
+    return Surroundings(config, tokenizer, _generation_config(directory))
+
+
+def _generation_config(directory: Path) -> Any:
+    """None where there is none."""
+    from transformers import GenerationConfig
+
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(directory)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{file} cannot be used ({_first_line(error)})",
+            "a JSON object of settings",
+            "Download it again or remove it",
+        ) from error
 
 
 def _within_gguf(path: Path) -> Surroundings:
@@ -126,6 +142,12 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, pla
                 f"{tuple(places[name].shape)}, as config.json says",
                 "Check that config.json belongs to these weights",
             )
+        if not _finite(tensor):
+            raise NotFinite(
+                f"The tensor {name} of {checkpoint.path} holds NaN or infinity in {dtype}",
+                "finite weights",
+                "Download or write the checkpoint again; if it is whole, use float32 or bfloat16",
+            )
         # A copy: the checkpoint's tensor may be the file's own mapped memory, and a model's weights may be edited.
         _set(model, name, tensor.to(placement(name), copy=True))
         missing.discard(name)
@@ -136,6 +158,11 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, pla
             "every parameter of the model in the checkpoint",
             "Download the checkpoint again, or check that config.json belongs to these weights",
         )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Attention on the CPU takes a row of NaN scores for a masked one, so NaN weights need not show in the output."""
+    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 def _refuse_unexpected(model: PreTrainedModel, checkpoint: Checkpoint, name: str) -> None:

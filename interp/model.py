@@ -219,7 +219,7 @@ def load(
 
     checkpoint = open_checkpoint(path)
     beside = surroundings(checkpoint, like)
-    target = torch.device(device or "cpu")
+    target = _device(device)
     if dtype is None:
         dtype = torch.float32 if target.type == "cpu" and device_map is None else checkpoint.compute_dtype
     hf: Any = empty_model(beside.config, dtype)
@@ -231,6 +231,22 @@ def load(
     if beside.generation_config is not None:
         hf.generation_config = beside.generation_config
     return HookedModel(hf, beside.tokenizer, architecture(hf.config.model_type), checkpoint)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, found out before any weight is read.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    try:
+        return torch.empty(0, device=device or "cpu").device
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        raise InputError(
+            f"The device {str(device)!r} cannot be used ({str(error).splitlines()[0]})",
+            "cpu, or an accelerator that this machine and this PyTorch have",
+            "Leave the device out to use the CPU",
+        ) from error
 
 
 def _fill_and_dispatch(

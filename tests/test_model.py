@@ -345,15 +345,39 @@ def test_prompts_that_cannot_be_measured_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_not_finite_never_leaves(tmp_path: Path) -> None:
+    half = load(write("llama", tmp_path), dtype=torch.float16)
+    with half.intervene({"blocks.1.hook_mlp_out": lambda added: added.sign() * 60_000 * 2}):
+        with pytest.raises(NotFinite, match=r"blocks\.1\.hook_resid_post.*float32"):
+            half.activations(TEXTS, [RESID])
+        with pytest.raises(NotFinite, match="logits"):
+            half.logits(TEXTS)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
     weights = load_file(write("llama", tmp_path) / "model.safetensors")
-    weights["model.layers.1.mlp.down_proj.weight"] *= 1e8
-    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    half = load(tmp_path, dtype=torch.float16)
-    with pytest.raises(NotFinite, match=r"blocks\.1\.hook_resid_post.*float32"):
-        half.activations(TEXTS, [RESID])
-    with pytest.raises(NotFinite, match="logits"):
-        half.logits(TEXTS)
+    save_file(weights | {name: weights[name] * 1e8}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NotFinite, match=rf"{name} of {tmp_path} holds NaN or infinity in torch.float16"):
+        load(tmp_path, dtype=torch.float16)
     assert load(tmp_path, dtype=torch.float32).logits(TEXTS).isfinite().all()
+    weights[name][0, 0] = torch.nan
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NotFinite, match=name):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device: str, tiny: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match=f"The device '{device}' cannot be used"):
+        load(tiny("llama"), device=device)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+@pytest.mark.parametrize("file", ["generation_config.json", "tokenizer_config.json"])
+def test_damaged_settings_beside_the_weights_are_refused(file: str, content: str, tmp_path: Path) -> None:
+    (write("llama", tmp_path) / file).write_text(content)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        load(tmp_path)
 
 
 def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:

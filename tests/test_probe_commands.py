@@ -18,6 +18,7 @@ from probes.__main__ import PROBES, summary
 from probes.options import cell_paths
 from probes.results import read_result
 from tests.cells import HARMFUL, HARMLESS, q8_0
+from tests.packed_files import edit
 from tests.tiny_models import write
 
 APPS = {"entropy": entropy.app, "direction": direction.app, "calibration": calibration.app, "neurons": neurons.app}
@@ -127,6 +128,19 @@ def test_bad_input(case: str, invoke: Any, arguments: list[str], tmp_path: Path,
     assert printed.out == ""
     assert "\n\n" not in printed.err.strip()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_nothing_measured_is_exit_code_4(
+    name: str, invoke: Any, arguments: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    """A cell whose one weight matrix is out of float16's range."""
+    other = write("llama", tmp_path / "other")
+    edit(other, lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"].mul_(1e8))
+    options = [*replaced(arguments, "--quantized", str(other)), "--force", "--dtype", "float16"]
+    assert invoke(APPS[name], options) == cli.Exit.NOTHING_MEASURED
+    assert "holds NaN or infinity" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "out" / f"{name}.parquet").is_file()
 
 
 def test_another_architecture(
