@@ -15,6 +15,8 @@ from statsmodels.stats.proportion import proportion_confint
 from interp.errors import InputError
 
 ALPHA = 0.05
+FEWEST_FLIPS = 6
+"""All in one direction; with fewer, McNemar's exact test never has p < 0.05: 2 · 0.5⁵ = 0.06."""
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -49,18 +51,23 @@ def minimum_detectable_effect(n: int, discordant_share: float, power: float = 0.
     """Smallest paired difference of rates that McNemar's test finds with this power (normal approximation, α = 5 %).
 
     Source: Connor (1987), n = (z_{α/2}·√ψ + z_β·√(ψ − δ²))² / δ², solved for δ; ψ is the share of discordant pairs.
-    NaN where ψ is 0: without a single flip nothing is known about the spread.
+    Where so few pairs are discordant (perhaps none) that no δ ≤ ψ solves it: the smallest change in one direction only,
+    δ = ψ, with which the exact test's least number of flips is reached with this power. NaN where n is smaller than
+    that number, so that no outcome is significant.
     """
     if n < 1 or not 0 <= discordant_share <= 1:
         raise InputError(f"n = {n}, discordant share {discordant_share}", "n ≥ 1 and a share in [0, 1]")
-    if discordant_share == 0:
+    if n < FEWEST_FLIPS:
         return np.nan
     significance, strength = stats.norm.ppf(1 - ALPHA / 2), stats.norm.ppf(power)
     # With a = z_{α/2}√ψ: δ√n − a = z_β√(ψ − δ²), a quadratic in δ.
     a, c = significance * np.sqrt(discordant_share), strength**2
     root = np.sqrt(n * a**2 - (n + c) * (a**2 - c * discordant_share))
     effect = float((np.sqrt(n) * a + root) / (n + c))
-    return effect if effect <= discordant_share else np.nan
+    if 0 < effect <= discordant_share:
+        return effect
+    # P(at least k of n) is the distribution function of Beta(k, n − k + 1).
+    return float(stats.beta.ppf(power, FEWEST_FLIPS, n - FEWEST_FLIPS + 1))
 
 
 def _paired(name: str, baseline: np.ndarray, cell: np.ndarray) -> dict[str, float | int]:

@@ -73,7 +73,9 @@ def test_paired_tests_by_hand() -> None:
     assert table.loc["x", "p"] == pytest.approx(stats.binomtest(1, 11).pvalue)
     assert table.loc["x", "p_holm"] == pytest.approx(2 * stats.binomtest(1, 11).pvalue)
     assert table.loc["same", "p_holm"] == 1.0
-    assert math.isnan(table.loc["same", "detectable"])
+    # Without a flip: the smallest share that gives six of thirty, the exact test's fewest, with 80 % power.
+    assert stats.binom.sf(5, 30, table.loc["same", "detectable"]) == pytest.approx(0.8)
+    assert stats.binomtest(0, 6).pvalue < 0.05 < stats.binomtest(0, 5).pvalue
     with pytest.raises(InputError):
         paired_tests(baseline, {"x": cell[:3]})
 
@@ -87,6 +89,13 @@ def test_detectable_effect_has_the_asked_power() -> None:
     b, c = counts[:, 0], counts[:, 1]
     found = np.abs(b - c) / np.sqrt(b + c) > stats.norm.ppf(0.975)
     assert found.mean() == pytest.approx(0.8, abs=0.03)
+
+
+@given(st.integers(1, 2000), st.floats(0, 1))
+@pytest.mark.filterwarnings("error")
+def test_detectable_effect_is_a_rate_wherever_anything_can_be_significant(n: int, discordant: float) -> None:
+    effect = minimum_detectable_effect(n, discordant)
+    assert math.isnan(effect) if n < 6 else 0 < effect < 1
 
 
 def test_published_within_model_correlations(rows: pd.DataFrame) -> None:
