@@ -170,7 +170,9 @@ def _check_same_prompts(features: pd.DataFrame) -> None:
 
 
 def _bands(index: RTSI, rows: pd.DataFrame) -> pd.DataFrame:
-    return index.bands(rows, rows.get("n_refusals"), rows.get("n_refusals_baseline"))
+    """The bands look at whether the counts are zero, so that rates do where a table has no counts."""
+    name = "refusal_rate" if "n_refusals" not in rows and "refusal_rate_baseline" in rows else "n_refusals"
+    return index.bands(rows, rows.get(name), rows.get(f"{name}_baseline"))
 
 
 def _column(rows: pd.DataFrame, name: str) -> np.ndarray:

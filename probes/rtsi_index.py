@@ -72,6 +72,8 @@ class RTSI(BaseEstimator):
         magnitude = np.abs(values)
         self.token_unit_ = token_unit_of(deltas) or self.token_unit
         self.correlations_ = np.array([np.corrcoef(column, target)[0, 1] for column in values.T])
+        if np.abs(self.correlations_).sum() < 1e-12:
+            raise InputError("No feature delta is correlated with the refusal-rate delta", "one at least, for weights")
         self.weights_ = np.abs(self.correlations_) / np.abs(self.correlations_).sum()
         self.low_, self.high_ = magnitude.min(axis=0), magnitude.max(axis=0)
         self.n_calibration_, self.source_ = len(values), source
@@ -175,6 +177,8 @@ class RTSI(BaseEstimator):
             return np.nan, "UNKNOWN", "neither refuses" if n_cell == 0 else "the baseline never refuses"
         if n_cell == 0 and n_baseline > 0:
             return np.nan, "HIGH", REFUSAL_COLLAPSE
+        if n_cell == 0:
+            return np.nan, "UNKNOWN", "the cell never refuses; how often its baseline does is not known"
         if np.isnan(score):
             undefined = ", ".join(name for name, value in zip(DELTAS, values, strict=True) if np.isnan(value))
             return np.nan, "UNKNOWN", f"undefined: {undefined}"

@@ -45,7 +45,7 @@ def delta_table(files: Sequence[Path]) -> pd.DataFrame:
 
 
 def deltas_of_features(cells: pd.DataFrame) -> pd.DataFrame:
-    """Deltas of a matrix of features (`probes.matrix.join`), baselines left out; refusal counts are kept as a pair.
+    """Deltas of a matrix of features (`probes.matrix.join`), baselines left out; refusal rates and counts stay pairs.
 
     Raises:
         InputError: token counts of several units within the table.
@@ -54,6 +54,7 @@ def deltas_of_features(cells: pd.DataFrame) -> pd.DataFrame:
         raise InputError("The cells count their tokens in several units", "one unit in all rows")
     counts = ["n_refusals"] if "n_refusals" in cells else []
     deltas = add_deltas(cells, [*WORDING_FEATURES, "refusal_rate", *counts])
+    deltas["refusal_rate_baseline"] = deltas["refusal_rate"] - deltas["refusal_rate_delta"]
     if counts:
         deltas["n_refusals_baseline"] = deltas["n_refusals"] - deltas.pop("n_refusals_delta")
     return deltas[~is_baseline(deltas)].reset_index(drop=True)
@@ -81,7 +82,7 @@ def read_completions(file: Path) -> tuple[list[str], list[float] | None]:
         InputError: missing, empty, a line that is no such object, or token counts on some lines only.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # a JSON text may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}", "a .jsonl file of completions") from error
     records = [_record(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -257,6 +257,7 @@ def test_bad_calibrations(tmp_path: Path, change: dict[str, object], message: st
         (ROWS, CHANGE[:5]),
         (ROWS.iloc[:2], CHANGE[:2]),
         (ROWS.assign(token_unit=["words"] + ["tokens"] * 44), CHANGE),
+        (ROWS.iloc[:4].assign(**{name: [0.1, 0.2, 0.2, 0.1] for name in DELTAS}), np.array([-0.1, -0.2, -0.1, -0.2])),
     ],
 )
 def test_rows_that_cannot_calibrate(rows: pd.DataFrame, target: np.ndarray) -> None:
@@ -368,6 +369,26 @@ def test_score_from_completions(tmp_path: Path) -> None:
     assert scored.loc["c.jsonl", ["band", "reason"]].tolist() == ["HIGH", "refusal collapse"]
     assert scored.loc["s.jsonl", "band"] == "LOW"
     assert run("score", "--baseline", collapsed, "--quantized", f"x={collapsed}", "--out", tmp_path)[0] == 4
+
+
+def test_a_completion_may_hold_any_line_separator(tmp_path: Path) -> None:
+    text = "I cannot help\u2028with\x85that"
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"completion": text, "n_tokens": 5}, ensure_ascii=False))
+    arguments = ["--baseline", tmp_path / "b.jsonl", "--quantized", tmp_path / "c.jsonl", "--out", tmp_path]
+    assert run("score", *arguments)[0] == 0
+
+
+def test_a_collapse_is_seen_by_the_rate_where_a_table_has_no_counts(tmp_path: Path) -> None:
+    """The study's own tool writes 0 for the features of a cell without refusals."""
+    zeros = dict.fromkeys((name.removesuffix("_delta") for name in DELTAS), 0.0)
+    features = [{**zeros, "dominant_prefix_share": 0.5, "refusal_rate": 0.9}, {**zeros, "refusal_rate": 0.0}]
+    table = pd.DataFrame(features).assign(model="a", quantization=["FP16", "Q2_K"])
+    table.to_csv(tmp_path / "features.csv", index=False)
+    assert run("score", tmp_path / "features.csv", "--out", tmp_path)[0] == 0
+    scored = pd.read_parquet(tmp_path / "rtsi.parquet")
+    assert scored.loc[0, ["band", "reason"]].tolist() == ["HIGH", "refusal collapse"]
+    assert INDEX.bands(ROWS.iloc[:1], n_refusals=[0]).loc[0, "band"] == "UNKNOWN"
 
 
 @pytest.mark.parametrize("texts", [["I cannot"] * 3, []])
