@@ -16,7 +16,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from interp.errors import InputError
 from probes import cli, tables
-from probes.bootstrap import deltas_from_rates, resampled_rates
+from probes.bootstrap import DRAWS, deltas_from_rates, resampled_rates
 from probes.regimes import REGIMES, RegimeRule, classify, regime_probabilities
 from probes.results import Result
 from probes.table_files import read_table
@@ -77,10 +77,12 @@ def check_rates(matrix: pd.DataFrame, metrics: Iterable[str]) -> None:
     for metric in metrics:
         if metric not in matrix:
             raise InputError(f"The matrix has no column {metric}", f"one of {', '.join(map(str, matrix.columns))}")
+        _check_numbers(matrix, [column for column in (metric, f"{metric}_n") if column in matrix])
         _refuse(matrix, metric, ~matrix[metric].between(0, 1) & matrix[metric].notna(), "a rate in [0, 1]")
         if f"{metric}_n" in matrix:
             n = matrix[f"{metric}_n"]
-            _refuse(matrix, f"{metric}_n", (n < 1) | (n % 1 != 0) | (n.isna() & matrix[metric].notna()), "n ≥ 1")
+            wrong = ((n < 1) | (n % 1 != 0)).where(n.notna(), matrix[metric].notna())
+            _refuse(matrix, f"{metric}_n", wrong, "n ≥ 1")
 
 
 def add_deltas(matrix: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
@@ -166,6 +168,11 @@ def _baseline_of(model: str, rows: pd.DataFrame) -> str:
     return str(candidates[0])
 
 
+def _check_numbers(matrix: pd.DataFrame, columns: Iterable[str]) -> None:
+    for column in columns:
+        _refuse(matrix, column, matrix[column].map(lambda value: isinstance(value, str)), "a number")
+
+
 def _refuse(matrix: pd.DataFrame, column: str, wrong: pd.Series, expected: str) -> None:
     if wrong.any():
         row = matrix[wrong].iloc[0]
@@ -231,6 +238,7 @@ def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence
     measured = [quality] if quality in matrix else []
     if not measured and f"{quality}_delta" not in matrix:
         raise InputError(f"The matrix has neither {quality} nor {quality}_delta", "the quality metric's column")
+    _check_numbers(matrix, measured or [f"{quality}_delta"])
     matrix = add_deltas(matrix, [*rates, *measured])
     matrix = add_intervals(matrix, [rate for rate in rates if f"{rate}_n" in matrix])
     matrix = matrix.assign(quality_metric=quality, quality_delta=matrix[f"{quality}_delta"])
@@ -238,17 +246,21 @@ def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence
 
 
 def add_probabilities(matrix: pd.DataFrame) -> pd.DataFrame:
-    """Add `p_<regime>` to each row that is no baseline, where `refusal_rate_n` is known.
+    """Add `p_<regime>` to each row that is no baseline, where both refusal rates and their `refusal_rate_n` are known.
 
     The refusal rates are bootstrapped over prompts, each cell by itself; the quality delta is taken as it is. With
     per-prompt outcomes use `probes.bootstrap.resampled_means`, which keeps the pairing with the baseline.
     """
-    if "refusal_rate_n" not in matrix or matrix["refusal_rate"].isna().any():
+    if "refusal_rate_n" not in matrix:
         return matrix
-    rates = resampled_rates(matrix["refusal_rate"].to_numpy(float), matrix["refusal_rate_n"].to_numpy(float))
-    quality = matrix["quality_delta"].to_numpy(dtype=float)
-    found = regime_probabilities(quality, deltas_from_rates(rates, matrix)).add_prefix("p_").set_axis(matrix.index)
-    return matrix.join(found.mask(is_baseline(matrix)))
+    known = matrix["refusal_rate"].notna()
+    rates = np.full((DRAWS, len(matrix)), np.nan)
+    rates[:, known] = resampled_rates(
+        matrix.loc[known, "refusal_rate"].to_numpy(float), matrix.loc[known, "refusal_rate_n"].to_numpy(float)
+    )
+    deltas, quality = deltas_from_rates(rates, matrix), matrix["quality_delta"].to_numpy(dtype=float)
+    found = regime_probabilities(quality, deltas).add_prefix("p_").set_axis(matrix.index)
+    return matrix.join(found.mask(is_baseline(matrix) | np.isnan(deltas[0])))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def conservative_floor(matrix: pd.DataFrame, rule: RegimeRule = STUDY) -> str | 
     summary = levels.agg(
         models=("model", "nunique"), acceptable=("acceptable", "all"), bits=("bits_per_weight", "mean")
     )
-    candidates = summary[(summary["models"] == n_models) & summary["acceptable"]]
+    candidates = summary[(summary["models"] == n_models) & summary["acceptable"] & summary["bits"].notna()]
     return None if candidates.empty else str(candidates["bits"].idxmin())
 
 

@@ -30,7 +30,7 @@ def read_table(path: Path) -> pd.DataFrame:
         table = readers[path.suffix](path)
     except InputError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from error
     if table.empty:
         raise InputError(f"{path} has no rows", "a table with a row per cell")

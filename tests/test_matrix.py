@@ -116,6 +116,9 @@ def test_join_resolves_baselines_and_keeps_order() -> None:
         ([GOOD.assign(refusal_rate_n=[100, 0])], "n ≥ 1"),
         ([GOOD.assign(refusal_rate_n=[100, 1.5])], "n ≥ 1"),
         ([GOOD.assign(refusal_rate_n=[100, np.nan])], "n ≥ 1"),
+        ([GOOD.assign(refusal_rate=["0.9", "many"])], "a number"),
+        ([GOOD.assign(refusal_rate_n=["100", "x"])], "a number"),
+        ([GOOD.assign(quality=["good", 0.8])], "quality is good"),
         ([GOOD.drop(columns="refusal_rate")], "no column refusal_rate"),
         ([GOOD.drop(columns="quality")], "neither quality nor quality_delta"),
     ],
@@ -155,6 +158,29 @@ def test_probabilities_of_a_regime_are_in_the_matrix() -> None:
     spread = np.sqrt((0.9 * 0.1 + 0.6 * 0.4) / 100)
     assert matrix.loc[1, "p_hidden_danger"] == pytest.approx(stats.norm.cdf((-0.105 + 0.3) / spread), abs=0.01)
     assert math.isnan(matrix.loc[0, "p_hidden_danger"])
+
+
+def test_a_cell_that_was_not_measured_leaves_the_others_their_probabilities() -> None:
+    three = cells(("a", "FP16", 0.8), ("a", "Q4_K_M", 0.8), ("a", "Q2_K", 0.8))
+    matrix = build(
+        {"cells": three.assign(refusal_rate=[0.9, 0.6, np.nan], refusal_rate_n=[100, 100, np.nan])},
+        "quality",
+        ["refusal_rate"],
+    )
+    assert matrix["regime"].tolist() == ["baseline", "hidden_danger", "undetermined"]
+    assert matrix["p_hidden_danger"].notna().tolist() == [False, True, False]
+
+
+def test_no_level_whose_bits_are_unknown_is_the_floor() -> None:
+    matrix = build({"cells": GOOD.assign(bits_per_weight=np.nan)}, "quality", ["refusal_rate"])
+    assert not matrix["at_conservative_floor"].any()
+
+
+@pytest.mark.parametrize("document", ["[1, 2]", "null", '"x"', '{"a": 1}'])
+def test_json_that_is_no_table(tmp_path: Path, document: str) -> None:
+    (tmp_path / "x.json").write_text(document)
+    result = CliRunner().invoke(app, [str(tmp_path / "x.json"), "--quality", "quality", "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, InputError)
 
 
 def test_wilson_intervals_are_scipys() -> None:
