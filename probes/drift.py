@@ -29,8 +29,9 @@ from probes.labels import REFUSED, Label
 from probes.options import check_writable
 from probes.outcome_pairs import check_outcomes, pair, read_outcomes
 from probes.paired import minimum_detectable_effect
+from probes.refusal_text import refusal_features
 from probes.results import Result, read_result
-from probes.rtsi import DELTAS, RTSI, refusal_features
+from probes.rtsi_index import DELTAS, RTSI
 from probes.tables import interval_columns
 
 HARMFUL_TASKS = frozenset({"refusal", "jailbreak"})
@@ -242,7 +243,7 @@ class Bound:
     limit: float
 
     def check(self, table: pd.DataFrame) -> tuple[list[str], bool]:
-        """What exceeds the bound, and whether anything was measured that could."""
+        """What exceeds the bound, and whether every cell has something measured that could."""
         rows = table[
             (table["axis"] == self.axis) & (table["category"] == ALL) & matters(table) & (table["n_at_risk"] > 0)
         ]
@@ -252,18 +253,18 @@ class Bound:
             f"{self.option})"
             for row in over.itertuples()
         ]
-        return found, not rows.empty
+        return found, set(rows["cell"]) == set(table["cell"])
 
 
 def exit_code(table: pd.DataFrame, bounds: Sequence[Bound]) -> cli.Exit:
-    """3 where a bound is exceeded, 4 where nothing is at risk or nothing that a bound could be held against, else 0."""
+    """3 where a bound is exceeded, 4 where nothing is at risk or a cell has nothing to hold a bound against, else 0."""
     checked = [bound.check(table) for bound in bounds]
     for line in (line for lines, _ in checked for line in lines):
         cli.log.print(f"exceeded: {line}", style="red", markup=False, highlight=False)
     if any(lines for lines, _ in checked):
         return cli.Exit.BOUND_EXCEEDED
     if (table["n_at_risk"] == 0).all() or not all(measured for _, measured in checked):
-        cli.warn("nothing was measured that a bound could be held against" if bounds else "nothing was measured")
+        cli.warn("a cell has nothing measured to hold a bound against" if bounds else "nothing was measured")
         return cli.Exit.NOTHING_MEASURED
     return cli.Exit.MEASURED
 

@@ -36,7 +36,7 @@ def read_outcomes(path: Path, label: str = "label") -> pd.DataFrame:
     """
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         ".parquet": pd.read_parquet,
-        ".csv": pd.read_csv,
+        ".csv": _read_csv,
         ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False),
     }
     if path.suffix not in readers:
@@ -48,6 +48,13 @@ def read_outcomes(path: Path, label: str = "label") -> pd.DataFrame:
             f"{path} cannot be read as a table of outcomes: {error}", "what probes.refusal wrote"
         ) from error
     return check_outcomes(table, label, str(path))
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Responses as they are: an empty one, or the word None, is an answer, and not a missing one."""
+    table = pd.read_csv(path)
+    texts = [name for name in ("prompt", "response") if name in table]
+    return table.assign(**pd.read_csv(path, usecols=texts, dtype=str, keep_default_na=False)) if texts else table
 
 
 def check_outcomes(table: pd.DataFrame, label: str = "label", name: str = "The table") -> pd.DataFrame:

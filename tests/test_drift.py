@@ -248,3 +248,19 @@ def test_a_bound_on_what_was_not_measured_does_not_pass(example: pd.DataFrame, t
     assert CliRunner().invoke(drift.app, arguments).exit_code == 4
     file = write(example.assign(label="unscored"), tmp_path / "outcomes.parquet")
     assert CliRunner().invoke(drift.app, [*arguments[:-2]]).exit_code == 4
+
+
+def test_a_cell_without_a_label_does_not_pass_beside_one_that_has(example: pd.DataFrame, tmp_path: Path) -> None:
+    dead = example[example["cell"] == "q4"].assign(cell="q2", label="unscored")
+    file = write(pd.concat([example, dead]), tmp_path / "outcomes.parquet")
+    arguments = [str(file), "--baseline", "fp16", "--out", str(tmp_path), "--max-refusal-drop", "0.5"]
+    assert CliRunner().invoke(drift.app, arguments).exit_code == 4
+
+
+def test_words_for_missing_values_are_answers_in_a_csv(example: pd.DataFrame, tmp_path: Path) -> None:
+    answers = ["", "None", "NA", "null"]
+    table = example[example["task"] == "refusal"].groupby("cell").head(4).drop(columns="label")
+    table = table.assign(response=answers * 2)
+    found = read_outcomes(write(table, tmp_path / "outcomes.csv"))
+    assert list(found["response"]) == answers * 2
+    assert list(found["label"].iloc[:4]) == ["degenerate", *["compliance"] * 3]
