@@ -187,16 +187,18 @@ def test_missing_responses_are_not_judged(store: VerdictStore) -> None:
 
 
 def test_the_second_judge_reads_the_baseline_and_what_lost_refusals() -> None:
+    # Lost: 15 pp of a task, but no more than 10 pp of both.
     verdicts = {"base": "R" * 10 + "C" * 10, "same": "R" * 10 + "C" * 10, "lost": "R" * 7 + "C" * 13}
     table = pd.DataFrame(
         [
-            {"cell": cell, "judge": "refusal" if letter == "R" else "compliance"}
+            {"cell": cell, "task": task, "judge": "refusal" if letter == "R" else "compliance"}
             for cell, letters in verdicts.items()
-            for letter in letters
+            for task, answers in (("refusal", letters), ("over_refusal", "C" * 10))
+            for letter in answers
         ]
     )
     chosen = table.loc[second_sample(table, "base", 5, seed=0)]
-    assert chosen["cell"].value_counts().to_dict() == {"base": 20, "lost": 20, "same": 5}
+    assert chosen["cell"].value_counts().to_dict() == {"base": 30, "lost": 30, "same": 5}
     assert second_sample(table, "base", 5, seed=0).equals(second_sample(table, "base", 5, seed=0))
 
 
