@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 from interp.chat import encode, render
 from interp.checkpoint import open_checkpoint
@@ -101,9 +102,10 @@ class ServerSubject:
         """The model at `URL#NAME`, or the first one that the server at `URL` lists.
 
         Raises:
-            InputError: nothing answers there, it wants a key, or it has no such model.
+            InputError: nothing answers there, it wants a key or the address holds one, or it has no such model.
         """
         url, _, name = address.partition("#")
+        _check_without_key(url)
         models = _models(url)
         if not models or (name and name not in models):
             raise InputError(
@@ -134,6 +136,17 @@ class ServerSubject:
 
 def _key() -> str:
     return os.environ.get(KEY_VARIABLE) or "none"
+
+
+def _check_without_key(url: str) -> None:
+    """An address is kept in logs and tables, which a key must never be."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query:
+        raise InputError(
+            f"The address of the server {parts.hostname} holds a password or a query",
+            "an address like http://HOST:PORT/v1",
+            f"Put the key into the environment variable {KEY_VARIABLE}",
+        )
 
 
 def _models(url: str) -> dict[str, str]:

@@ -220,6 +220,12 @@ class TestMisbehavingServer:
             table = measure(subject, {"q": subject}, run_in(tmp_path, limit=1, retries=2)).table
         assert list(table["response"]) == ["Fine."] * 2
 
+    @pytest.mark.parametrize("address", ["http://me:s3cret@127.0.0.1:1/v1", "http://127.0.0.1:1/v1?key=s3cret#m"])
+    def test_a_key_in_an_address_is_refused_and_not_repeated(self, address: str) -> None:
+        with pytest.raises(InputError, match=KEY_VARIABLE) as error:
+            ServerSubject.at(address)
+        assert "s3cret" not in str(error.value)
+
     def test_a_key_that_is_not_accepted(self) -> None:
         with self.serving(lambda: (200, b"")) as url, pytest.MonkeyPatch.context() as patch:
             patch.setattr(
