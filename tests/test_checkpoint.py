@@ -206,6 +206,36 @@ def test_shapes_that_contradict_the_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_size": "wide"},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": 3},
+        {"hidden_size": -32},
+        {"hidden_act": "mystery"},
+    ],
+)
+def test_impossible_configs_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json is not a usable model config"):
+        open_checkpoint(configure(write("llama", tmp_path), **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("gptq", "The quantization config of .* is 'gptq'"),
+        ([1], r"The quantization config of .* is \[1\]"),
+        ({"quant_method": ["gptq"]}, r"quantized with \['gptq'\]"),
+        ({"quant_method": "gptq", "bits": "four"}, "gives bits as 'four'"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": "many"}, "gives group_size as 'many'"),
+    ],
+)
+def test_impossible_quantization_configs_are_refused(settings: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(configure(write_gptq(tmp_path), quantization_config=settings))
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized with 'bitsandbytes'"),

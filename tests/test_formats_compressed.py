@@ -125,6 +125,7 @@ def test_missing_tensors_are_named(suffix: str, tmp_path: Path) -> None:
         ({"format": "float-quantized"}, "format 'float-quantized'"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity format 'sparse-24-bitmask'"),
         ({"transform_config": {"config_groups": {"R1": {}}}}, "the transforms 'some'"),
+        ({"config_groups": ["W4A16"]}, r"gives config_groups as \['W4A16'\]"),
     ],
 )
 def test_other_layouts_are_refused_by_name(more: dict[str, object], message: str, tmp_path: Path) -> None:

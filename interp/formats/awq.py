@@ -131,7 +131,7 @@ def _no_layout(module: PackedModule) -> InputError:
 def _group_size(module: PackedModule, layout: str) -> int:
     """The width of a group along the input, checked against the shapes."""
     n_in = module.shape[1]
-    declared = int(module.settings.get("group_size", module.settings.get("q_group_size", 0)))
+    declared = module.number("group_size", "q_group_size", default=0)
     if layout == "gemm":
         groups = module.header_shape("scales")[0]
         actual = n_in // groups if groups and not n_in % groups else 0
@@ -152,7 +152,7 @@ def _group_size(module: PackedModule, layout: str) -> int:
 
 def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
     """The dense weight in float16, as AutoAWQ itself dequantizes it."""
-    declared_bits = int(module.settings.get("bits", module.settings.get("w_bit", BITS)))
+    declared_bits = module.number("bits", "w_bit", default=BITS)
     if declared_bits != BITS:
         raise InputError(
             f"{module.shards.directory} is AWQ with {declared_bits} bits",

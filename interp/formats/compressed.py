@@ -54,7 +54,7 @@ def _bits(module: PackedModule) -> int:
     n_out, n_in = module.shape
     shape = module.header_shape("weight_packed")
     fitting = [bits for bits in range(1, 9) if shape == (n_out, packed_length(n_in, bits))]
-    declared = [bits for bits in _declared_bits(module.settings) if bits in fitting]
+    declared = [bits for bits in fitting if bits in _declared_bits(module)]
     if len(fitting) != 1 and len(declared) != 1:
         raise module.malformed(
             "weight_packed",
@@ -64,9 +64,22 @@ def _bits(module: PackedModule) -> int:
     return (declared or fitting)[0]
 
 
-def _declared_bits(settings: Any) -> set[int]:
-    groups = settings.get("config_groups", {}).values()
-    return {int(group["weights"]["num_bits"]) for group in groups if group.get("weights")}
+def _declared_bits(module: PackedModule) -> list[Any]:
+    return [group["weights"].get("num_bits") for group in _config_groups(module) if group.get("weights")]
+
+
+def _config_groups(module: PackedModule) -> list[dict[str, Any]]:
+    """The schemes of the quantization config; none where it has none."""
+    groups = module.settings.get("config_groups") or {}
+    if isinstance(groups, dict):
+        schemes = list(groups.values())
+        if all(isinstance(g, dict) and isinstance(g.get("weights") or {}, dict) for g in schemes):
+            return schemes
+    raise InputError(
+        f"The quantization config of {module.shards.directory} gives config_groups as {groups!r}",
+        "an object of schemes, each with its 'weights'",
+        "Restore the config that the quantizer wrote",
+    )
 
 
 def _refuse_other_layouts(module: PackedModule) -> None:
@@ -137,7 +150,7 @@ def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
 
 def _symmetric(module: PackedModule) -> bool:
     """Whether any group of the config could have written this module without zero points."""
-    groups = [group["weights"] for group in module.settings.get("config_groups", {}).values() if group.get("weights")]
+    groups = [group["weights"] for group in _config_groups(module) if group.get("weights")]
     return not groups or any(weights.get("symmetric", True) for weights in groups)
 
 
@@ -145,7 +158,7 @@ def describe(module: PackedModule) -> Quantization:
     """Bits, group size and symmetry, from the tensors."""
     _refuse_other_layouts(module)
     scale = _scale(module)
-    groups = module.settings.get("config_groups", {}).values()
+    groups = _config_groups(module)
     facts = {
         "bits": _bits(module),
         "group_size": module.shape[1] // scale.shape[1],

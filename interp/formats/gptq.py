@@ -74,7 +74,7 @@ def _bits(module: PackedModule) -> int:
     n_out, n_in = module.shape
     found = (module.header_shape("qweight")[0], module.header_shape("qzeros")[-1])
     fitting = [bits for bits in BITS if (packed_length(n_in, bits), packed_length(n_out, bits)) == found]
-    declared = int(module.settings.get("bits", 0))
+    declared = module.number("bits", default=0)
     if declared in fitting:
         return declared
     if declared not in (0, *BITS):
@@ -114,7 +114,7 @@ def _groups(module: PackedModule, n_groups: int) -> Int[Tensor, " in"]:
 
 def _group_size(module: PackedModule, n_groups: int) -> int:
     n_in = module.shape[1]
-    declared = int(module.settings.get("group_size", 0))
+    declared = module.number("group_size", default=0)
     size = n_in if declared == -1 else declared if declared > 0 else ceil(n_in / n_groups)
     if ceil(n_in / size) != n_groups:
         raise module.malformed(
@@ -171,7 +171,7 @@ def describe(module: PackedModule) -> Quantization:
     groups = _groups(module, stored.shape[0])
     facts = {
         "bits": bits,
-        "group_size": int(module.settings.get("group_size", ceil(module.shape[1] / stored.shape[0]))),
+        "group_size": module.number("group_size", default=ceil(module.shape[1] / stored.shape[0])),
         "symmetric": bool(module.settings.get("sym", contradicted_version(stored, bits) is not None)),
         "act_order": bool((groups.diff() < 0).any()),
         "version": version,

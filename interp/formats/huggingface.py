@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.architectures import architecture
+from interp.architectures import Architecture, architecture
 from interp.errors import InputError
 from interp.formats.awq import AWQ
 from interp.formats.compressed import COMPRESSED
@@ -22,7 +22,7 @@ from interp.formats.gptq import GPTQ
 from interp.formats.packed import PackedFormat, PackedModule
 from interp.formats.reader import Reader
 from interp.formats.shards import Shards
-from interp.formats.skeleton import skeleton
+from interp.formats.skeleton import Skeleton, skeleton
 
 PACKED_FORMATS: dict[str, PackedFormat] = {packed.name: packed for packed in (AWQ, GPTQ, COMPRESSED)}
 """By `quant_method` of the config. To support another format, add its module here."""
@@ -61,7 +61,7 @@ class HuggingFaceReader(Reader):
         self._packed = _packed_format(self.shards, self.settings)
         self.format = self._packed.name if self._packed else "dense"
         self.config = _config(directory)
-        self.skeleton = skeleton(self.config, self.architecture)
+        self.skeleton = _skeleton(directory, self.config, self.architecture)
         self.linears = self.skeleton.linears
         self._sources = {name: self._source(name) for name in self.skeleton.shapes}
         self._check_shapes()
@@ -236,12 +236,18 @@ def _quantization_settings(directory: Path, config: dict[str, Any]) -> dict[str,
     for name in QUANTIZATION_FILES:
         if settings is None and (directory / name).is_file():
             settings = read_json(directory / name)
+    if settings and not isinstance(settings, dict):
+        raise InputError(
+            f"The quantization config of {directory} is {settings!r}",
+            "a JSON object",
+            "Restore the config that the quantizer wrote",
+        )
     return settings or {}
 
 
 def _refuse_methods(directory: Path, settings: dict[str, Any]) -> None:
     method = settings.get("quant_method")
-    if method is not None and method not in PACKED_FORMATS:
+    if method is not None and (not isinstance(method, str) or method not in PACKED_FORMATS):
         raise InputError(
             f"{directory} is quantized with {method!r}, which is not supported",
             f"an unquantized model, one of {', '.join(PACKED_FORMATS)}, or a .gguf file",
@@ -313,19 +319,33 @@ def _undeclared(shards: Shards, present: set[str]) -> PackedFormat:
 
 
 def _writer(settings: dict[str, Any]) -> str | None:
-    quantizer = (settings.get("meta") or {}).get("quantizer")
+    meta = settings.get("meta")
+    quantizer = meta.get("quantizer") if isinstance(meta, dict) else None
     return ", ".join(quantizer) if isinstance(quantizer, list) else quantizer
 
 
 def _config(directory: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{directory / 'config.json'} is not a usable model config ({error})", "the config the model was saved with"
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, StrictDataclassError) as error:
+        raise _unusable(directory, error) from error
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
+
+
+def _skeleton(directory: Path, config: Any, architecture: Architecture) -> Skeleton:
+    try:
+        return skeleton(config, architecture)
+    except (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise _unusable(directory, error) from error
+
+
+def _unusable(directory: Path, error: Exception) -> InputError:
+    found = " ".join(str(error).split())
+    return InputError(
+        f"{directory / 'config.json'} is not a usable model config ({found})", "the config the model was saved with"
+    )

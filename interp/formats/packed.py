@@ -61,6 +61,24 @@ class PackedModule:
             raise self.malformed(suffix, f"{bad} NaN or infinite values", "finite scales")
         return scales
 
+    def number(self, *keys: str, default: int) -> int:
+        """The whole number that the quantization config gives under the first of these keys it has.
+
+        Raises:
+            InputError: what is there is no whole number.
+        """
+        key = next((key for key in keys if self.settings.get(key) is not None), None)
+        if key is None:
+            return default
+        try:
+            return int(self.settings[key])
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"The quantization config of {self.shards.directory} gives {key} as {self.settings[key]!r}",
+                "a whole number",
+                "Restore the config that the quantizer wrote",
+            ) from error
+
     def header_shape(self, suffix: str) -> tuple[int, ...]:
         """Shape of `name.suffix`, without reading it.
 
