@@ -130,7 +130,7 @@ def render_messages(
             enable_thinking=thinking,
             date_string=FIXED_DATE.strftime("%d %b %Y"),
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:  # what expressions in a template raise
         raise InputError(
             f"The chat template of {tokenizer.name_or_path} cannot render a user turn: {error}",
             "a template that takes one user message",

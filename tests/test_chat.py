@@ -102,6 +102,6 @@ def test_a_dated_template_gets_a_fixed_date(tmp_path: Path, chat: PreTrainedToke
 def test_template_files_that_cannot_be_used_are_refused(tmp_path: Path, chat: PreTrainedTokenizerFast) -> None:
     with pytest.raises(InputError, match=r"absent\.jinja cannot be read"):
         render(chat, ["x"], tmp_path / "absent.jinja")
-    for source in ("{% if %}", "{{ raise_exception('only system turns') }}"):
+    for source in ("{% if %}", "{{ raise_exception('only system turns') }}", "{{ 'a' + 1 }}"):
         with pytest.raises(InputError, match="cannot render a user turn"):
             render(chat, ["x"], write(tmp_path, source))
