@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -168,7 +169,13 @@ def _check_cell(baseline: HookedModel, cells: Models, name: str, force: bool) ->
     quantized = _checkpoint(cells, name)
     if baseline.checkpoint is None or quantized is None:
         return ["made in memory, so nothing says that it is a quantization of the baseline"]
-    return [*quantized.warnings, *check_pair(baseline.checkpoint, quantized, force=force)]
+    return [*quantized.warnings, *_checked(baseline.checkpoint, quantized, force)]
+
+
+@lru_cache(maxsize=64)
+def _checked(baseline: Checkpoint, quantized: Checkpoint, force: bool) -> tuple[str, ...]:
+    """`check_pair` reads every tensor of both, and several probes in a row compare the same opened checkpoints."""
+    return tuple(check_pair(baseline, quantized, force=force))
 
 
 def _render(
