@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,14 +14,11 @@ import anyio
 from interp.errors import InputError
 from probes.judge_prompts import JudgeTemplate, parse_verdict, sha256_of
 from probes.labels import Label
+from probes.redaction import redact
 from probes.verdicts import Verdict, VerdictKey, VerdictStore
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model
-
-_SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
-_SHORTEST_SECRET = 6
-_REDACTED = "[key]"
 
 
 @dataclass(frozen=True)
@@ -203,14 +199,6 @@ def judge_name(model: Any) -> str:
         return str(model)
     parts = urlsplit(str(url))
     return f"{model} at {urlunsplit((parts.scheme, parts.netloc.rpartition('@')[2], parts.path, '', ''))}"
-
-
-def redact(text: str) -> str:
-    """Replace the values of environment variables that hold keys, which servers like to repeat in their errors."""
-    secrets = {value for name, value in os.environ.items() if _SECRET_NAMES.search(name)}
-    for secret in sorted((value for value in secrets if len(value) >= _SHORTEST_SECRET), key=len, reverse=True):
-        text = text.replace(secret, _REDACTED)
-    return text
 
 
 def _cause(error: BaseException) -> BaseException:

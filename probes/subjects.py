@@ -13,6 +13,7 @@ from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from probes.engines import EngineName, EngineSettings
 from probes.parity import Reading, check_llama_cpp
+from probes.redaction import redact, redacting
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model
@@ -129,9 +130,12 @@ class ServerSubject:
         """Inspect's own provider for such servers."""
         from inspect_ai.model import get_model
 
-        return get_model(
+        model = get_model(
             f"openai-api/quantscope/{self.name}", base_url=self.url, api_key=_key(), memoize=False, max_retries=0
         )
+        api: Any = model.api
+        api._generate_completion = redacting(api._generate_completion)  # before Inspect logs what the server says
+        return model
 
 
 def _key() -> str:
@@ -162,7 +166,7 @@ def _models(url: str) -> dict[str, str]:
         ) from error
     except (openai.APIError, ValueError, AttributeError) as error:
         raise InputError(
-            f"No OpenAI-compatible server answers at {url} ({error})",
+            f"No OpenAI-compatible server answers at {url} ({redact(str(error))})",
             "a server that lists its models at URL/models",
             "Start it, or correct the address, and run the same command to go on",
         ) from error

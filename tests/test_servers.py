@@ -226,6 +226,20 @@ class TestMisbehavingServer:
             ServerSubject.at(address)
         assert "s3cret" not in str(error.value)
 
+    def test_a_key_that_the_server_repeats_is_in_no_file_and_no_message(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(KEY_VARIABLE, "s3cret-key")
+        body = json.dumps({"error": {"message": "bad Bearer s3cret-key"}}).encode()
+        with self.serving(lambda: (400, body)) as url:
+            subject = ServerSubject.at(url)
+            with pytest.raises(InputError, match=r"bad Bearer \[key\]") as error:
+                measure(subject, {"q": subject}, run_in(tmp_path, limit=2))
+        assert "s3cret" not in str(error.value)
+        files = [file for file in tmp_path.rglob("*") if file.is_file()]
+        assert any(file.suffix == ".eval" for file in files)
+        assert not [file for file in files if b"s3cret" in content(file)]
+
     def test_a_key_that_is_not_accepted(self) -> None:
         with self.serving(lambda: (200, b"")) as url, pytest.MonkeyPatch.context() as patch:
             patch.setattr(
