@@ -137,6 +137,7 @@ def measure(
         raise InputError("There is nothing to compare with the baseline", "at least one quantized checkpoint")
     encoder = encoder or model_encoder(baseline)
     rendered = render(baseline.tokenizer, task.requests, template)
+    _check_lengths(baseline, rendered.texts, task.references)
     passages = _passages(baseline, text, rendered.texts, task.references, window)
     settings = {
         "task": {"name": task.name, "n": len(task.requests)},
@@ -220,6 +221,18 @@ def _passages(
     prompts = encode(model.tokenizer, requests)
     answers = [model.tokenizer(reference, add_special_tokens=False).input_ids for reference in references]
     return [Passage([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True) if a]
+
+
+def _check_lengths(model: HookedModel, requests: Sequence[str], references: Sequence[str]) -> None:
+    context = getattr(model.config, "max_position_embeddings", None)
+    for prompt, reference in zip(encode(model.tokenizer, requests), references, strict=True):
+        n_tokens = len(model.tokenizer(reference, add_special_tokens=False, verbose=False).input_ids)
+        if context is not None and len(prompt) + n_tokens > context:
+            raise InputError(
+                f"The reference {reference[:60]!r}… has {n_tokens} tokens, and its request {len(prompt)}",
+                f"at most {context} together, the model's context",
+                "Leave it out; references are never truncated",
+            )
 
 
 def _check(baseline: HookedModel, cell: HookedModel, force: bool) -> list[str]:

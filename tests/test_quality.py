@@ -127,6 +127,12 @@ def test_a_cell_that_computes_nan_has_a_reason_and_the_others_their_numbers(
     assert value(table, "same", "kl_mean", "baseline") == pytest.approx(0, abs=1e-9)
 
 
+def test_a_reference_beyond_the_context_is_named(baseline: HookedModel, damaged: HookedModel) -> None:
+    task = Task("long", ("hi there",), ("word " * 5000,))
+    with pytest.raises(InputError, match="at most 96 together"):
+        measure(baseline, {"damaged": damaged}, task)
+
+
 def test_no_cells(baseline: HookedModel) -> None:
     with pytest.raises(InputError, match="nothing to compare"):
         measure(baseline, {}, TASK)
