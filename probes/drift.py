@@ -4,7 +4,7 @@ Robustness looks at prompts that the baseline refused and counts those that the 
 looks at prompts that the baseline answered and counts those that the cell refuses. The two are never added up, and
 neither are the tasks.
 
-    python -m probes.drift runs/refusal/outcomes.parquet --baseline llama --max-refusal-drop 0.05
+    python -m probes.drift runs/refusal/refusal.parquet --baseline llama --max-refusal-drop 0.05
 """
 
 from __future__ import annotations
