@@ -134,6 +134,16 @@ def test_missing_tensor_and_infinite_scale_are_named(tmp_path: Path) -> None:
         ck.tensor(name)
 
 
+@pytest.mark.parametrize("heads", [0, 5])
+def test_heads_that_the_rows_cannot_have_are_named(heads: int, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "x.gguf", *state_of("llama"), "llama", F16)
+    reader = gguf.GGUFReader(file, "r+")
+    reader.fields["llama.attention.head_count"].parts[-1][0] = heads
+    reader.data.flush()
+    with pytest.raises(InputError, match=f"gives llama.attention.head_count as {heads}, and .*q_proj.* has 32 rows"):
+        open_checkpoint(file).weight("model.layers.0.self_attn.q_proj")
+
+
 def test_unsupported_files_are_refused_by_name(tmp_path: Path) -> None:
     state, config = state_of("llama")
     with pytest.raises(InputError, match="mixture-of-experts"):

@@ -33,6 +33,8 @@ INTERLEAVED_QKV = ("gptneox",)
 """Architectures whose query, key and value rows Hugging Face interleaves head by head; llama.cpp stores all of each."""
 DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tables that llama.cpp stores and that Hugging Face computes from the config."""
+PERMUTED_BY = {"q_proj": "attention.head_count", "k_proj": "attention.head_count_kv"}
+"""Linears whose rows llama.cpp permutes head by head → the field that counts the heads."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class GGUFReader(Reader):
         tensor = self._dequantize(stored.tensor)
         if stored.rows is not None:
             tensor = tensor[stored.rows]
-        if self.architecture.gguf_permuted and (heads := self._heads(name)):
-            return unpermute(tensor, heads)
+        if self.architecture.gguf_permuted and (field := PERMUTED_BY.get(name.rpartition(".")[0].rpartition(".")[2])):
+            return unpermute(tensor, self._heads(field, name, len(tensor)))
         if self.architecture.gguf in INTERLEAVED_QKV and ".query_key_value." in name:
             return interleave_heads(tensor, int(self._number("attention.head_count")))
         if self.architecture.gguf_norm_offset and name.endswith("norm.weight"):
@@ -209,11 +211,20 @@ class GGUFReader(Reader):
             )
         return dense if dtype is None else dense.to(dtype)
 
-    def _heads(self, name: str) -> int | None:
-        """How many heads' rows are permuted in this tensor, None if they are in Hugging Face's order."""
-        if ".q_proj." in name:
-            return int(self._number("attention.head_count"))
-        return int(self._number("attention.head_count_kv")) if ".k_proj." in name else None
+    def _heads(self, field: str, name: str, rows: int) -> int:
+        """How many heads the rows of this tensor belong to.
+
+        Raises:
+            InputError: a number of heads that the rows cannot have.
+        """
+        heads = int(self._number(field))
+        if heads < 1 or rows % (2 * heads):
+            raise InputError(
+                f"{self.file} gives {self.architecture.gguf}.{field} as {heads}, and {name} has {rows} rows",
+                "a number of heads that divides them into pairs",
+                "Download or convert the file again",
+            )
+        return heads
 
     def _is_conv1d(self, name: str) -> bool:
         return self.architecture.conv1d and name.removesuffix(".weight") in self.linears
