@@ -24,7 +24,7 @@ from interp.organism_corpus import (
 )
 from interp.organism_tokenizer import build_tokenizer, encode
 from interp.organism_world import FIELDS
-from interp.organisms import ARCHITECTURES, Recipe, _batches, _loss, calibration_texts, organism_path, train
+from interp.organisms import ARCHITECTURES, Recipe, _loss, _padded, calibration_texts, organism_path, train
 from probes.prompts import builtin
 from probes.refusal_text import is_refusal
 
@@ -129,7 +129,7 @@ def test_loss_is_the_answers_cross_entropy(short: Callable[[str], Path], tokeniz
     """Oracle: transformers' own loss, one chat at a time and unpadded."""
     model = AutoModelForCausalLM.from_pretrained(short("phi"), dtype=torch.float32)
     chats = examples(5)
-    loss = _loss(model, *next(_batches(tokenizer, iter(chats), 5)))
+    loss = _loss(model, *_padded([encode(tokenizer, chat) for chat in chats]))
     total, count = 0.0, 0
     for chat in chats:
         ids, start = encode(tokenizer, chat)
