@@ -32,7 +32,7 @@ types: $(READY)
 setup: $(READY)  ## install everything into .venv
 
 $(READY): pyproject.toml constraints.txt
-	@echo "== setting up $(VENV) (once; about 7 GB, most of it PyTorch; llama.cpp is compiled from source)"
+	@echo "== setting up $(VENV) (once; about 8 GB, most of it PyTorch; llama.cpp is compiled from source)"
 	@sh scripts/check_machine.sh $(PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
