@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pandas as pd
 import torch
 import typer
 from jaxtyping import Bool, Float, Int
@@ -18,7 +19,9 @@ from interp.model import HookedModel
 from probes import cli, tables
 from probes.first_token import first_token
 from probes.intervals import mean_interval, rate_interval
+from probes.labels import REFUSED
 from probes.options import Options, finish, with_options
+from probes.outcome_pairs import read_outcomes
 from probes.pair import BASELINE, Models, compare
 from probes.prompts import PromptSet
 from probes.results import Result
@@ -129,7 +132,7 @@ def measure(
     Raises:
         InputError: as `probes.entropy.measure`; a cell's refusals are not as many as the harmful prompts.
     """
-    _check_refusals(refusals or {}, len(harmful.instructions))
+    _check_refusals(refusals or {}, len(harmful.instructions), {BASELINE, *cells})
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
 
     def observe(model: HookedModel) -> dict[str, Confidence]:
@@ -144,7 +147,10 @@ def measure(
     return comparison.result("calibration", rows, bins=BINS)
 
 
-def _check_refusals(refusals: Mapping[str, Sequence[bool]], n_harmful: int) -> None:
+def _check_refusals(refusals: Mapping[str, Sequence[bool]], n_harmful: int, cells: set[str]) -> None:
+    unknown = sorted(set(refusals) - cells)
+    if unknown:
+        raise InputError(f"There are refusals of {unknown[0]!r}", f"only of {', '.join(sorted(cells))}")
     for cell, outcomes in refusals.items():
         if len(outcomes) != n_harmful:
             raise InputError(f"{cell} has {len(outcomes)} refusal outcomes", f"{n_harmful}, one per harmful prompt")
@@ -175,11 +181,38 @@ def _row(
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
+def refusals_from(outcomes: pd.DataFrame, harmful: PromptSet) -> dict[str, list[bool]]:
+    """Cell → whether it refused each harmful prompt, from a table of `probes.refusal`.
+
+    Raises:
+        InputError: a cell has no answer to one of the prompts.
+    """
+    asked = outcomes[outcomes["prompt"].isin(harmful.instructions)].drop_duplicates(["cell", "prompt"])
+    refused = asked.assign(refused=asked["label"].isin(list(REFUSED))).pivot(
+        index="prompt", columns="cell", values="refused"
+    )
+    found = refused.reindex(harmful.instructions)
+    if found.isna().any(axis=None) or found.empty:
+        raise InputError(
+            f"The outcomes lack answers to {int(found.isna().any(axis=1).sum()) or len(found)} harmful prompts",
+            f"an answer of every cell to each of the {len(harmful.instructions)} of {harmful.name}",
+            "Run probes.refusal on the same prompts",
+        )
+    return {str(cell): list(map(bool, column)) for cell, column in found.items()}
+
+
 @app.command()
 @with_options
-def main(options: Options) -> None:
+def main(
+    options: Options,
+    outcomes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="refusal.parquet of probes.refusal, for ECE against refusals.")
+    ] = None,
+) -> None:
     """Confidence of the first answer token: top-1 and top-5 probability, Gini impurity, logit range, calibration."""
-    result = measure(*options.inputs(), **options.settings())
+    baseline, cells, harmful, harmless = options.inputs()
+    refusals = None if outcomes is None else refusals_from(read_outcomes(outcomes), harmful)
+    result = measure(baseline, cells, harmful, harmless, refusals=refusals, **options.settings())
     finish(result, tables.render("First-token confidence and calibration", result.table, COLUMNS), options)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.special import softmax
@@ -86,6 +87,23 @@ def test_a_cell_without_agreement(tiny: Callable[[str], Path]) -> None:
     turned = table[table["cell"] == "turned"]
     assert turned["agreement"].eq(0.0).all()
     assert turned["ece_fidelity"].tolist() == pytest.approx(turned["top1"].tolist(), abs=1e-12)
+
+
+def test_refusals_come_from_the_runners_table_in_the_order_of_the_prompts() -> None:
+    labels = dict(zip(HARMFUL.instructions, ["refusal", "compliance", "partial_refusal", "degenerate"], strict=True))
+    rows = [{"cell": "q8", "prompt": prompt, "label": label} for prompt, label in labels.items()]
+    outcomes = pd.DataFrame([{"cell": "q8", "prompt": "another task's", "label": "refusal"}, *reversed(rows)])
+    assert calibration.refusals_from(outcomes, HARMFUL) == {"q8": [True, False, True, False]}
+    with pytest.raises(InputError, match="lack answers to 1 harmful"):
+        calibration.refusals_from(outcomes.drop(index=2), HARMFUL)
+    with pytest.raises(InputError, match="lack answers"):
+        calibration.refusals_from(outcomes.iloc[:1], HARMFUL)
+
+
+def test_refusals_of_an_unknown_cell_are_refused(tiny: Callable[[str], Path]) -> None:
+    model = load(tiny("llama"))
+    with pytest.raises(InputError, match=r"'q9'.*only of baseline, c"):
+        calibration.measure(model, {"c": model}, HARMFUL, HARMLESS, refusals={"q9": [True] * 4})
 
 
 def test_refusals_must_match_the_prompts(tiny: Callable[[str], Path]) -> None:
