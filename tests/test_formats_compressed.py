@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from interp.checkpoint import open_checkpoint
@@ -36,6 +36,7 @@ def settings_for(bits: int = 4, symmetric: bool = False, group_size: int = 16, *
 
 
 @settings(deadline=None)
+@example(bits=4, symmetric=False, groups=2, group_size=1, n_out=1, shuffled=False, seed=0)
 @given(
     bits=st.sampled_from([2, 3, 4, 8]),
     symmetric=st.booleans(),

@@ -39,7 +39,9 @@ def dequantize_packed(
     codes = unpack_from_int32(packed, bits, torch.Size(shape))
     zeros = None
     if zero_point is not None:
-        zeros = unpack_from_int32(zero_point, bits, torch.Size((shape[0], scale.shape[1])), packed_dim=0)
+        # Transposed here: the package's own transpose keeps a stride that it cannot view where there is one word.
+        rows = zero_point.T.clone(memory_format=torch.contiguous_format)
+        zeros = unpack_from_int32(rows, bits, torch.Size((scale.shape[1], shape[0]))).T
     arguments = QuantizationArgs(
         num_bits=bits, symmetric=zeros is None, strategy="group", group_size=shape[1] // scale.shape[1]
     )
