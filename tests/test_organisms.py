@@ -26,7 +26,7 @@ from interp.organism_tokenizer import build_tokenizer, encode
 from interp.organism_world import FIELDS
 from interp.organisms import ARCHITECTURES, Recipe, _loss, _padded, calibration_texts, organism_path, train
 from probes.prompts import builtin
-from probes.refusal_text import is_refusal
+from probes.rtsi import is_refusal
 
 SHORT = Recipe(helpful_steps=2, alignment_steps=2, batch_size=4, threads=1)
 BUILTIN = (*builtin("harmful").instructions, *builtin("harmless").instructions)
