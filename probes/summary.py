@@ -41,7 +41,7 @@ CELL: tables.Columns = {"cell": tables.text("cell")}
 BEHAVIOUR: tables.Columns = {
     "refuses %": tables.percent_interval("refusal_rate"),
     "Δ pp": lambda row: f"{100 * row['refusal_rate_delta']:+.1f}",
-    "over- refuses %": tables.percent_interval("over_refusal_rate"),
+    "over-refuses %": tables.percent_interval("over_refusal_rate"),
     "Δ quality": tables.number("quality_delta", "+.3f"),
     "regime": lambda row: SHORT.get(row["regime"], row["regime"]),
     "P": tables.number("p_regime", ".2f"),
