@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from statsmodels.tools.sm_exceptions import ConvergenceWarning
 from interp.errors import InputError
 
 MINIMUM_POINTS = 3
-COEFFICIENTS = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}
+COEFFICIENTS: dict[str, Callable[..., Any]] = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}
 
 
 class Correlation(NamedTuple):
