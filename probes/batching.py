@@ -6,6 +6,7 @@ a batch starts as soon as arrivals pause, and every request is woken by its own 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -19,6 +20,8 @@ import anyio.lowlevel
 
 from probes.generation import Answer
 
+LAST_BATCH = 60.0
+"""Seconds that the end of the process waits for the batch under way."""
 PAUSE = 0.02
 """Seconds without a new request after which a batch starts although it is not full."""
 
@@ -59,6 +62,8 @@ class Batcher:
         if self._thread is None:
             self._thread = Thread(target=self._work, name="quantscope-batches", daemon=True)
             self._thread.start()
+            # Python cannot shut down under a thread that computes: it would abort after Ctrl-C.
+            weakref.finalize(self, _finish, self._arrivals, self._thread)
         request = _Request(prompt, max_new_tokens, anyio.lowlevel.current_token())
         self._arrivals.put(request)
         try:
@@ -106,3 +111,9 @@ class Batcher:
                 request.result.set_result(answer)
         for request in batch:
             request.wake()
+
+
+def _finish(arrivals: SimpleQueue[_Request | None], thread: Thread) -> None:
+    """At the end of the process: let the worker finish the batch it is at; what else waits has been cancelled."""
+    arrivals.put(None)
+    thread.join(LAST_BATCH)
