@@ -8,9 +8,6 @@ READY := $(VENV)/.ready
 EXTRAS := quantize,gguf,lens,dev
 DEMO := runs/demo
 
-# Threads that wait for each other sleep instead of spinning: five times faster on a machine that does something else too.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: demo demo-all test lint types setup lock clean
 
 demo: $(READY)  ## train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix
