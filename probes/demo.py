@@ -95,29 +95,33 @@ class Measured:
 
 
 def measure(organism: Path, paths: Mapping[str, Path], stages: Stages, name: str) -> Measured:
-    """The four probes, behaviour and quality of all cells of one organism."""
+    """The four probes, behaviour and quality of all cells of one organism.
+
+    The cells were written from this very baseline, so what their writers changed beside rounding (GPTQModel's AWQ of Phi)
+    is a warning in the matrix and no reason to refuse: `force`.
+    """
     from interp import load
 
     baseline = load(organism)
     opened = Cells(paths, baseline)
     cells = dict(opened)  # organisms are small: every cell is loaded once and kept
     harmful, harmless = builtin("harmful"), builtin("harmless")
-    comparison = compare(baseline, cells, harmful, harmless)
+    comparison = compare(baseline, cells, harmful, harmless, force=True)
     with stages.stage(f"{name}: refusals") as report:
         answers = {side: _complete(comparison, side, report) for side in comparison.texts}
     refused = {cell: [is_refusal(a.text) for a in given] for cell, given in answers["harmful"].items()}
     results: list[Result] = []
     with stages.stage(f"{name}: entropy"):
-        results.append(entropy.measure(baseline, cells, harmful, harmless))
+        results.append(entropy.measure(baseline, cells, harmful, harmless, force=True))
     with stages.stage(f"{name}: direction"):
-        results.append(direction.measure(baseline, cells, harmful, harmless))
+        results.append(direction.measure(baseline, cells, harmful, harmless, force=True))
     with stages.stage(f"{name}: calibration"):
-        results.append(calibration.measure(baseline, cells, harmful, harmless, refusals=refused))
+        results.append(calibration.measure(baseline, cells, harmful, harmless, refusals=refused, force=True))
     with stages.stage(f"{name}: neurons"):
-        results.append(measured := neurons.measure(baseline, cells, harmful, harmless))
+        results.append(measured := neurons.measure(baseline, cells, harmful, harmless, force=True))
         units = safety_units(measured, open_checkpoint(organism), opened.checkpoints)
     with stages.stage(f"{name}: quality"):
-        quality_result = quality.measure(baseline, cells, quality.organism_task())
+        quality_result = quality.measure(baseline, cells, quality.organism_task(), force=True)
     described = describe_cells({BASELINE: open_checkpoint(organism), **opened.checkpoints})
     behaviour = [
         refusal_table(answers["harmful"]),
