@@ -97,8 +97,8 @@ class Measured:
 def measure(organism: Path, paths: Mapping[str, Path], stages: Stages, name: str) -> Measured:
     """The four probes, behaviour and quality of all cells of one organism.
 
-    The cells were written from this very baseline, so what their writers changed beside rounding (GPTQModel's AWQ of Phi)
-    is a warning in the matrix and no reason to refuse: `force`.
+    The cells were written from this very baseline, so what their writers changed beside rounding (GPTQModel's AWQ of
+    Phi) is a warning in the matrix and no reason to refuse: `force`.
     """
     from interp import load
 
