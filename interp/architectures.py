@@ -28,6 +28,10 @@ class Architecture:
         final_norm: the norm before the unembedding.
         attention_out: attention output projection; its input is the per-head outputs.
         mlp_out: MLP down projection; its input is the neuron activations.
+        attention_in: the linears that make queries, keys and values, in this order; one name where they are one matrix.
+        attention_in_by_head: that one matrix holds query, key and value of a head side by side, head after head
+            (GPT-NeoX), instead of all queries, all keys, all values (GPT-2).
+        mlp_in: the linears whose rows write the neurons (gate and up; one where the MLP is not gated).
         attention_added: module whose output is added to the residual stream by attention.
         mlp_added: module whose output is added to the residual stream by the MLP.
         mid: norm whose *input* is the residual stream after attention; None for always-parallel blocks.
@@ -49,6 +53,9 @@ class Architecture:
     final_norm: str = "model.norm"
     attention_out: str = "self_attn.o_proj"
     mlp_out: str = "mlp.down_proj"
+    attention_in: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    attention_in_by_head: bool = False
+    mlp_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     attention_added: str = "self_attn"
     mlp_added: str = "mlp"
     mid: str | None = "post_attention_layernorm"
@@ -98,6 +105,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             final_norm="model.final_layernorm",
             attention_out="self_attn.dense",
             mlp_out="mlp.fc2",
+            mlp_in=("mlp.fc1",),
             mid=None,
             scaled_by_norm=(
                 ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1")),
@@ -113,6 +121,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             final_norm="transformer.ln_f",
             attention_out="attn.c_proj",
             mlp_out="mlp.c_proj",
+            attention_in=("attn.c_attn",),
+            mlp_in=("mlp.c_fc",),
             attention_added="attn",
             mid="ln_2",
             scaled_by_norm=(("ln_1", ("attn.c_attn",)), ("ln_2", ("mlp.c_fc",))),
@@ -127,6 +137,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             final_norm="gpt_neox.final_layer_norm",
             attention_out="attention.dense",
             mlp_out="mlp.dense_4h_to_h",
+            attention_in=("attention.query_key_value",),
+            attention_in_by_head=True,
+            mlp_in=("mlp.dense_h_to_4h",),
             attention_added="attention",
             scaled_by_norm=(
                 ("input_layernorm", ("attention.query_key_value",)),
