@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ class HookedModel:
         """Logits at one token of every text, float32 on the CPU, in the order of the texts; else as `activations`."""
         parts, rows = [], []
         for batch in self._batches(texts, position, chat, None):
-            with torch.no_grad(), self._unembed_only(batch):
+            with torch.no_grad(), self.unembed_only(partial(_at_position, batch)):
                 parts.append(self.hf(**batch.inputs, use_cache=False).logits[:, 0].float().cpu())
             rows.append(batch.indices)
         return _finite("logits", torch.cat(parts)[torch.cat(rows).argsort()])
@@ -170,6 +171,15 @@ class HookedModel:
                 )
         return encoded
 
+    def unembed_only(self, select: Callable[[Tensor], Tensor]) -> AbstractContextManager[Any]:
+        """Unembed some positions instead of all: the logits of a whole batch can be larger than the model.
+
+        Args:
+            select: [batch, pos, d_model] → [batch, chosen, d_model]; the logits are then [batch, chosen, vocab].
+        """
+        unembedding = self.hf.get_output_embeddings()
+        return unembedding.register_forward_pre_hook(lambda _, args: (select(args[0]),))
+
     def to_transformer_lens(self) -> Any:
         """This model as TransformerLens' `TransformerBridge`, on the same weights; see `interp.views`."""
         from interp.views import to_transformer_lens
@@ -187,11 +197,6 @@ class HookedModel:
             raise InputError("There are no prompts", "at least one")
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         return batches(self.token_ids(texts, chat), position, pad, batch_size, self.hf.device)
-
-    def _unembed_only(self, batch: Batch) -> Any:
-        """Unembed one position per row instead of all: the logits of a whole batch can be larger than the model."""
-        unembedding = self.hf.get_output_embeddings()
-        return unembedding.register_forward_pre_hook(lambda _, args: (batch.at_position(args[0]).unsqueeze(1),))
 
 
 def load(
@@ -231,6 +236,10 @@ def load(
     if beside.generation_config is not None:
         hf.generation_config = beside.generation_config
     return HookedModel(hf, beside.tokenizer, architecture(hf.config.model_type), checkpoint)
+
+
+def _at_position(batch: Batch, hidden: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch 1 d_model"]:
+    return batch.at_position(hidden).unsqueeze(1)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

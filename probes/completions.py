@@ -45,16 +45,21 @@ def complete(
     Raises:
         InputError: a prompt that is empty or longer than the context.
     """
+    return [_completion(model.tokenizer, answer) for answer in answers(model, texts, max_new_tokens, batch_size)]
+
+
+def answers(
+    model: HookedModel, texts: Sequence[str], max_new_tokens: int, batch_size: int = BATCH_SIZE
+) -> list[Answer]:
+    """`complete`, as token ids."""
     token_ids = model.token_ids(texts)
     order = sorted(range(len(texts)), key=lambda index: len(token_ids[index]))
-    completions: dict[int, Completion] = {}
+    found: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        answers = generate(model, [token_ids[index] for index in indices], max_new_tokens)
-        completions |= {
-            index: _completion(model.tokenizer, answer) for index, answer in zip(indices, answers, strict=True)
-        }
-    return [completions[index] for index in range(len(texts))]
+        given = generate(model, [token_ids[index] for index in indices], max_new_tokens)
+        found |= dict(zip(indices, given, strict=True))
+    return [found[index] for index in range(len(texts))]
 
 
 def _completion(tokenizer: Any, answer: Answer) -> Completion:
