@@ -106,6 +106,16 @@ class Checkpoint:
         weights = sum(torch.Size(self.weight_shape(name)).numel() for name in self._reader.linears)
         return 8 * sum(self._reader.stored_bytes(name) for name in self._reader.linears) / weights
 
+    def linear_bits(self, name: str) -> float:
+        """Stored bits per weight of the linear `name`: codes, scales and zero points, or 16 for float16."""
+        rows, columns = self.weight_shape(name)
+        return 8 * self._reader.stored_bytes(name) / (rows * columns)
+
+    def n_blocks(self) -> int:
+        """How many transformer blocks there are."""
+        prefix = self.architecture.blocks + "."
+        return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in self._reader.linears)
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype most unquantized floating-point parameters are stored in (scales do not count)."""

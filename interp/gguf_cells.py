@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from interp import gguf_writer
 from interp.cells import CellRecord, Job, Outcome, content_hash, content_key, need, versions
-from interp.checkpoint import Checkpoint
+from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.files import sha256
+from interp.mixed_precision import KEPT_TYPE, exactly, gguf_tensors, mixed_name
 from interp.writer_process import Report, WriterProcess
 
 KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
@@ -51,21 +54,36 @@ def _convert(converter: Path, source: Path, weights: Path, log: Path) -> None:
         raise InputError(f"{converter} could not convert {source} (exit status {status})", do=f"Its log is {log}")
 
 
-def gguf_job(process: WriterProcess, f16: Path, out: Path, kind: str) -> Job:
-    """The job of quantizing an F16 GGUF file as one of `KINDS`."""
+def gguf_job(process: WriterProcess, f16: Path, out: Path, kind: str, keep: Sequence[str] = ()) -> Job:
+    """The job of quantizing an F16 GGUF file as one of `KINDS`, with the linears of `keep` left in float16."""
     need("llama_cpp", "llama-cpp-python", "gguf", "Writing quantized GGUF files")
     if kind not in KINDS:
         raise InputError(f"There is no GGUF kind {kind!r}", f"one of {', '.join(KINDS)}")
     if not f16.is_file():
         raise InputError(f"{f16} is not a file", "an F16 GGUF file", "Write one with interp.quantize.gguf_f16")
-    used, settings = versions("llama-cpp-python"), {"kind": kind}
+    used = versions("llama-cpp-python")
+    settings: dict[str, Any] = {"kind": kind}
+    request: dict[str, Any] = {"kind": kind, "source": str(f16.resolve())}
+    if keep:
+        settings |= {"keep": list(keep), "kept_type": KEPT_TYPE}
+        request["keep"] = {exactly(tensor): KEPT_TYPE for tensor in _stored(f16, keep)}
     key = content_key(baseline=sha256(f16), settings=settings, versions=used)
 
     def fill(weights: Path, log: Path, report: Report | None) -> Outcome:
-        process.run({"kind": kind, "source": str(f16.resolve()), "out": str(weights.resolve())}, log, report)
+        process.run(request | {"out": str(weights.resolve())}, log, report)
         return {"tensor_types": _tensor_types(weights)}, _type_notes(weights, kind)
 
-    return Job(CellRecord(kind, "llama.cpp", used, settings, key, weights=f"{kind}.gguf"), out, fill)
+    return Job(CellRecord(mixed_name(kind, keep), "llama.cpp", used, settings, key, weights=f"{kind}.gguf"), out, fill)
+
+
+def _stored(f16: Path, keep: Sequence[str]) -> list[str]:
+    """The file's names of the linears' weights."""
+    checkpoint = open_checkpoint(f16)
+    tensors, matrices = gguf_tensors(keep, checkpoint.architecture, checkpoint.n_blocks()), _matrices(f16)
+    for linear, tensor in zip(keep, tensors, strict=True):
+        if tensor not in matrices:
+            raise InputError(f"{f16} stores no tensor {tensor!r} for the linear {linear!r}, so it cannot be kept alone")
+    return tensors
 
 
 def _matrices(file: Path) -> dict[str, tuple[str, int]]:

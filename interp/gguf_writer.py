@@ -199,11 +199,12 @@ def _vocabulary(tokenizer: Any, size: int) -> tuple[list[str], list[TokenType]]:
 
 
 def _add_tensors(writer: GGUFWriter, checkpoint: Checkpoint, report: Callable[[int, int], None] | None) -> None:
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+    from gguf import get_tensor_name_map
+
+    from interp.formats.gguf import model_arch
 
     config, architecture = checkpoint.config, checkpoint.architecture
-    kind = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture.gguf)
-    gguf_names = get_tensor_name_map(kind, config.num_hidden_layers)
+    gguf_names = get_tensor_name_map(model_arch(architecture), config.num_hidden_layers)
     names = checkpoint.names()
     for index, name in enumerate(names):
         gguf_name = gguf_names.get_name(name, try_suffixes=(".weight", ".bias"))

@@ -11,6 +11,7 @@ from interp.cells import CellRecord, Job, Outcome, content_hash, content_key, ne
 from interp.checkpoint import Checkpoint
 from interp.errors import InputError
 from interp.gptqmodel_worker import BITS, ENVIRONMENT
+from interp.mixed_precision import gptqmodel_dynamic, mixed_name
 from interp.writer_process import Report, WriterProcess
 
 
@@ -26,23 +27,28 @@ def gptqmodel_job(
     out: Path,
     calibration: Sequence[str],
     settings: dict[str, Any],
+    keep: Sequence[str] = (),
 ) -> Job:
-    """The job of writing the cell "AWQ" or "GPTQ" of a dense checkpoint; `settings` as in `interp.quantize`."""
+    """The job of writing the cell "AWQ" or "GPTQ" of a dense checkpoint; `settings` as in `interp.quantize`.
+
+    The linears of `keep` stay in float16.
+    """
     need("gptqmodel", "gptqmodel", "quantize", "Writing AWQ and GPTQ")
     if not any(text.strip() for text in calibration):
         raise InputError(f"{cell} needs calibration texts and got none", "texts like those the model will see")
     _check_groups(checkpoint, settings["group_size"])
     texts = {"calibration_texts": len(calibration), "calibration_sha256": text_hash(calibration)}
-    described = settings | texts | {"bits": BITS}
+    described = settings | texts | {"bits": BITS} | ({"keep": list(keep)} if keep else {})
     used = versions("gptqmodel", "torch", "transformers")
     key = content_key(cell=cell, baseline=content_hash(checkpoint.path), settings=described, versions=used)
-    request = {"method": cell.lower(), "source": str(checkpoint.path.resolve()), "calibration": list(calibration)}
+    request: dict[str, Any] = {"method": cell.lower(), "source": str(checkpoint.path.resolve())}
+    request |= {"calibration": list(calibration), "dynamic": gptqmodel_dynamic(keep)}
 
     def fill(weights: Path, log: Path, report: Report | None) -> Outcome:
         said = process.run(request | settings | {"out": str(weights.resolve())}, log, report)
         return said, _fold_notes(said["folds"], checkpoint.architecture)
 
-    return Job(CellRecord(cell, "GPTQModel", used, described, key), out, fill)
+    return Job(CellRecord(mixed_name(cell, keep), "GPTQModel", used, described, key), out, fill)
 
 
 def _fold_notes(folds: Sequence[Sequence[Any]], architecture: Architecture) -> list[str]:

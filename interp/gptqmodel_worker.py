@@ -23,6 +23,7 @@ ENVIRONMENT = {
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
     """GPTQModel's settings. Without a fallback it cannot replace GPTQ by rounding where calibration was too thin."""
     common = {"bits": BITS, "group_size": job["group_size"], "offload_to_disk": False, "fallback": None}
+    common |= {"dynamic": job["dynamic"]} if job.get("dynamic") else {}
     if job["method"] == "awq":
         return common | {"quant_method": "awq", "format": "gemm", "sym": False}
     # Its default without act-order orders channels within what groups allow; a single group leaves nothing to order.
@@ -63,7 +64,8 @@ def _recorded_folds() -> Iterator[set[tuple[str, tuple[str, ...]]]]:
 def write(job: dict[str, Any], report: Report) -> dict[str, Any]:
     """Quantize `source` into `out` with `method` "awq" or "gptq" and say which scales were moved where.
 
-    The job's other fields: `calibration` (texts), `group_size`, `act_order` (GPTQ only).
+    The job's other fields: `calibration` (texts), `group_size`, `act_order` (GPTQ only), `dynamic` (modules that are
+    left as they are, where there are any).
     """
     from gptqmodel import GPTQModel, QuantizeConfig
 

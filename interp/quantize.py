@@ -22,6 +22,7 @@ from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.gguf_cells import KINDS, f16_job, gguf_job, llama_cpp_process
 from interp.gptqmodel_cells import gptqmodel_job, gptqmodel_process
+from interp.mixed_precision import checked, mixed_name
 from interp.writer_process import Report
 
 CELLS = ("AWQ", "GPTQ", *KINDS)
@@ -124,6 +125,7 @@ def write_cells(
     *,
     f16: Path | None = None,
     converter: Path | None = None,
+    keep: Sequence[str] = (),
 ) -> dict[str, Path]:
     """Write the cells of a baseline into `out/<cell>`, those that are not up to date, and return what to open for each.
 
@@ -135,17 +137,18 @@ def write_cells(
         progress: see `Progress`.
         f16: the baseline as an F16 GGUF file, where there is one already.
         converter: see `gguf_f16`.
+        keep: linears that stay in float16; the cells then go to `out/<mixed_name>`, beside the plain ones.
 
     Raises:
-        InputError: as for the single writers; cells finished before the error are kept.
+        InputError: no such linear to keep; as for the single writers; cells finished before the error are kept.
         MissingExtra: a cell's writer is not installed.
     """
     _check_cells(cells)
     checkpoint = _dense(baseline)
+    keep = checked(checkpoint, keep) if keep else []
     written: dict[str, Path] = {}
 
-    def finish(job: Job) -> None:
-        cell = job.planned.cell
+    def finish(cell: str, job: Job) -> None:
         if not job.is_current():
             job.write(lambda done, total: progress(cell, 0.99 * done / total) if progress else None)
         if progress:
@@ -155,12 +158,13 @@ def write_cells(
     with gptqmodel_process() as process:
         for cell in [cell for cell in cells if cell not in KINDS]:
             settings = {"group_size": GROUP_SIZE} | ({"act_order": False} if cell == "GPTQ" else {})
-            finish(gptqmodel_job(process, cell, checkpoint, out / cell, calibration, settings))
+            place = out / mixed_name(cell, keep)
+            finish(cell, gptqmodel_job(process, cell, checkpoint, place, calibration, settings, keep))
     kinds = [cell for cell in cells if cell in KINDS]
     with llama_cpp_process() as process:
         file = f16 or (gguf_f16(baseline, out / "F16", converter) if kinds else out)
         for kind in kinds:
-            finish(gguf_job(process, file, out / kind, kind))
+            finish(kind, gguf_job(process, file, out / mixed_name(kind, keep), kind, keep))
     return {cell: written[cell] for cell in cells}
 
 
@@ -222,6 +226,9 @@ def _main(
     converter: Annotated[
         Path | None, typer.Option(metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py, for other architectures.")
     ] = None,
+    keep: Annotated[
+        list[str], typer.Option(metavar="LINEAR", help="A linear that stays in float16; give it again for more.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Write the quantized cells of a baseline, those that are not up to date."""
     from rich.console import Console
@@ -239,7 +246,7 @@ def _main(
             bars.update(tasks[cell], completed=share)
 
         texts = _calibration(baseline, calibration)
-        written = write_cells(baseline, out, texts, chosen, progress, f16=f16, converter=converter)
+        written = write_cells(baseline, out, texts, chosen, progress, f16=f16, converter=converter, keep=keep)
     for cell, path in written.items():
         print(f"{cell}\t{path}")
         for note in record.notes if (record := read_record(path)) else ():

@@ -164,7 +164,7 @@ class GGUFReader(Reader):
 
     def _locate(self, model: Skeleton, n_blocks: int) -> dict[str, Stored]:
         """Where each tensor of the Hugging Face model is; biases the architecture may leave out are optional."""
-        names = gguf.get_tensor_name_map(_model_arch(self.architecture), n_blocks)
+        names = gguf.get_tensor_name_map(model_arch(self.architecture), n_blocks)
         located = {}
         for module in dict.fromkeys(name.rpartition(".")[0] for name in model.shapes):
             stem = names.get_name(module)
@@ -270,7 +270,8 @@ def _architecture(file: Path, name: str) -> Architecture:
     return rows[0]
 
 
-def _model_arch(row: Architecture) -> gguf.MODEL_ARCH:
+def model_arch(row: Architecture) -> gguf.MODEL_ARCH:
+    """The `gguf` package's key for its tables of an architecture."""
     return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == row.gguf)
 
 

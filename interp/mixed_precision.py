@@ -1,0 +1,107 @@
+"""Linears kept at higher precision: how each quantizer is told, and what that costs.
+
+A list of Hugging Face linear names goes in; what comes out matches exactly those modules and no others, by each
+program's own rules (GPTQModel's `dynamic` matches regular expressions from the start of the name, llama.cpp searches
+them anywhere in the tensor's name, compressed-tensors compares a plain name whole).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+from interp.architectures import Architecture
+from interp.checkpoint import Checkpoint
+from interp.errors import InputError
+
+KEPT_TYPE = "F16"
+"""What kept linears are stored as in a GGUF file: the baseline's own float16, as GPTQModel leaves them too."""
+KEPT_BITS = 16.0
+
+
+def checked(checkpoint: Checkpoint, keep: Iterable[str]) -> list[str]:
+    """`keep` without repetitions, in the model's order.
+
+    Raises:
+        InputError: one of them is no linear of the checkpoint, or nothing would be left to quantize.
+    """
+    wanted, linears = set(keep), checkpoint.linears()
+    if unknown := sorted(wanted - set(linears)):
+        raise InputError(f"{checkpoint.path} has no linear {unknown[0]!r} to keep", f"names such as {linears[0]!r}")
+    if wanted == set(linears):
+        raise InputError("Every linear would be kept, so nothing would be quantized", "some of them")
+    return [name for name in linears if name in wanted]
+
+
+def mixed_name(cell: str, keep: Sequence[str]) -> str:
+    """Name of the cell with these linears kept: "Q2_K-keep3-1f0c9a" (their number, and a hash of the list)."""
+    if not keep:
+        return cell
+    digest = hashlib.sha256("\n".join(sorted(keep)).encode()).hexdigest()
+    return f"{cell}-keep{len(set(keep))}-{digest[:6]}"
+
+
+def gptqmodel_dynamic(keep: Iterable[str]) -> dict[str, dict[str, object]]:
+    """For GPTQModel's `QuantizeConfig(dynamic=...)`: "-:" leaves a module as it is."""
+    return {f"-:^{re.escape(name)}$": {} for name in keep}
+
+
+def llm_compressor_ignore(keep: Iterable[str]) -> list[str]:
+    """For llm-compressor's `ignore`; the unembedding, which its recipes name too, comes first."""
+    return ["lm_head", *keep]
+
+
+def gguf_tensors(keep: Iterable[str], architecture: Architecture, n_blocks: int) -> list[str]:
+    """The names that llama.cpp gives to the weights of these linears, e.g. "blk.0.attn_q.weight".
+
+    Raises:
+        InputError: GGUF has no name for one of them.
+    """
+    from gguf import get_tensor_name_map
+
+    from interp.formats.gguf import model_arch
+
+    names = get_tensor_name_map(model_arch(architecture), n_blocks)
+    stems = {linear: names.get_name(linear) for linear in keep}
+    for linear, stem in stems.items():
+        if stem is None:
+            raise InputError(
+                f"GGUF has no name for the linear {linear!r} of {architecture.gguf!r} with {n_blocks} blocks"
+            )
+    return [f"{stem}.weight" for stem in stems.values()]
+
+
+def exactly(tensor: str) -> str:
+    """The regular expression that matches this tensor's name and no other."""
+    return f"^{re.escape(tensor)}$"
+
+
+def llama_cpp_tensor_types(
+    keep: Iterable[str], architecture: Architecture, n_blocks: int, kept_type: str = KEPT_TYPE
+) -> list[str]:
+    """Arguments for llama-quantize: "--tensor-type", "^blk\\.0\\.attn_q\\.weight$=f16", …; quote them in a shell."""
+    options = []
+    for tensor in gguf_tensors(keep, architecture, n_blocks):
+        options += ["--tensor-type", f"{exactly(tensor)}={kept_type.lower()}"]
+    return options
+
+
+def mean_bits(checkpoint: Checkpoint, keep: Iterable[str], baseline: Checkpoint) -> float:
+    """Bits per weight of the linears of the quantized `checkpoint` if `keep` were stored as they are in `baseline`.
+
+    Weighted by size. What writing the cell again gives can differ a little: llama.cpp's mixtures choose other types
+    for their neighbours.
+    """
+    kept = set(keep)
+    sizes = {name: _size(checkpoint, name) for name in checkpoint.linears()}
+    bits = sum(
+        size * (baseline.linear_bits(name) if name in kept else checkpoint.linear_bits(name))
+        for name, size in sizes.items()
+    )
+    return bits / sum(sizes.values())
+
+
+def _size(checkpoint: Checkpoint, name: str) -> int:
+    rows, columns = checkpoint.weight_shape(name)
+    return rows * columns
