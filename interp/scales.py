@@ -78,12 +78,27 @@ def effective_weight(
     quantized: Checkpoint, name: str, scales: Scales, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "out in"]:
     """The quantized weight with its rescaling undone, to be compared with the baseline's weight of the same name."""
-    weight = quantized.weight(name)
+    return unscaled_weight(quantized.weight(name), name, scales).to(dtype)
+
+
+def unscaled_weight(weight: Float[Tensor, "out in"], name: str, scales: Scales) -> Float[Tensor, "out in"]:
+    """The weight of the linear `name` with its rescaling undone."""
     if name in scales.inputs:
-        weight = weight / scales.inputs[name]
+        weight = weight / scales.inputs[name].to(weight.device)
     if name in scales.outputs:
-        weight = weight * scales.outputs[name][:, None]
-    return weight.to(dtype)
+        weight = weight * scales.outputs[name].to(weight.device)[:, None]
+    return weight
+
+
+def unscaled_vector(tensor: Tensor, name: str, scales: Scales, norm_offset: float) -> Tensor:
+    """Any other tensor (a norm's, a bias) with its rescaling undone; `norm_offset` as in `Architecture`."""
+    module, _, kind = name.rpartition(".")
+    if module in scales.outputs:
+        return tensor * scales.outputs[module].to(tensor.device)
+    if module in scales.norms:
+        offset = norm_offset if kind == "weight" else 0.0
+        return (tensor.float() + offset) * scales.norms[module].to(tensor.device) - offset
+    return tensor
 
 
 def equal_up_to_rounding(baseline: Tensor, quantized: Tensor, stored: set[torch.dtype], roundings: int = 1) -> bool:

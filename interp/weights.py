@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
-from interp.scales import Scales, effective_weight, equal_up_to_rounding, recovered_scales
+from interp.scales import Scales, effective_weight, equal_up_to_rounding, recovered_scales, unscaled_vector
 
 __all__ = ["Scales", "check_pair", "effective_weight", "recovered_scales", "weight_error", "weight_error_columns"]
 
@@ -163,24 +162,13 @@ def _equal(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scale
     if kind == "weight" and module in baseline.linears():
         ours, theirs = baseline.weight(module), effective_weight(quantized, module, scales)
     else:
-        ours, theirs = baseline.tensor(name), _unscaled(quantized, name, scales, baseline.architecture.norm_offset)
+        ours, offset = baseline.tensor(name), baseline.architecture.norm_offset
+        theirs = unscaled_vector(quantized.tensor(name), name, scales, offset)
     if kind == "weight" and quantized.is_quantized(module):
         return bool((theirs.double() - ours.double()).norm() < UNRELATED * ours.double().norm())
     stored = {checkpoint.tensor(name).dtype for checkpoint in (baseline, quantized)}
     rescaled = module in scales.inputs or module in scales.outputs or module in scales.norms
     return equal_up_to_rounding(ours, theirs, stored, RESCALED_ROUNDINGS if rescaled else 1)
-
-
-def _unscaled(checkpoint: Checkpoint, name: str, scales: Scales, norm_offset: float) -> Tensor:
-    """A norm or bias with its rescaling undone."""
-    module, _, kind = name.rpartition(".")
-    tensor = checkpoint.tensor(name)
-    if module in scales.outputs:
-        return tensor * scales.outputs[module]
-    if module in scales.norms:
-        offset = norm_offset if kind == "weight" else 0.0
-        return (tensor.float() + offset) * scales.norms[module] - offset
-    return tensor
 
 
 def _not_a_quantization(baseline: Checkpoint, quantized: Checkpoint, differences: list[str]) -> InputError:
