@@ -138,7 +138,7 @@ def measure(
     def observe(model: HookedModel) -> dict[str, Confidence]:
         return {side: _observe(model, texts, batch_size) for side, texts in comparison.texts.items()}
 
-    observed = comparison.observe(observe)
+    observed = comparison.observe(observe, "calibration")
     rows = [
         _row(cell, side, values, observed[BASELINE][side], (refusals or {}).get(cell) if side == "harmful" else None)
         for cell, sides in observed.items()

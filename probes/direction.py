@@ -81,7 +81,7 @@ def measure(
         InputError: as `probes.entropy.measure`.
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
-    directions = comparison.observe(lambda model: _directions(model, comparison, batch_size))
+    directions = comparison.observe(lambda model: _directions(model, comparison, batch_size), "direction")
     study_layer = layer_at(baseline.n_layers, DIRECTION_PERCENT)
     counts = {f"n_{side}": len(texts) for side, texts in comparison.texts.items()}
     rows = [

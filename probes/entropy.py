@@ -67,7 +67,8 @@ def measure(
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     entropies = comparison.observe(
-        lambda model: {side: first_token(model, texts, entropy, batch_size) for side, texts in comparison.texts.items()}
+        lambda m: {side: first_token(m, texts, entropy, batch_size) for side, texts in comparison.texts.items()},
+        "entropy",
     )
     reference = entropies["baseline"]
     rows = [

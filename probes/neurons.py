@@ -101,8 +101,14 @@ def measure(
     places = [Place(site, layer) for site in sites for layer in layers]
     chosen = error_prompts(len(comparison.texts["harmful"]))
     prompts = [comparison.texts["harmful"][index] for index in chosen]
-    units = baseline_units(
-        baseline, places, **comparison.texts, error_prompts=prompts, draws=draws, seed=seed, batch_size=batch_size
+    units = comparison.of_baseline(
+        "neurons",
+        lambda: baseline_units(
+            baseline, places, **comparison.texts, error_prompts=prompts, draws=draws, seed=seed, batch_size=batch_size
+        ),
+        sites=sites,
+        draws=draws,
+        seed=seed,
     )
     errors = comparison.observe_cells(lambda cell: unit_errors(cell, baseline, units, prompts, batch_size))
     rows = [row for cell in errors for site in sites for row in _rows(cell, site, layers, units, errors[cell])]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
-from rich.progress import track
 
 from interp.chat import render
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError, NotFinite
 from interp.model import HookedModel, load
 from interp.weights import check_pair
-from probes.cli import log
+from probes.memory import remembered
+from probes.progress import track
 from probes.prompts import PromptSet
 from probes.results import Result
 
@@ -73,6 +75,7 @@ class Comparison:
         settings: everything so far that determines a number.
         warnings: what the reader of the numbers must know.
         undefined: cells that could not be observed → why.
+        started: when measuring began, by the monotonic clock.
     """
 
     baseline: HookedModel
@@ -81,20 +84,38 @@ class Comparison:
     settings: dict[str, Any]
     warnings: list[str]
     undefined: dict[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
 
-    def observe(self, measure: Callable[[HookedModel], Observation]) -> dict[str, Observation]:
+    def observe(self, measure: Callable[[HookedModel], Observation], what: str = "") -> dict[str, Observation]:
         """Observe every model, the baseline first; see `observe_cells`.
+
+        Args:
+            measure: called with each model.
+            what: is observed, a name for `of_baseline`; "" to observe the baseline every time.
 
         Raises:
             NotFinite: the baseline computes NaN or infinity.
         """
-        return {BASELINE: measure(self.baseline), **self.observe_cells(measure)}
+        observed = self.of_baseline(what, lambda: measure(self.baseline)) if what else measure(self.baseline)
+        return {BASELINE: observed, **self.observe_cells(measure)}
+
+    def of_baseline(self, what: str, compute: Callable[[], Observation], **options: Any) -> Observation:
+        """What the baseline shows, computed once for all its cells inside `probes.memory.remembering`.
+
+        Args:
+            what: is computed, a name of its own for every quantity.
+            compute: from the baseline, the prompts and the options alone.
+            options: that determine it beside the settings of the comparison.
+        """
+        determined = {name: value for name, value in self.settings.items() if name != "cells"}
+        key = json.dumps([determined, options], sort_keys=True, default=str)
+        return remembered((what, id(self.baseline), key), compute)
 
     def observe_cells(self, measure: Callable[[HookedModel], Observation]) -> dict[str, Observation]:
         """Observe every cell, holding one at a time. A cell that computes NaN or infinity goes to `undefined`
         instead."""
         observed: dict[str, Observation] = {}
-        for name in track(list(self.cells), "cells", console=log, transient=True, disable=not log.is_terminal):
+        for name in track(list(self.cells), "cells"):
             try:
                 observed[name] = measure(self.cells[name])
             except NotFinite as error:
@@ -110,7 +131,8 @@ class Comparison:
             settings: what determines the numbers beside the settings of the comparison.
         """
         rows = rows + [{"cell": cell, "reason": reason} for cell, reason in self.undefined.items()]
-        return Result(probe, _tidy(rows), self.settings | settings, list(self.warnings))
+        seconds = round(time.monotonic() - self.started, 3)
+        return Result(probe, _tidy(rows), self.settings | settings, list(self.warnings), seconds)
 
 
 def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -169,11 +191,11 @@ def _check_cell(baseline: HookedModel, cells: Models, name: str, force: bool) ->
     quantized = _checkpoint(cells, name)
     if baseline.checkpoint is None or quantized is None:
         return ["made in memory, so nothing says that it is a quantization of the baseline"]
-    return [*quantized.warnings, *_checked(baseline.checkpoint, quantized, force)]
+    return [*quantized.warnings, *checked(baseline.checkpoint, quantized, force)]
 
 
 @lru_cache(maxsize=64)
-def _checked(baseline: Checkpoint, quantized: Checkpoint, force: bool) -> tuple[str, ...]:
+def checked(baseline: Checkpoint, quantized: Checkpoint, force: bool) -> tuple[str, ...]:
     """`check_pair` reads every tensor of both, and several probes in a row compare the same opened checkpoints."""
     return tuple(check_pair(baseline, quantized, force=force))
 

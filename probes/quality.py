@@ -22,13 +22,12 @@ from interp.chat import encode, render
 from interp.errors import InputError
 from interp.files import sha256
 from interp.model import HookedModel
-from interp.weights import check_pair
 from probes import cli, tables
 from probes.completions import complete
 from probes.degenerate import repetition_rate
 from probes.intervals import Interval, mean_interval, rate_interval
 from probes.options import Options, with_options
-from probes.pair import BASELINE, Comparison, Models
+from probes.pair import BASELINE, Comparison, Models, checked
 from probes.prompts import FIELDS
 from probes.results import Result
 from probes.tables import interval_columns
@@ -151,13 +150,14 @@ def measure(
         "baseline": str(getattr(baseline.checkpoint, "path", "in memory")),
     }
     comparison = Comparison(baseline, cells, {"task": rendered.texts}, settings, list(rendered.warnings))
-    references = encoder.encode(task.references)
+    inputs = {"texts": rendered.texts, "references": task.references, "text": text, "encoder": encoder.name}
+    references = comparison.of_baseline("references", lambda: encoder.encode(task.references), **inputs)
 
     def outputs_of(model: HookedModel) -> list[str]:
         return [completion.text for completion in complete(model, rendered.texts, max_new_tokens)]
 
-    own = outputs_of(baseline)
-    own_vectors = encoder.encode(own)
+    own = comparison.of_baseline("outputs", lambda: outputs_of(baseline), **inputs)
+    own_vectors = comparison.of_baseline("vectors", lambda: encoder.encode(own), **inputs)
 
     def observe(model: HookedModel) -> list[dict[str, Any]]:
         if model is not baseline:
@@ -174,7 +174,8 @@ def measure(
             rows.append(_row("exact_match", "baseline", rate_interval(same), len(outputs)))
         return rows
 
-    observed = {BASELINE: observe(baseline), **comparison.observe_cells(observe)}
+    of_baseline = comparison.of_baseline("quality", lambda: observe(baseline), **inputs)
+    observed = {BASELINE: of_baseline, **comparison.observe_cells(observe)}
     rows = [{"cell": cell, **row} for cell, found in observed.items() for row in found]
     return comparison.result("quality", rows)
 
@@ -238,7 +239,7 @@ def _check_lengths(model: HookedModel, requests: Sequence[str], references: Sequ
 def _check(baseline: HookedModel, cell: HookedModel, force: bool) -> list[str]:
     if baseline.checkpoint is None or cell.checkpoint is None:
         return ["made in memory, so nothing says that it is a quantization of the baseline"]
-    return check_pair(baseline.checkpoint, cell.checkpoint, force=force)
+    return list(checked(baseline.checkpoint, cell.checkpoint, force))
 
 
 def _defined(values: Iterable[float]) -> Tensor:

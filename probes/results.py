@@ -39,12 +39,14 @@ class Result:
         table: tidy, one row per cell, layer, neuron … as the probe's docstring says.
         settings: everything that determines the numbers: options, seeds, dtypes, hashes of checkpoints and prompts.
         warnings: what the user was told while measuring.
+        seconds: how long measuring took, wall-clock; None where nobody looked.
     """
 
     probe: str
     table: pd.DataFrame
     settings: Mapping[str, Any]
     warnings: list[str] = field(default_factory=list)
+    seconds: float | None = None
 
     def describe(self) -> dict[str, Any]:
         """The JSON document without the table."""
@@ -53,6 +55,7 @@ class Result:
             "probe": self.probe,
             "settings": dict(self.settings),
             "warnings": list(self.warnings),
+            "seconds": self.seconds,
             "versions": versions(),
         }
 
@@ -96,5 +99,12 @@ def read_result(document: Path) -> Result:
         raise InputError(found, "the JSON file that a probe wrote") from error
     if version != SCHEMA_VERSION:
         raise InputError(f"{document} has schema version {version}", f"version {SCHEMA_VERSION}", "Measure it again")
-    table = pd.read_parquet(document.with_name(described["table"]))
-    return Result(described["probe"], table, described["settings"], described["warnings"])
+    parquet = document.with_name(Path(described["table"]).name)
+    try:
+        table = pd.read_parquet(parquet)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise InputError(f"{parquet} is missing or damaged ({error})", f"the table of {document}") from error
+    if len(table) != described.get("n_rows", len(table)):
+        found = f"{parquet} has {len(table)} rows, {document} says {described['n_rows']}"
+        raise InputError(found, "files that were written together", "Measure it again")
+    return Result(described["probe"], table, described["settings"], described["warnings"], described.get("seconds"))

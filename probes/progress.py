@@ -1,0 +1,49 @@
+"""Progress where it is seen: a bar on a terminal, one line that goes away in a notebook, nothing in a file or pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich import progress
+
+from probes.cli import log
+
+Item = TypeVar("Item")
+
+
+def track(items: Collection[Item], description: str) -> Iterator[Item]:
+    """Yield the items, showing how many are done and how long the rest will take.
+
+    Jupyter has no terminal and perhaps no ipywidgets, so there it is one line of plain text, emptied at the end.
+
+    Args:
+        items: with a length.
+        description: of what they are, in the plural.
+    """
+    if not log.is_jupyter:
+        yield from progress.track(items, description, console=log, transient=True, disable=not log.is_terminal)
+        return
+    started = time.monotonic()
+    with _line() as show:
+        for done, item in enumerate(items):
+            left = (time.monotonic() - started) / done * (len(items) - done) if done else None
+            show(f"{description}: {done} of {len(items)}" + ("" if left is None else f", about {left:.0f} s left"))
+            yield item
+
+
+@contextmanager
+def _line() -> Iterator[Callable[[str], object]]:
+    """A line of a notebook's output that can be written again; empty at the end, also after an exception."""
+    from IPython.display import display
+
+    handle = display({"text/plain": ""}, raw=True, display_id=True)
+    if handle is None:  # outside a kernel there is nobody to show it to
+        yield lambda text: None
+        return
+    try:
+        yield lambda text: handle.update({"text/plain": text}, raw=True)
+    finally:
+        handle.update({"text/plain": ""}, raw=True)
