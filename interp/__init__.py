@@ -1,10 +1,17 @@
 """The instrument: open a checkpoint of any format, read its dense weights, hook its activations.
 
 Nothing here knows of prompts or refusals; those live in `probes`.
+
+Example:
+    >>> from interp import load, open_checkpoint, weight_error
+    >>> open_checkpoint("path/to/model-AWQ").weight("model.layers.0.mlp.down_proj")  # dense [out, in]
+    >>> load("path/to/model-AWQ").activations(["How are you?"], ["blocks.3.hook_resid_post"], chat=True)
+    >>> weight_error("path/to/model", "path/to/model-AWQ")  # a row per neuron
 """
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +24,20 @@ if TYPE_CHECKING:
     from interp.weights import effective_weight as effective_weight
     from interp.weights import recovered_scales as recovered_scales
     from interp.weights import weight_error as weight_error
+
+# transformers imports torchao, which calls what torch deprecates: nothing that a user of ours could change.
+logging.getLogger("torch.utils._pytree").addFilter(lambda record: "Enum subclass" not in str(record.msg))
+
+__all__ = [
+    "Checkpoint",
+    "HookedModel",
+    "check_pair",
+    "effective_weight",
+    "load",
+    "open_checkpoint",
+    "recovered_scales",
+    "weight_error",
+]
 
 _EXPORTS = {
     "Checkpoint": "interp.checkpoint",

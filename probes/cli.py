@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from enum import IntEnum
 
@@ -35,7 +34,6 @@ def warn(message: str) -> None:
 
 def run(app: typer.Typer) -> None:
     """Run a command line: bad input is one paragraph on standard error and exit code 2, a bug keeps its traceback."""
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao calls what torch deprecates
     try:
         app()
     except InputError as error:

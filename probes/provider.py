@@ -6,8 +6,6 @@ record of what the model saw are ours. Model arguments: see `CheckpointAPI`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
@@ -33,6 +31,7 @@ from interp.errors import InputError
 from probes.batching import Batcher
 from probes.engines import Engine, EngineName, EngineSettings
 from probes.generation import Answer
+from probes.requests import prompt_sha256
 from probes.thinking import CLOSE, OPEN, split_thinking
 
 BATCH_SIZE = 32
@@ -188,11 +187,6 @@ class CheckpointAPI(HuggingFaceAPI):
         """Free the model."""
         self._batcher.close()
         self._engine = None
-
-
-def prompt_sha256(prompt: Sequence[int]) -> str:
-    """Hex digest of a prompt's token ids."""
-    return hashlib.sha256(json.dumps(list(prompt)).encode()).hexdigest()
 
 
 def _check_greedy(config: GenerateConfig) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,11 @@ def wrapped(prompts: PromptSet) -> list[Request]:
 def prompt_id(text: str) -> str:
     """Twelve hex digits of a prompt's hash: what pairs the same prompt across runs and cells."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def prompt_sha256(token_ids: Sequence[int]) -> str:
+    """Hex digest of the tokens of a rendered prompt: equal where two cells have read the same."""
+    return hashlib.sha256(json.dumps(list(token_ids)).encode()).hexdigest()
 
 
 def _from_datasets(name: str) -> PromptSet:

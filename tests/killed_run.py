@@ -24,7 +24,7 @@ from inspect_ai.log._recover import read_buffer_recovery_data
 from probes import inspect_run, refusal, run_folder  # noqa: F401 (imported before the forks)
 from probes.engines import HookedEngine
 from probes.generation import Answer
-from probes.provider import prompt_sha256
+from probes.requests import prompt_sha256
 
 KILLS = 10
 LONGEST = 1.5

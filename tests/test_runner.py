@@ -31,9 +31,9 @@ from probes.controls import again
 from probes.engines import EngineName, EngineSettings, HookedEngine
 from probes.generation import Answer
 from probes.prompts import builtin
-from probes.provider import CheckpointAPI, prompt_sha256
+from probes.provider import CheckpointAPI
 from probes.refusal import build_tasks, measure
-from probes.requests import WRAPPERS
+from probes.requests import WRAPPERS, prompt_sha256
 from probes.run_folder import RunFolder
 from probes.subjects import LocalSubject
 from tests.writer_models import write_checkpoint
