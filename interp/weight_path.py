@@ -266,12 +266,13 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iter
 @contextmanager
 def _parameter(module: nn.Module, leaf: str, tensor: Tensor) -> Iterator[None]:
     """The module computes with another tensor inside."""
-    kept = module._parameters[leaf]
-    module._parameters[leaf] = tensor
+    parameters: dict[str, Any] = module._parameters
+    kept = parameters[leaf]
+    parameters[leaf] = tensor
     try:
         yield
     finally:
-        module._parameters[leaf] = kept
+        parameters[leaf] = kept
 
 
 def _is_linear(module: nn.Module) -> bool:
