@@ -13,6 +13,7 @@ PROBES = (
     "direction",
     "calibration",
     "neurons",
+    "margin",
     "quality",
     "refusal",
     "labels",

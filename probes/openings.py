@@ -20,6 +20,7 @@ from probes.refusal_text import refusals
 
 Tokens = tuple[int, ...]
 Source = Literal["baseline", "lexicon"]
+"""Whose openings: the baseline's own, or the lexicon's."""
 SOURCES = {"baseline": "baseline's refusals", "lexicon": "lexicon"}
 
 MAX_TOKENS = 6
