@@ -19,7 +19,7 @@ from probes.layers import layers_at
 from probes.neuron_weights import safety_units
 from probes.options import Options, finish, with_options
 from probes.pair import Models, compare
-from probes.prompts import PromptSet
+from probes.prompts import PromptSet, evenly_spaced
 from probes.sites import Place, Site
 from probes.units import NeuronResult, Units, baseline_units, unit_errors
 
@@ -130,10 +130,8 @@ def measure(
 
 
 def error_prompts(n_harmful: int, count: int = N_ERROR_PROMPTS) -> list[int]:
-    """Which harmful prompts errors are measured on: evenly spaced, so that a set sorted by category gives all of
-    them."""
-    count = min(count, n_harmful)
-    return [index * n_harmful // count for index in range(count)]
+    """Which harmful prompts errors are measured on."""
+    return evenly_spaced(n_harmful, count)
 
 
 class Effect(NamedTuple):

@@ -54,6 +54,12 @@ class PromptSet:
         return PromptSet(self.name, self.instructions[:limit], self.categories[:limit])
 
 
+def evenly_spaced(n: int, count: int) -> list[int]:
+    """Indices of `count` of n prompts, evenly spaced, so that a set sorted by category gives all of them; or all n."""
+    count = min(count, n)
+    return [index * n // count for index in range(count)]
+
+
 @dataclass(frozen=True)
 class _Prompt:
     instruction: str
