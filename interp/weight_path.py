@@ -105,7 +105,7 @@ class WeightPath:
             found = [self._change(name, leaf, module, theirs[name]) for leaf in module._parameters]
             if differing := [change for change in found if change is not None]:
                 self.changes[name] = differing
-        self.linears = [name for name in self.changes if _is_linear(baseline.hf.get_submodule(name))]
+        self.linears = [name for name in self.changes if is_linear(baseline.hf.get_submodule(name))]
 
     def difference(self, module: str) -> Float[Tensor, "out in"]:
         """Ŵ − W of a linear, rescaling undone: zeros where only its bias differs."""
@@ -139,8 +139,8 @@ class WeightPath:
         return None if torch.equal(change.end(), change.before) else change
 
     def _undo(self, name: str, leaf: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        scales, transposed = self.scales, self._conv1d and _is_linear(module) and leaf == "weight"
-        if _is_linear(module) and leaf == "weight":
+        scales, transposed = self.scales, self._conv1d and is_linear(module) and leaf == "weight"
+        if is_linear(module) and leaf == "weight":
             return lambda tensor: _turn(unscaled_weight(_turn(tensor, transposed), name, scales), transposed)
         offset = self.baseline.architecture.norm_offset
         return lambda tensor: unscaled_vector(tensor, f"{name}.{leaf}", scales, offset)
@@ -153,7 +153,7 @@ class WeightPath:
     def _forward(
         self, name: str, module: nn.Module, alpha: float, anchor: Tensor, observer: Observer | None
     ) -> Callable[..., Tensor]:
-        if not _is_linear(module):
+        if not is_linear(module):
             return _affine_forward(module, self.changes[name], alpha, anchor, observer)
         line = self._line(name, module)
         return lambda inputs: _LineFunction.apply(inputs, anchor, name, line, alpha, observer)
@@ -275,7 +275,8 @@ def _parameter(module: nn.Module, leaf: str, tensor: Tensor) -> Iterator[None]:
         parameters[leaf] = kept
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module multiplies by a matrix of its own: linears, GPT-2's Conv1D, the unembedding."""
     weight: Mapping[str, Tensor | None] = module._parameters
     found = weight.get("weight")
     return found is not None and found.ndim == 2 and not isinstance(module, nn.Embedding)

@@ -14,6 +14,7 @@ PROBES = (
     "calibration",
     "neurons",
     "margin",
+    "attribution",
     "quality",
     "refusal",
     "labels",

@@ -35,6 +35,22 @@ def track(items: Collection[Item], description: str) -> Iterator[Item]:
 
 
 @contextmanager
+def bar(description: str) -> Iterator[Callable[[float], object]]:
+    """For work that is not a collection of items: yields a function to be told the share that is done.
+
+    Args:
+        description: of the work.
+    """
+    if log.is_jupyter:
+        with _line() as show:
+            yield lambda share: show(f"{description}: {share:.0%}")
+        return
+    with progress.Progress(console=log, transient=True, disable=not log.is_terminal) as bars:
+        task = bars.add_task(description, total=1.0)
+        yield lambda share: bars.update(task, completed=share)
+
+
+@contextmanager
 def _line() -> Iterator[Callable[[str], object]]:
     """A line of a notebook's output that can be written again; empty at the end, also after an exception."""
     from IPython.display import display
