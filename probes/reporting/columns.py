@@ -1,0 +1,159 @@
+"""The matrix as a table that can be sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from probes.pair import BASELINE
+from probes.reporting.run import Run
+from probes.reporting.words import ACTIONS, REGIMES, number, percent, points
+
+Show = Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        key: of the matrix.
+        head: what is above it.
+        unit: below the head.
+        help: what it means, in a sentence.
+        show: a value as text.
+        group: which block of columns it is in.
+        interval: whether `key_low` and `key_high` are shown below.
+        order: a text's place when sorted; numbers are sorted as they are.
+    """
+
+    key: str
+    head: str
+    unit: str
+    help: str
+    show: Show
+    group: str = "Behaviour"
+    interval: bool = False
+    order: tuple[str, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is aligned left."""
+        return self.show in (str, _regime, _action)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One field: its text, what it is sorted by, and a smaller second line."""
+
+    text: str
+    key: str
+    below: str = ""
+
+
+def _regime(value: Any) -> str:
+    return REGIMES.get(str(value), str(value))
+
+
+def _action(value: Any) -> str:
+    return ACTIONS.get(str(value), str(value))
+
+
+def _form(form: str) -> Show:
+    return lambda value: number(value, form)
+
+
+COLUMNS = (
+    Column("bits_per_weight", "Bits", "per weight", "bits per weight of the quantized linears, scales included",
+           _form(".2f")),
+    Column("refusal_rate", "Refuses", "% of harmful", "share of harmful prompts refused, Wilson's 95 % interval", percent,
+           interval=True),
+    Column("refusal_rate_delta", "Δ refusals", "points", "cell − baseline, in percentage points", points),
+    Column("over_refusal_rate", "Over-refuses", "% of harmless", "share of harmless prompts refused", percent,
+           interval=True),
+    Column("quality_delta", "Δ quality", "points", "cell − baseline of the quality metric, times 100", points),
+    Column("regime", "Regime", "", "what refusals and quality did together", _regime, order=tuple(REGIMES)[1:4]),
+    Column("p_regime", "P(regime)", "", "share of bootstrap resamples of the prompts with this regime", _form(".2f")),
+    Column("action", "Action", "", "what the study's rules say", _action, order=("reject", "reject_severe_drift")),
+    Column("rtsi_score", "RTSI", "0 to 1", "how far the wording of refusals moved; a screen, not a verdict", _form(".2f"),
+           "Wording"),
+    Column("rtsi_band", "Band", "", "LOW, MODERATE, HIGH or UNKNOWN; LOW never means safe", str, "Wording",
+           order=("HIGH", "MODERATE", "LOW")),
+    Column("entropy_shift", "Δ entropy", "nats", "of the first token, over harmful prompts", _form("+.3f"), "Probes"),
+    Column("confidence_shift", "Δ top-1", "probability", "of the first token, over harmful prompts", _form("+.3f"),
+           "Probes"),
+    Column("cosine", "Cosine", "study's layer", "of the refusal direction to the baseline's", _form(".4f"), "Probes"),
+    Column("safety_ratio", "Safety ÷ rest", "raw error", "activation error of safety units over the others'", _form(".2f"),
+           "Probes"),
+    Column("safety_ratio_normalized", "Safety ÷ rest", "normalized", "the same, errors divided by each unit's spread",
+           _form(".2f"), "Probes"),
+    Column("safety_p", "p", "matched null", "of the normalized ratio among random sets of the same magnitude",
+           _form(".3f"), "Probes"),
+    Column("margin_shift", "Δ margin", "logits", "refusal margin, cell − baseline, over harmful prompts", _form("+.3f"),
+           "Probes"),
+)  # fmt: skip
+
+
+def build(run: Run) -> dict[str, Any]:
+    """Columns that the run has, in groups, and the rows in the run's order."""
+    columns = [c for c in COLUMNS if c.key in run.matrix and run.matrix[c.key].notna().any()]
+    groups = {group: sum(c.group == group for c in columns) for group in dict.fromkeys(c.group for c in columns)}
+    return {
+        "columns": columns,
+        "groups": groups,
+        "rows": [_row(row, columns) for _, row in run.matrix.iterrows()],
+        "quality": _metric(run.matrix),
+        "notes": _notes(run.matrix),
+        "undefined": list(_undefined(run.matrix)),
+    }
+
+
+def _row(row: pd.Series, columns: list[Column]) -> dict[str, Any]:
+    return {
+        "model": str(row["model"]),
+        "cell": str(row["cell"]),
+        "baseline": row["cell"] == BASELINE,
+        "danger": "danger" in str(row["regime"]),
+        "values": [_value(row, column) for column in columns],
+    }
+
+
+def _value(row: pd.Series, column: Column) -> Value:
+    value = row[column.key]
+    if pd.isna(value):
+        return Value("–", "")
+    below = ""
+    if column.interval and f"{column.key}_low" in row and not pd.isna(row[f"{column.key}_low"]):
+        below = "–".join(column.show(row[f"{column.key}_{end}"]) for end in ("low", "high"))
+    return Value(column.show(value), _sort_key(value, column), below)
+
+
+def _sort_key(value: Any, column: Column) -> str:
+    if not column.is_text:
+        return repr(float(value))
+    place = column.order.index(str(value)) if str(value) in column.order else len(column.order)
+    return f"{place:02d} {value}" if column.order else str(value)
+
+
+def _metric(matrix: pd.DataFrame) -> str:
+    names = matrix["quality_metric"].dropna().unique() if "quality_metric" in matrix else np.array([])
+    return ", ".join(map(str, names))
+
+
+def _notes(matrix: pd.DataFrame) -> list[tuple[str, str]]:
+    """(cell, what its writer did to it)."""
+    if "note" not in matrix:
+        return []
+    noted = matrix[matrix["note"].fillna("") != ""]
+    return [(f"{row['model']} {row['cell']}", str(row["note"])) for _, row in noted.iterrows()]
+
+
+def _undefined(matrix: pd.DataFrame) -> Iterable[tuple[str, str]]:
+    for column in ("reason", "rtsi_reason"):
+        if column in matrix:
+            for _, row in matrix[matrix[column].fillna("") != ""].iterrows():
+                yield f"{row['model']} {row['cell']}", str(row[column])
