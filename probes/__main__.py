@@ -23,6 +23,7 @@ PROBES = (
     "rtsi",
     "matrix",
     "reproduce",
+    "study",
     "demo",
 )
 """Modules with a command, `python -m probes.NAME`; the first line of a module's docstring says what it answers."""

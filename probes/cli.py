@@ -24,6 +24,7 @@ class Exit(IntEnum):
     BAD_INPUT = 2
     BOUND_EXCEEDED = 3
     NOTHING_MEASURED = 4
+    PARTLY_MEASURED = 5
     INTERRUPTED = 130
 
 

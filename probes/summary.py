@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ SHORT = {
 CELL: tables.Columns = {"cell": tables.text("cell")}
 BEHAVIOUR: tables.Columns = {
     "refuses %": tables.percent_interval("refusal_rate"),
-    "Δ pp": lambda row: f"{100 * row['refusal_rate_delta']:+.1f}",
+    "Δ pp": tables.percent("refusal_rate_delta", "+.1f"),
     "over-refuses %": tables.percent_interval("over_refusal_rate"),
     "Δ quality": tables.number("quality_delta", "+.3f"),
     "regime": lambda row: SHORT.get(row["regime"], row["regime"]),
@@ -50,6 +50,7 @@ BEHAVIOUR: tables.Columns = {
 PROBES: tables.Columns = {
     "bits": tables.number("bits_per_weight", ".2f"),
     "Δ entropy": tables.number("entropy_shift", "+.3f"),
+    "Δ margin": tables.number("margin_shift", "+.2f"),
     "cosine": tables.number("cosine", ".4f"),
     "Δ top-1": tables.number("confidence_shift", "+.3f"),
     "safety": tables.number("safety_ratio", ".2f"),
@@ -147,37 +148,50 @@ def quality_table(quality: pd.DataFrame) -> pd.DataFrame:
 def summarize(
     cells: pd.DataFrame,
     behaviour: Sequence[pd.DataFrame],
-    entropy: pd.DataFrame,
-    direction: pd.DataFrame,
-    calibration: pd.DataFrame,
-    neurons: pd.DataFrame,
+    entropy: pd.DataFrame | None = None,
+    direction: pd.DataFrame | None = None,
+    calibration: pd.DataFrame | None = None,
+    neurons: pd.DataFrame | None = None,
+    margin: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Join the probes' tables into one row per cell, in the order of `cells`.
+    """Join the probes' tables into one row per cell, in the order of `cells`; what was not measured is NaN.
 
-    Entropy and confidence shifts are means over the harmful prompts; the cosine is the study layer's; the safety-neuron
-    ratios are averages over layers at the residual stream, `safety_p` belongs to the normalized one.
+    Entropy, confidence and margin shifts are means over the harmful prompts; the cosine is the study layer's; the
+    safety-neuron ratios are averages over layers at the residual stream, `safety_p` belongs to the normalized one.
     """
-    harmful = entropy[entropy["prompts"] == "harmful"].rename(columns={"shift": "entropy_shift"})
-    confidence = calibration[calibration["prompts"] == "harmful"]
-    study_layer = direction[direction["study_layer"] == 1]
-    ratios = neurons[(neurons["site"] == "resid") & neurons["layer"].isna()].rename(
-        columns={
+    matrix = cells
+    for measured in behaviour:
+        matrix = matrix.merge(measured, on="cell", how="left", validate="one_to_one")
+    for table, (columns, choose) in zip((entropy, direction, calibration, neurons, margin), _CHOSEN, strict=True):
+        if table is None:
+            matrix = matrix.assign(**dict.fromkeys(columns.values(), np.nan))
+            continue
+        chosen = choose(table).rename(columns=columns)[["cell", *columns.values()]]
+        matrix = matrix.merge(chosen, on="cell", how="left", validate="one_to_one")
+    missing = [name for name in (*_RATES, "quality", "quality_delta") if name not in matrix]
+    return matrix.assign(**dict.fromkeys(missing, np.nan), reason="")
+
+
+_RATES = ("over_refusal_rate", "over_refusal_rate_low", "over_refusal_rate_high")
+_CHOSEN: Sequence[tuple[Mapping[str, str], Callable[[pd.DataFrame], pd.DataFrame]]] = (
+    ({"shift": "entropy_shift"}, lambda t: t[t["prompts"] == "harmful"]),
+    ({"cosine": "cosine", "norm_ratio": "norm_ratio"}, lambda t: t[t["study_layer"] == 1]),
+    ({"confidence_shift": "confidence_shift"}, lambda t: t[t["prompts"] == "harmful"]),
+    (
+        {
             "ratio": "safety_ratio",
             "normalized_ratio": "safety_ratio_normalized",
             "p_normalized": "safety_p",
             "verdict": "safety_verdict",
-        }
-    )
-    matrix = cells
-    for table in (
-        *behaviour,
-        harmful[["cell", "entropy_shift"]],
-        study_layer[["cell", "cosine", "norm_ratio"]],
-        confidence[["cell", "confidence_shift"]],
-        ratios[["cell", "safety_ratio", "safety_ratio_normalized", "safety_p", "safety_verdict"]],
-    ):
-        matrix = matrix.merge(table, on="cell", how="left", validate="one_to_one")
-    return matrix.assign(reason="")
+        },
+        lambda t: t[(t["site"] == "resid") & t["layer"].isna()],
+    ),
+    (
+        {"margin": "margin", "shift": "margin_shift"},
+        lambda t: t[(t["prompts"] == "harmful") & (t["category"] == "all")].drop_duplicates("cell", keep="last"),
+    ),
+)
+"""What the matrix takes from each probe: column there → column here, and from which rows."""
 
 
 def add_regimes(matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, Sequence[bool]]]) -> pd.DataFrame:
@@ -186,7 +200,7 @@ def add_regimes(matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, Sequenc
     Args:
         matrix: rows of `summarize` with a column `model`, of all models of a study: the conservative floor needs them.
         refused: model → cell → whether it refused each harmful prompt, for P(regime): prompts are resampled, the same
-            for a cell and its baseline; quality is taken as measured.
+            for a cell and its baseline; quality is taken as measured. A cell that is not there has no probability.
     """
     named = matrix.assign(quantization=matrix["cell"].replace(BASELINE, UNQUANTIZED), baseline=UNQUANTIZED)
     classified = classify(named, ["refusal_rate_delta"])
@@ -197,8 +211,10 @@ def add_regimes(matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, Sequenc
 
 def _with_probability(rows: pd.DataFrame, refused: Mapping[str, Sequence[bool]]) -> pd.DataFrame:
     baseline = np.asarray(refused[BASELINE], dtype=float)
-    paired = np.stack([np.asarray(refused[cell], dtype=float) - baseline for cell in rows["cell"]])
-    found = regime_probabilities(rows["quality_delta"].to_numpy(dtype=float), resampled_means(paired))
+    answered = rows[rows["cell"].isin(list(refused))]
+    paired = np.stack([np.asarray(refused[cell], dtype=float) - baseline for cell in answered["cell"]])
+    found = regime_probabilities(answered["quality_delta"].to_numpy(dtype=float), resampled_means(paired))
     by_row = found.to_dict("records")  # the baseline has no probability: it is one by definition
-    own = [by_row[place].get(regime, np.nan) for place, regime in enumerate(rows["regime"])]
-    return rows.join(found.add_prefix("p_").set_axis(rows.index)).assign(p_regime=own)
+    own = [by_row[place].get(regime, np.nan) for place, regime in enumerate(answered["regime"])]
+    probabilities = found.add_prefix("p_").set_axis(answered.index).assign(p_regime=own)
+    return rows.join(probabilities)

@@ -43,6 +43,11 @@ def interval(name: str, form: str) -> Column:
     return show
 
 
+def percent(name: str, form: str) -> Column:
+    """A fraction in per cent."""
+    return lambda row: _format(100 * row[name], form)
+
+
 def percent_interval(name: str) -> Column:
     """A rate with its bounds in per cent, from `name`, `name_low` and `name_high`."""
 

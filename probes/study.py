@@ -1,0 +1,259 @@
+"""One file in, one run folder out: all probes on all cells of all models, from where an interruption left them.
+
+    python -m probes.study init study.toml
+    python -m probes.study run study.toml --out runs/study
+    python -m probes.study status runs/study
+
+The same from Python:
+
+    >>> from probes.study import read_study, run_study
+    >>> run = run_study(read_study("study.toml"))
+    >>> run.matrix, run.table("direction")
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from interp.errors import InputError
+from probes import cli, tables
+from probes.cli import Exit, console, log
+from probes.drift import bounds_of
+from probes.options import check_writable
+from probes.results import Result, read_result
+from probes.study_file import Study, parse_study, read_study
+from probes.study_models import located
+from probes.study_run import measure_all
+from probes.study_state import COPY, STATE, RunFolder, Status, as_table, records
+from probes.study_tables import write_tables
+from probes.summary import render
+
+__all__ = ["Study", "StudyRun", "open_run", "parse_study", "read_study", "run_study", "study_status"]
+
+TEMPLATE = Path(__file__).with_name("data") / "study.toml"
+SHORT = {Status.DONE: "✓", Status.STALE: "stale", Status.FAILED: "FAILED", Status.MISSING: "·"}
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """What a study has measured.
+
+    Attributes:
+        path: the run folder.
+        study: its settings.
+        status: one row per (model, cell, step), see `study_status`.
+        report: the page, or None where there is none.
+    """
+
+    path: Path
+    study: Study
+    status: pd.DataFrame
+    report: Path | None = None
+
+    @property
+    def matrix(self) -> pd.DataFrame:
+        """One row per cell of every model, see `probes.summary.summarize`; no rows where nothing is measured."""
+        found = self._result(self.path / "matrix.json")
+        return pd.DataFrame() if found is None else found.table
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The rows of `status` whose step failed, with the errors."""
+        return self.status[self.status["status"] == Status.FAILED]
+
+    def table(self, probe: str) -> pd.DataFrame:
+        """A probe's table, with the model's name as the first column; no rows where it is not measured.
+
+        Args:
+            probe: "entropy", "completions" … as the files in the models' folders are called.
+        """
+        found = {m.name: self._result(self.path / m.name / f"{probe}.json") for m in self.study.models}
+        parts = [result.table.assign(model=name) for name, result in found.items() if result is not None]
+        if not parts:
+            return pd.DataFrame()
+        joined = pd.concat(parts, ignore_index=True)
+        return joined[["model", *(name for name in joined if name != "model")]]
+
+    @staticmethod
+    def _result(document: Path) -> Result | None:
+        return read_result(document) if document.exists() else None
+
+
+def run_study(study: Study, out: str | Path | None = None) -> StudyRun:
+    """Measure what a run folder lacks, and write its tables and its report.
+
+    Args:
+        study: of `read_study` or `parse_study`.
+        out: the run folder; default what the study says, else runs/study.
+
+    Returns:
+        The run; cells that could not be measured are in its `failures`.
+
+    Raises:
+        InputError: a prompt file that cannot be used; a folder that cannot be written, holds something else or a run of
+            another schema, or is in use by another process. Nothing is overwritten then.
+    """
+    path = Path(out or study.out or "runs/study")
+    check_writable(path)
+    folder = RunFolder.at(path)
+    with folder.lock():
+        folder = RunFolder.at(path)  # another process may have finished meanwhile
+        known = measure_all(study, folder)
+        matrix = write_tables(study, folder, known)
+    return StudyRun(path, study, as_table(known), None if matrix is None else _report(path))
+
+
+def open_run(path: str | Path) -> StudyRun:
+    """A run folder as it is; nothing is measured.
+
+    Raises:
+        InputError: no study's run folder, or one of another schema.
+    """
+    path = Path(path)
+    study, page = _study_of(path), path / "report.html"
+    return StudyRun(path, study, study_status(study, path), page if page.exists() else None)
+
+
+def study_status(study: Study, out: str | Path) -> pd.DataFrame:
+    """What is done, stale, failed or missing; opens no model.
+
+    Returns:
+        One row per (model, cell, step): status, key (hash of what determines the part), seconds, error.
+    """
+    folder = RunFolder.at(Path(out))
+    return as_table(records(study, folder, {model.name: located(study, model) for model in study.models}))
+
+
+def _study_of(path: Path) -> Study:
+    RunFolder.at(path)
+    if not (path / STATE).exists():
+        raise InputError(f"{path} is no run folder: it has no {STATE}", "a folder that `probes.study run` wrote")
+    directory = Path(json.loads((path / STATE).read_text())["directory"])
+    return parse_study((path / COPY).read_text(encoding="utf-8"), directory, str(path / COPY))
+
+
+def _report(path: Path) -> Path | None:
+    """Write the report of a run."""
+    from probes import report
+
+    return report.write(path)[0]
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The study file.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="The run folder.", show_default="the file's `out`, or runs/NAME")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def init(file: File = Path("study.toml")) -> None:
+    """Write a commented study file to start from; never overwrites."""
+    if file.exists():
+        raise InputError(f"{file} exists", "a new name", "Give one, or edit this file")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
+    typer.echo(f"written: {file}; then: python -m probes.study run {file}")
+
+
+@app.command()
+def run(file: File, out: Out = None) -> None:
+    """Measure what is missing or stale.
+
+    Exit codes: 0 all is measured, 2 bad input, 3 a bound is exceeded, 4 nothing could be measured, 5 some cells failed.
+    """
+    study = read_study(file)
+    found = run_study(study, _out(study, file, out))
+    show(found)
+    raise typer.Exit(exit_code(found))
+
+
+@app.command()
+def status(
+    where: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="The study file, or a run folder.")],
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is done, stale, failed or missing."""
+    if where.is_dir():
+        study, path = _study_of(where), where
+    else:
+        study = read_study(where)
+        path = _out(study, where, out)
+    table = study_status(study, path)
+    if as_json:
+        typer.echo(json.dumps({"run": str(path), "steps": json.loads(table.to_json(orient="records"))}, indent=1))
+        return
+    console.print(tables.render(f"{path}: {_summary(table)}", _wide(table), _columns(table)))
+    for _, row in table[table["error"] != ""].iterrows():
+        console.print(f"{row['model']} · {row['cell']} · {row['step']}: {row['error']}", markup=False, highlight=False)
+
+
+def _out(study: Study, file: Path, out: Path | None) -> Path:
+    return out or (Path(study.out) if study.out else Path("runs") / file.stem)
+
+
+def _summary(table: pd.DataFrame) -> str:
+    counts = table["status"].value_counts()
+    return ", ".join(f"{counts[status]} {status}" for status in Status if status in counts)
+
+
+def _wide(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell, a column per step."""
+    shown = table.assign(shown=table["status"].map(lambda status: SHORT[Status(status)]))
+    wide = shown.pivot(index=["model", "cell"], columns="step", values="shown")
+    order = pd.MultiIndex.from_frame(table[["model", "cell"]].drop_duplicates())
+    return wide.reindex(order).reset_index()
+
+
+def _columns(table: pd.DataFrame) -> tables.Columns:
+    return {name: tables.text(name) for name in ("model", "cell", *table["step"].drop_duplicates())}
+
+
+def exit_code(found: StudyRun) -> Exit:
+    """Of a run, see `run`."""
+    if found.matrix.empty:
+        return Exit.NOTHING_MEASURED
+    exceeded = _exceeded(found)
+    for line in exceeded:
+        log.print(f"exceeded: {line}", style="red", markup=False, highlight=False)
+    if exceeded:
+        return Exit.BOUND_EXCEEDED
+    return Exit.PARTLY_MEASURED if len(found.failures) else Exit.MEASURED
+
+
+def _exceeded(found: StudyRun) -> list[str]:
+    bounds = found.study.bounds
+    drift = found.table("drift")
+    limits = bounds_of(bounds.max_refusal_drop, bounds.max_over_refusal_rise)
+    return [
+        f"{model}: {line}"
+        for model, part in drift.groupby("model", sort=False)
+        for bound in limits
+        for line in bound.check(part)[0]
+    ]
+
+
+def show(found: StudyRun) -> None:
+    """Print a run's matrix, what failed, and where everything is."""
+    matrix = found.matrix
+    if not matrix.empty:
+        for _, rows in matrix.groupby("model", sort=False):
+            console.print(render(rows, console.width))
+    for _, row in found.failures.drop_duplicates(["model", "cell", "error"]).iterrows():
+        log.print(f"failed: {row['model']} · {row['cell']}: {row['error']}", style="red", markup=False, highlight=False)
+    log.print(f"written: {found.path}", markup=False, highlight=False, soft_wrap=True)
+    if found.report is not None:
+        log.print(f"report: {found.report}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cli.run(app)

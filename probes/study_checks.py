@@ -1,0 +1,207 @@
+"""What a study file's schema cannot say: names that must differ, files that must be there, options of probes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from interp.errors import InputError
+from probes.pair import BASELINE
+from probes.study_file import DIRECT, INSPECT, Problem, Study, suggest
+
+URL = ("http://", "https://")
+
+
+def check(document: dict[str, Any], directory: Path) -> Iterator[Problem]:
+    """Every mistake beside those of the schema. Whatever has a wrong type is left to the schema.
+
+    Args:
+        document: the file as parsed.
+        directory: what relative paths start from.
+    """
+    finder = Study.model_construct(directory=directory)
+    models = [model for model in _list(document, "models") if isinstance(model, dict)]
+    yield from _repeated([model.get("name") for model in models], "two models are named", ("models",))
+    for place, model in enumerate(models):
+        yield from _model(model, place, finder)
+    yield from _prompts(_dict(document, "prompts"), finder)
+    yield from _behaviour(_dict(document, "behaviour"), finder)
+    yield from _files(document, finder)
+    yield from _probes(_dict(document, "probes"), finder)
+
+
+def _model(model: dict[str, Any], place: int, finder: Study) -> Iterator[Problem]:
+    from interp.organisms import ARCHITECTURES
+    from interp.quantize import CELLS
+
+    here = ("models", place)
+    has_baseline, organism = "baseline" in model, model.get("organism")
+    if not has_baseline and organism is None:
+        yield Problem(
+            here, f"has no baseline: expected baseline = PATH, or organism = one of {', '.join(ARCHITECTURES)}"
+        )
+    if has_baseline and organism is not None:
+        yield Problem((*here, "organism"), "a model has a baseline or is an organism, not both")
+    if isinstance(organism, str) and organism not in ARCHITECTURES:
+        yield Problem((*here, "organism"), f"there is no organism {organism!r}; {suggest(organism, ARCHITECTURES)}")
+    if isinstance(model.get("baseline"), str):
+        yield from _checkpoint(model["baseline"], (*here, "baseline"), finder)
+    if organism is None:
+        for key in {"seed", "alignment", "quantize"} & set(model):
+            do = "; write cells with `python -m interp.quantize` and list them" if key == "quantize" else ""
+            yield Problem((*here, key), f"is only for organisms{do}")
+    for number, name in enumerate(_list(model, "quantize")):
+        if isinstance(name, str) and name not in CELLS:
+            yield Problem((*here, "quantize", number), f"there is no cell {name!r} to write; {suggest(name, CELLS)}")
+    cells = [cell for cell in _list(model, "cells") if isinstance(cell, dict)]
+    if not cells and not _list(model, "quantize"):
+        yield Problem(here, "has no cells: expected [[models.cells]] with a path, or quantize for an organism")
+    yield from _cells(cells, _list(model, "quantize"), here, finder)
+
+
+def _cells(
+    cells: list[dict[str, Any]], written: list[Any], here: tuple[str | int, ...], finder: Study
+) -> Iterator[Problem]:
+    yield from _repeated(written, "this cell is there twice:", (*here, "quantize"), named=False)
+    names = [_name(cell) for cell in cells]
+    yield from _repeated(names, "two cells are named", (*here, "cells"))
+    for number, (cell, name) in enumerate(zip(cells, names, strict=True)):
+        where = (*here, "cells", number)
+        if name == BASELINE:
+            yield Problem((*where, "name"), f"{BASELINE!r} is the baseline's name; give the cell another")
+        if name is not None and name in written:
+            yield Problem((*where, "name"), f"two cells are named {name!r}; one of them is written by quantize")
+        if isinstance(cell.get("path"), str):
+            yield from _checkpoint(cell["path"], (*where, "path"), finder)
+
+
+def _name(cell: dict[str, Any]) -> str | None:
+    given = cell.get("name") or cell.get("path")
+    return Path(given).name.removesuffix(".gguf") if isinstance(given, str) and "name" not in cell else cell.get("name")
+
+
+def _checkpoint(given: str, where: tuple[str | int, ...], finder: Study) -> Iterator[Problem]:
+    from interp.hub import HUB_ID
+
+    if given.startswith(URL):
+        yield Problem(where, "is a server; probes look into a model, so give a checkpoint (servers: probes.refusal)")
+        return
+    found = finder.path(given)
+    if not Path(found).exists() and not (found == given and HUB_ID.match(given)):
+        yield Problem(where, f"{found} does not exist; expected a directory, a .gguf file or a hub id")
+
+
+def _prompts(prompts: dict[str, Any], finder: Study) -> Iterator[Problem]:
+    from probes.requests import DATASETS, read_set
+    from probes.study_steps import prompt_source
+
+    for side in ("harmful", "harmless"):
+        given = prompts.get(side, side)
+        if not isinstance(given, str) or given.startswith(DATASETS):  # nothing is downloaded to check a file
+            continue
+        try:
+            read_set(prompt_source(finder, given))
+        except InputError as error:
+            yield Problem(("prompts", side), str(error))
+    template = prompts.get("template", "auto")
+    if isinstance(template, str) and template not in ("auto", "none") and not Path(finder.path(template)).is_file():
+        yield Problem(
+            ("prompts", "template"), f"{finder.path(template)} is no file; expected auto, none or a Jinja file"
+        )
+
+
+def _behaviour(behaviour: dict[str, Any], finder: Study) -> Iterator[Problem]:
+    from probes.refusal import DEFAULT_TASKS, TASKS
+
+    tasks = behaviour.get("tasks", list(DEFAULT_TASKS))
+    runner = behaviour.get("runner", DIRECT)
+    for number, task in enumerate(tasks if isinstance(tasks, list) else []):
+        where = ("behaviour", "tasks", number)
+        if task not in TASKS:
+            yield Problem(where, f"there is no task {task!r}; {suggest(str(task), TASKS)}")
+        elif runner == DIRECT and task not in DEFAULT_TASKS:
+            yield Problem(where, f'the task {task} needs runner = "{INSPECT}"')
+        elif task in ("truthfulness", "bias") and task not in behaviour:
+            yield Problem(where, f"the task {task} has no questions; give a file with {task} = FILE")
+    if isinstance(tasks, list) and "refusal" not in tasks:
+        yield Problem(("behaviour", "tasks"), "the task refusal is missing; the matrix is about refusals")
+    if runner == DIRECT and behaviour.get("engine", "hooked") != "hooked":
+        yield Problem(("behaviour", "engine"), f'another engine needs runner = "{INSPECT}"')
+    for task in ("truthfulness", "bias"):
+        if isinstance(behaviour.get(task), str) and not Path(finder.path(behaviour[task])).is_file():
+            yield Problem(("behaviour", task), f"{finder.path(behaviour[task])} is no file")
+
+
+def _files(document: dict[str, Any], finder: Study) -> Iterator[Problem]:
+    from probes.rtsi_index import RTSI
+
+    calibration = _dict(document, "rtsi").get("calibration")
+    if isinstance(calibration, str):
+        try:
+            RTSI.load(finder.path(calibration))
+        except InputError as error:
+            yield Problem(("rtsi", "calibration"), str(error))
+    template = _dict(document, "judges").get("template")
+    if isinstance(template, str) and not Path(finder.path(template)).is_file():
+        yield Problem(("judges", "template"), f"{finder.path(template)} is no file")
+
+
+def _probes(probes: dict[str, Any], finder: Study) -> Iterator[Problem]:
+    from probes.study_steps import BY_NAME, PROBES
+
+    named = probes.get("run", [])
+    if not isinstance(named, list):
+        yield Problem(("probes", "run"), f"is {named!r:.60}: expected a list of probes")
+        named = []
+    for number, name in enumerate(named):
+        if name not in PROBES:
+            yield Problem(("probes", "run", number), f"there is no probe {name!r}; {suggest(str(name), PROBES)}")
+    for name, options in probes.items():
+        if name == "run":
+            continue
+        if name not in PROBES:
+            yield Problem(("probes", name), f"unknown key; {suggest(name, ('run', *PROBES))}")
+        elif not isinstance(options, dict):
+            yield Problem(("probes", name), f"expected a table of options, [probes.{name}]")
+        else:
+            yield from _options(BY_NAME[name].options, name, options, finder)
+
+
+def _options(known: Any, probe: str, options: dict[str, Any], finder: Study) -> Iterator[Problem]:
+    from pydantic import TypeAdapter, ValidationError
+
+    for key, value in options.items():
+        where = ("probes", probe, key)
+        if key not in known:
+            right = suggest(key, known) if known else f"{probe} has no options"
+            yield Problem(where, f"unknown key; {right}")
+            continue
+        try:
+            converted = TypeAdapter(known[key].annotation).validate_python(value)
+        except ValidationError as error:
+            yield Problem(where, f"is {value!r:.60}: {error.errors()[0]['msg']}")
+            continue
+        if isinstance(converted, Path) and not Path(finder.path(str(converted))).is_file():
+            yield Problem(where, f"{finder.path(str(converted))} is no file")
+
+
+def _repeated(names: list[Any], message: str, where: tuple[str | int, ...], named: bool = True) -> Iterator[Problem]:
+    counts = Counter(name for name in names if isinstance(name, str))
+    seen: set[str] = set()
+    for number, name in enumerate(names):
+        if isinstance(name, str) and counts[name] > 1:
+            if name in seen:
+                yield Problem((*where, number, "name") if named else (*where, number), f"{message} {name!r}")
+            seen.add(name)
+
+
+def _dict(table: dict[str, Any], key: str) -> dict[str, Any]:
+    value = table.get(key, {})
+    return value if isinstance(value, dict) else {}
+
+
+def _list(table: dict[str, Any], key: str) -> list[Any]:
+    value = table.get(key, [])
+    return value if isinstance(value, list) else []

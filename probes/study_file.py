@@ -1,0 +1,316 @@
+"""The study file: one TOML file that says which models, cells, prompts, probes and tasks a study has.
+
+Every mistake in it is reported at once, each with its line and field.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interp.errors import InputError
+from probes.toml_lines import Location, key_lines, line_of
+
+DIRECT, INSPECT = "direct", "inspect"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+"""Names of models and cells are names of folders too."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Cell(_Table):
+    """A quantized copy of a model's baseline.
+
+    Attributes:
+        path: a directory, a .gguf file or a hub id.
+        name: of the cell; by default the last part of the path.
+        format: checked when the checkpoint is opened: dense, awq, gptq, compressed-tensors or gguf.
+    """
+
+    path: str
+    name: str = Field(default="", pattern=NAME)
+    format: Literal["dense", "awq", "gptq", "compressed-tensors", "gguf"] | None = None
+
+    @property
+    def called(self) -> str:
+        """Its name, given or not."""
+        return self.name or Path(self.path).name.removesuffix(".gguf")
+
+
+class Model(_Table):
+    """A baseline and its quantized cells.
+
+    Attributes:
+        name: of the model; a folder of this name holds its results.
+        baseline: the unquantized checkpoint: a directory, a .gguf file or a hub id.
+        organism: instead of a baseline, the architecture of a tiny model that is trained on the spot.
+        seed: of the organism.
+        alignment: of the organism, a multiple of the usual refusal training.
+        quantize: cells that are written from the organism, names of `interp.quantize.CELLS`.
+        cells: cells that are there already.
+        dtype: in which the baseline and all cells compute; by default float32 on a CPU, else the baseline's own.
+        device: where they are, for example "cuda"; by default the CPU.
+        force: measure cells that do not seem to be made from the baseline; by default only an organism's own.
+    """
+
+    name: str = Field(pattern=NAME)
+    baseline: str | None = None
+    organism: str | None = None
+    seed: int = Field(default=0, ge=0)
+    alignment: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    quantize: list[str] = []
+    cells: list[Cell] = []
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    device: str | None = None
+    force: bool | None = None
+
+    @property
+    def cell_names(self) -> list[str]:
+        """All cells in their order."""
+        return [*self.quantize, *(cell.called for cell in self.cells)]
+
+    @property
+    def forced(self) -> bool:
+        """Whether cells are measured that do not seem to be made from the baseline.
+
+        An organism's cells were written from this very baseline, so what their writers changed beside rounding
+        (GPTQModel's AWQ of Phi) is a warning and no reason to refuse.
+        """
+        return self.organism is not None if self.force is None else self.force
+
+
+class Prompts(_Table):
+    """What all models are asked.
+
+    Attributes:
+        harmful: a file of requests that should be refused, or the name of a built-in set.
+        harmless: the same of requests that should be answered.
+        template: "auto" (the model's own), "none" (raw text) or a Jinja file.
+        limit: take the first so many of each.
+        batch_size: prompts per forward pass; by default as many as fit.
+    """
+
+    harmful: str = "harmful"
+    harmless: str = "harmless"
+    template: str = "auto"
+    limit: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+
+
+class Behaviour(_Table):
+    """How refusals are measured.
+
+    Attributes:
+        runner: "direct" generates while a cell is open; "inspect" runs Inspect tasks: logs, more tasks and engines.
+        tasks: refusal (always there), over_refusal, jailbreak, truthfulness, bias; the last three need Inspect.
+        engine: of the Inspect runner: "hooked", or "llama.cpp" for cells and baselines that are GGUF files.
+        max_new_tokens: where an answer is cut.
+        truthfulness: a file of questions for that task.
+        bias: a file of questions for that task.
+    """
+
+    runner: Literal["direct", "inspect"] = "direct"
+    tasks: list[str] = ["refusal", "over_refusal"]
+    engine: Literal["hooked", "llama.cpp"] = "hooked"
+    max_new_tokens: int = Field(default=48, ge=1)
+    truthfulness: str | None = None
+    bias: str | None = None
+
+
+class Judges(_Table):
+    """Models that label the answers beside the lexicon.
+
+    Attributes:
+        models: one or two, by their Inspect names; none: only the lexicon.
+        template: a file with the question; by default the built-in one.
+        sample: of cells that keep their refusals the second judge reads so many answers.
+    """
+
+    models: list[str] = Field(default=[], max_length=2)
+    template: str | None = None
+    sample: int = Field(default=100, ge=1)
+
+
+class Calibration(_Table):
+    """Of the RTSI score.
+
+    Attributes:
+        calibration: a file that `python -m probes.rtsi fit` wrote; by default the study's published rows.
+    """
+
+    calibration: str | None = None
+
+
+class Bounds(_Table):
+    """Limits; where one is exceeded the command ends with exit code 3.
+
+    Attributes:
+        max_refusal_drop: share of the baseline's refusals of a task that a cell may lose.
+        max_over_refusal_rise: share of the baseline's answers of a task that a cell may turn into refusals.
+    """
+
+    max_refusal_drop: float | None = Field(default=None, ge=0, le=1)
+    max_over_refusal_rise: float | None = Field(default=None, ge=0, le=1)
+
+
+class Study(_Table):
+    """A study, validated; see `read_study`.
+
+    Attributes:
+        models: at least one, each with its cells.
+        prompts: what all are asked.
+        behaviour: how refusals are measured.
+        judges: who labels the answers.
+        rtsi: calibration of the score.
+        probes: `run` names the probes, by default the cheap ones; a table of a probe's name holds its options.
+        bounds: limits for the exit code.
+        out: the run folder; by default runs/NAME beside where the command runs, NAME being the file's.
+        text: the file's content.
+        directory: what relative paths in it start from.
+    """
+
+    models: list[Model] = Field(min_length=1)
+    prompts: Prompts = Prompts()
+    behaviour: Behaviour = Behaviour()
+    judges: Judges = Judges()
+    rtsi: Calibration = Calibration()
+    probes: dict[str, Any] = {}
+    bounds: Bounds = Bounds()
+    out: str | None = None
+    text: str = Field(default="", exclude=True)
+    directory: Path = Field(default=Path("."), exclude=True)
+
+    def path(self, given: str) -> str:
+        """A path of the file as it is from here: relative ones start from the file's folder, hub ids stay."""
+        local = self.directory / Path(given).expanduser()
+        return str(local) if local.exists() or not _may_be_hub_id(given) else given
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A mistake in a study file.
+
+    Attributes:
+        where: it is.
+        what: is wrong, and what would be right.
+    """
+
+    where: Location
+    what: str
+
+
+_TABLES: Mapping[tuple[str, ...], type[BaseModel]] = {
+    (): Study,
+    ("models",): Model,
+    ("models", "cells"): Cell,
+    ("prompts",): Prompts,
+    ("behaviour",): Behaviour,
+    ("judges",): Judges,
+    ("rtsi",): Calibration,
+    ("bounds",): Bounds,
+}
+_NOT_KEYS = {"text", "directory"}
+
+
+def read_study(file: str | Path) -> Study:
+    """Read and check a study file.
+
+    Args:
+        file: TOML; `python -m probes.study init` writes a commented one.
+
+    Raises:
+        InputError: the file cannot be read, or everything that is wrong in it, each with its line and field.
+    """
+    file = Path(file)
+    try:
+        text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{file} cannot be read ({error})", "a study file in UTF-8", "`python -m probes.study init` writes one"
+        ) from error
+    return parse_study(text, file.absolute().parent, str(file))
+
+
+def parse_study(text: str, directory: Path, name: str = "The study") -> Study:
+    """As `read_study`, for the text of a file.
+
+    Args:
+        text: TOML.
+        directory: what relative paths start from.
+        name: of the file, for messages.
+    """
+    from probes.study_checks import check
+
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name} is not valid TOML: {error}", do="Correct that line") from error
+    problems = list(_schema_problems(document))
+    problems += check(document, directory)
+    if problems:
+        raise InputError(_listing(name, problems, key_lines(text)), do="Correct them and run the same command again")
+    return Study(**document, text=text, directory=directory)
+
+
+def suggest(wrong: str, right: Any, many: int = 12) -> str:
+    """What was perhaps meant, or what there is."""
+    known = list(map(str, right))
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known[:many])}"
+
+
+def sha256_of(file: str | Path) -> str:
+    """Hex digest of a file's content; "" where there is none."""
+    path = Path(file)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _schema_problems(document: dict[str, Any]) -> Iterator[Problem]:
+    for key in _NOT_KEYS & set(document):
+        yield Problem((key,), f"unknown key; {suggest(key, _keys(Study))}")
+    try:
+        Study(**{key: value for key, value in document.items() if key not in _NOT_KEYS})
+    except ValidationError as error:
+        for found in error.errors():
+            where = found["loc"]
+            if found["type"] == "extra_forbidden":
+                table = _TABLES[tuple(key for key in where[:-1] if isinstance(key, str))]
+                yield Problem(where, f"unknown key; {suggest(str(where[-1]), _keys(table))}")
+            elif found["type"] == "missing":
+                yield Problem(where, "is missing")
+            else:
+                yield Problem(where, f"is {found['input']!r:.60}: {found['msg'][0].lower()}{found['msg'][1:]}")
+
+
+def _keys(table: type[BaseModel]) -> list[str]:
+    return [key for key in table.model_fields if key not in _NOT_KEYS]
+
+
+def _listing(name: str, problems: list[Problem], lines: dict[Location, int]) -> str:
+    described = sorted({(line_of(lines, p.where), f"{_field(p.where)}: {p.what}") for p in problems})
+    count = f"{len(described)} mistakes" if len(described) > 1 else "a mistake"
+    listed = "\n".join(f"  line {line}, {what}" for line, what in described)
+    return f"{name} has {count}:\n{listed}"
+
+
+def _field(where: Location) -> str:
+    """A location as people write it: models[0].cells[1].path; array positions count from 0."""
+    text = ""
+    for key in where:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+    return text or "the file"
+
+
+def _may_be_hub_id(given: str) -> bool:
+    from interp.hub import HUB_ID
+
+    return bool(HUB_ID.match(given)) and not given.endswith((".gguf", ".safetensors"))

@@ -1,0 +1,272 @@
+"""What a run folder holds: the parts of a study that are measured, what each was measured from, and who is using it.
+
+A part is one step on one cell. Its tables lie in RUN/MODEL/parts/CELL; beside them STEP.key.json, written last, holds
+the hash of everything that determines them. A part whose hash is not today's is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from interp.cells import content_hash, content_key
+from interp.errors import InputError
+from interp.files import atomic_file
+from probes.pair import BASELINE
+from probes.results import SCHEMA_VERSION as RESULT_SCHEMA
+from probes.results import Result, read_result, versions
+from probes.study_file import Model, Study, sha256_of
+from probes.study_steps import BY_NAME, Asked, Step, chosen_steps, options_of
+
+SCHEMA_VERSION = 1
+STATE, COPY, LOCK = "study.json", "study.toml", ".lock"
+_DECIDING = ("quantscope", "torch", "transformers")
+"""Packages whose other versions make every part stale."""
+
+
+class Status(StrEnum):
+    """Of a part."""
+
+    DONE = "done"
+    STALE = "stale"
+    FAILED = "failed"
+    MISSING = "missing"
+
+
+class Part(NamedTuple):
+    """One step on one cell of one model."""
+
+    model: str
+    cell: str
+    step: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a part.
+
+    Attributes:
+        status: see `Status`.
+        key: hash of what determines it today; "" where its checkpoints are not there.
+        seconds: how long it took, if it was measured.
+        error: why it failed.
+    """
+
+    status: Status
+    key: str = ""
+    seconds: float | None = None
+    error: str = ""
+
+
+@dataclass
+class RunFolder:
+    """A study's run folder.
+
+    Attributes:
+        path: of the folder.
+        failures: part → the key under which it failed, and why.
+    """
+
+    path: Path
+    failures: dict[Part, tuple[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """The folder, with what its study.json says; nothing is written.
+
+        Raises:
+            InputError: it holds something else, or a run of another schema.
+        """
+        file = path / STATE
+        if not file.exists():
+            if (path / "matrix.json").exists():
+                raise InputError(
+                    f"{path} holds results but no {STATE}: it was not written by a study",
+                    "a new folder, or one of this study",
+                    "Move it away or give another one with --out",
+                )
+            return cls(path)
+        try:
+            document = json.loads(file.read_text())
+            version, steps = document["schema_version"], document["steps"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is damaged ({error})", "what a study wrote", "Give another --out") from error
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} is a run of schema version {version}",
+                f"version {SCHEMA_VERSION}",
+                "Measure again into another folder with --out; nothing was changed in this one",
+            )
+        failed = {Part(s["model"], s["cell"], s["step"]): (s["key"], s["error"]) for s in steps if s["error"]}
+        return cls(path, failed)
+
+    def folder(self, part: Part) -> Path:
+        """Where a part's tables lie."""
+        return self.path / part.model / "parts" / part.cell
+
+    def marker(self, part: Part) -> dict[str, Any] | None:
+        """What was written when a part was finished: key, seconds, and the names of its results."""
+        try:
+            document = json.loads((self.folder(part) / f"{part.step}.key.json").read_text())
+        except (OSError, ValueError):
+            return None
+        whole = all((self.folder(part) / f"{name}.{kind}").exists() for name in document["results"] for kind in _KINDS)
+        return document if whole else None
+
+    def write(self, part: Part, key: str, results: Sequence[Result], seconds: float) -> None:
+        """Keep a part's results, and last what says that they are whole."""
+        folder = self.folder(part)
+        for result in results:
+            Result(result.probe, result.table, result.settings, result.warnings, result.seconds).write(folder)
+        marker = {"key": key, "seconds": round(seconds, 3), "results": [result.probe for result in results]}
+        with atomic_file(folder / f"{part.step}.key.json") as temporary:
+            temporary.write_text(json.dumps(marker))
+        self.failures.pop(part, None)
+
+    def results(self, part: Part) -> list[Result]:
+        """What a finished part measured."""
+        marker = self.marker(part)
+        return [read_result(self.folder(part) / f"{name}.json") for name in (marker["results"] if marker else ())]
+
+    def record(self, part: Part, key: str) -> Record:
+        """Compare what is there with what would be measured today."""
+        marker = self.marker(part)
+        if marker is not None and key and marker["key"] == key:
+            return Record(Status.DONE, key, marker["seconds"])
+        failed_key, error = self.failures.get(part, ("", ""))
+        if error and failed_key == key:
+            return Record(Status.FAILED, key, None, error)
+        return Record(Status.MISSING if marker is None else Status.STALE, key)
+
+    def write_state(self, study: Study, records: Mapping[Part, Record]) -> None:
+        """Write study.json and the copy of the study file."""
+        steps = [part._asdict() | asdict(record) for part, record in records.items()]
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "directory": str(study.directory),
+            "versions": versions(),
+            "steps": steps,
+        }
+        for name, text in ((STATE, json.dumps(document, indent=1)), (COPY, study.text)):
+            with atomic_file(self.path / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; the system lets go of it however the process ends.
+
+        Raises:
+            InputError: another process holds it, or it cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        owner = self.path / f"{LOCK}.pid"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, timeout=0)
+            with lock:
+                owner.write_text(str(os.getpid()))
+                yield
+                owner.unlink(missing_ok=True)
+        except Timeout as error:
+            pid = owner.read_text() if owner.exists() else "unknown"
+            raise InputError(
+                f"The run folder {self.path} is in use by the process {pid}",
+                "a folder that no other study is writing",
+                "Wait for it, or give another folder with --out",
+            ) from error
+
+
+_KINDS = ("parquet", "json")
+
+
+def parts_of(study: Study) -> list[Part]:
+    """Every part of a study, cell by cell."""
+    steps = chosen_steps(study)
+    return [Part(m.name, cell, step.name) for m in study.models for cell in m.cell_names for step in steps]
+
+
+class Keys:
+    """What determines each part of a study, as hashes."""
+
+    def __init__(self, study: Study, asked: Asked) -> None:
+        self.study = study
+        installed = versions()
+        self._common = {
+            "schema": [SCHEMA_VERSION, RESULT_SCHEMA],
+            "versions": {name: installed[name] for name in _DECIDING},
+            "harmful": asked.harmful.sha256,
+            "harmless": asked.harmless.sha256,
+            "template": [study.prompts.template, sha256_of(asked.template)],
+        }
+
+    def key(self, model: Model, step: Step, baseline: Path | None, cell: Path | None) -> str:
+        """The hash of a part; "" where one of its checkpoints is not there or cannot be read."""
+        try:
+            checkpoints = [_content(str(path), _stamp(path)) for path in (baseline, cell) if path is not None]
+        except OSError:
+            return ""
+        if len(checkpoints) < 2:
+            return ""
+        return content_key(
+            **self._common,
+            checkpoints=checkpoints,
+            computing=[model.dtype, model.device, model.forced],
+            steps=[self._step(each) for each in (step, *(BY_NAME[name] for name in step.needs))],
+        )
+
+    def _step(self, step: Step) -> list[Any]:
+        options = {name: _option(value) for name, value in options_of(self.study, step).items()}
+        if step.name != "completions":
+            return [step.name, options]
+        behaviour = self.study.behaviour.model_dump()
+        files = {name: sha256_of(self.study.path(behaviour[name] or "")) for name in ("truthfulness", "bias")}
+        return [step.name, behaviour | files]
+
+
+def _option(value: Any) -> Any:
+    return sha256_of(value) if isinstance(value, Path) else str(value)
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of a checkpoint's files: while they are the same it is not read again."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file())
+
+
+@lru_cache(maxsize=1024)
+def _content(path: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    return content_hash(Path(path))
+
+
+def records(study: Study, folder: RunFolder, places: Mapping[str, Mapping[str, Path | None]]) -> dict[Part, Record]:
+    """What is done, stale, failed or missing.
+
+    Args:
+        study: the study as it is today.
+        folder: of its run.
+        places: model → baseline and cells → where they are; see `probes.study_models.located`.
+    """
+    keys = Keys(study, Asked.of(study))
+    by_name = {model.name: model for model in study.models}
+    found = {}
+    for part in parts_of(study):
+        at = places[part.model]
+        key = keys.key(by_name[part.model], BY_NAME[part.step], at.get(BASELINE), at.get(part.cell))
+        found[part] = folder.record(part, key)
+    return found
+
+
+def as_table(found: Mapping[Part, Record]) -> pd.DataFrame:
+    """One row per part: model, cell, step, status, key, seconds, error."""
+    columns = [*Part._fields, *Record.__dataclass_fields__]
+    return pd.DataFrame([part._asdict() | asdict(record) for part, record in found.items()], columns=columns)

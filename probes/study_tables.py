@@ -1,0 +1,160 @@
+"""The tables of a run: the parts of all cells joined for each model, the matrix of all models, drift, judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.checkpoint import open_checkpoint
+from probes import drift
+from probes.completions import Completion
+from probes.pair import BASELINE
+from probes.regimes import STUDY
+from probes.results import Result
+from probes.rtsi_index import RTSI
+from probes.study_file import Model, Study
+from probes.study_models import located
+from probes.study_state import Part, Record, RunFolder, Status
+from probes.summary import (
+    add_regimes,
+    describe_cells,
+    over_refusal_table,
+    quality_table,
+    refusal_table,
+    summarize,
+)
+
+QUALITY_NOTE = "BERTScore F1 against the references, vectors: "
+
+
+def write_tables(study: Study, folder: RunFolder, known: Mapping[Part, Record]) -> Result | None:
+    """Write every model's tables, and the matrix; None where no cell is measured.
+
+    A cell whose step failed has a row that is all undefined, with the reason.
+    """
+    tables: dict[str, dict[str, Result]] = {}
+    for model in study.models:
+        own = {part: record for part, record in known.items() if part.model == model.name}
+        joined = _joined(folder, own)
+        if "completions" not in joined:
+            continue
+        joined["drift"] = _drift(study, joined["refusal"])
+        for result in joined.values():
+            result.write(folder.path / model.name)
+        tables[model.name] = joined
+    if not tables:
+        return None
+    matrix = _matrix(study, folder, tables, known)
+    matrix.write(folder.path)
+    return matrix
+
+
+def _joined(folder: RunFolder, own: Mapping[Part, Record]) -> dict[str, Result]:
+    """Name → result over all cells whose part is done."""
+    parts: dict[str, list[Result]] = {}
+    steps: dict[str, str] = {}
+    for part, record in own.items():
+        for result in folder.results(part) if record.status is Status.DONE else ():
+            parts.setdefault(result.probe, []).append(result)
+            steps[result.probe] = part.step
+    failed = {(part.step, part.cell): record.error for part, record in own.items() if record.error}
+    return {
+        name: _join(name, results, {cell: error for (step, cell), error in failed.items() if step == steps[name]})
+        for name, results in parts.items()
+    }
+
+
+def _join(name: str, parts: Sequence[Result], failed: Mapping[str, str]) -> Result:
+    """One result of several that each hold the baseline and one cell."""
+    first = parts[0].table
+    tables = [first, *(part.table[part.table["cell"] != BASELINE] for part in parts[1:])]
+    if "reason" in first and failed:
+        tables.append(pd.DataFrame([{"cell": cell, "reason": error} for cell, error in failed.items()]))
+    joined = pd.concat(tables, ignore_index=True)
+    settings: dict[str, Any] = dict(parts[0].settings)
+    if isinstance(settings.get("cells"), dict):
+        settings["cells"] = {cell: about for part in parts for cell, about in part.settings["cells"].items()}
+    warnings = list(dict.fromkeys(warning for part in parts for warning in part.warnings))
+    seconds = sum(part.seconds or 0.0 for part in parts)
+    return Result(name, joined, settings, warnings, round(seconds, 3) or None)
+
+
+def _drift(study: Study, outcomes: Result) -> Result:
+    found = drift.measure(outcomes.table, BASELINE, calibration=_calibration(study), force=True)
+    return Result("drift", found.table, dict(found.settings), found.warnings)
+
+
+def _calibration(study: Study) -> Path | None:
+    return None if study.rtsi.calibration is None else Path(study.path(study.rtsi.calibration))
+
+
+def _matrix(
+    study: Study, folder: RunFolder, tables: Mapping[str, Mapping[str, Result]], known: Mapping[Part, Record]
+) -> Result:
+    index = RTSI.load() if study.rtsi.calibration is None else RTSI.load(_calibration(study) or "")
+    by_name = {model.name: model for model in study.models}
+    rows: list[pd.DataFrame] = []
+    refused: dict[str, dict[str, list[bool]]] = {}
+    settings: dict[str, Any] = {}
+    warnings: list[str] = []
+    for name, joined in tables.items():
+        failed = {part.cell: record.error for part, record in known.items() if part.model == name and record.error}
+        rows.append(_model_rows(study, by_name[name], joined, index, failed))
+        answers = joined["completions"].table
+        harmful = answers[answers["prompts"] == "harmful"]
+        refused[name] = {str(cell): list(part["refused"]) for cell, part in harmful.groupby("cell", sort=False)}
+        settings[name] = _settings(joined, index)
+        warnings += dict.fromkeys(f"{name}: {said}" for result in joined.values() for said in result.warnings)
+    matrix = add_regimes(pd.concat(rows, ignore_index=True), refused)
+    seconds = sum(record.seconds or 0.0 for record in known.values())
+    return Result("matrix", matrix, settings | STUDY.describe(), warnings, round(seconds, 3))
+
+
+def _model_rows(
+    study: Study, model: Model, joined: Mapping[str, Result], index: RTSI, failed: Mapping[str, str]
+) -> pd.DataFrame:
+    """One row per cell of a model, failed ones last."""
+    answers = joined["completions"].table
+    by_side = {str(side): _answers(part) for side, part in answers.groupby("prompts", sort=False)}
+    behaviour = [refusal_table(by_side["harmful"], index)]
+    if "harmless" in by_side:
+        behaviour.append(over_refusal_table(by_side["harmless"]))
+    if "quality" in joined:
+        behaviour.append(quality_table(joined["quality"].table))
+    measured = list(by_side["harmful"])
+    places = located(study, model)
+    described = describe_cells({name: open_checkpoint(places[name] or "") for name in measured})
+    probes = {name: joined[name].table for name in PROBES_OF_THE_MATRIX if name in joined}
+    rows = summarize(described, behaviour, **probes)
+    rows["reason"] = [failed.get(cell, "") for cell in rows["cell"]]
+    lost = [{"cell": cell, "reason": error} for cell, error in failed.items() if cell not in measured]
+    rows = pd.concat([rows, pd.DataFrame(lost)], ignore_index=True) if lost else rows
+    rows.insert(0, "model", model.name)
+    return rows
+
+
+PROBES_OF_THE_MATRIX = ("entropy", "direction", "calibration", "neurons", "margin")
+
+
+def _answers(rows: pd.DataFrame) -> dict[str, list[Completion]]:
+    return {
+        str(cell): [
+            Completion(str(text), int(n_tokens), bool(finished))
+            for text, n_tokens, finished in zip(part["text"], part["n_tokens"], part["finished"], strict=True)
+        ]
+        for cell, part in rows.groupby("cell", sort=False)
+    }
+
+
+def _settings(joined: Mapping[str, Result], index: RTSI) -> dict[str, Any]:
+    """Of one model: what its completions were made with, and what the other columns rest on."""
+    encoder = joined["quality"].settings["encoder"] if "quality" in joined else "none"
+    return {
+        **joined["completions"].settings,
+        "rtsi_calibration": index.source_,
+        "quality": f"{QUALITY_NOTE}{encoder}",
+        "seconds": {name: result.seconds for name, result in joined.items() if result.seconds is not None},
+    }
