@@ -204,6 +204,7 @@ STEPS: Sequence[Step] = (
     Step("neurons", _neurons, probe="probes.neurons"),
     Step("quality", _quality),
     probe("margin"),
+    probe("attribution", default=False),
 )
 """In the order in which they run on a cell."""
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}

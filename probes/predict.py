@@ -1,0 +1,269 @@
+"""Do the measurements predict which cells lose refusals? All predictors of any runs, against RTSI, in one table.
+
+python -m probes.predict RUN…
+
+A run is a folder with the matrix and the probes' tables that `make demo` or a study writes; no model is loaded.
+
+What tiny models can and cannot show: organisms say whether a measurement orders cells by the damage that was done to
+them, in models whose refusals were trained the same way, with every cell's behaviour known. They cannot say what share
+of cells of a large model is in danger, how large a margin shift is dangerous there, or that an AUC carries over: their
+refusals sit in few directions, their prompts come from one small world, and their damage is that of models without
+redundancy. A predictor that fails here has little to hope for; one that succeeds here is worth measuring there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+from rich.console import Group
+from rich.text import Text
+
+from probes import cli, cluster_bootstrap, tables
+from probes.cluster_bootstrap import DRAWS, Bounded, bounded
+from probes.options import check_writable
+from probes.predict_cells import LABELS, OUTCOME, Cells, read_cells
+from probes.predictors import PREDICTORS, RTSI, Predictor
+from probes.results import Result
+
+FEWEST_CELLS = 3
+
+
+@dataclass
+class Prediction(Result):
+    """The probe's result, with the cells it was computed from, written beside it as `predict_cells`."""
+
+    cells: Result = field(kw_only=True)
+
+    def write(self, directory: Path) -> tuple[Path, Path]:
+        """Write both, and return the paths of the probe's own two files."""
+        self.cells.write(directory)
+        return super().write(directory)
+
+
+def measure(cells: Cells, *, draws: int = DRAWS, seed: int = 0) -> Prediction:
+    """How well each predictor orders the cells by the refusals they lost.
+
+    Every predictor is oriented a priori (`sign`), so that larger means more danger; correlations are with the loss of
+    refusals, baseline − cell. Intervals are 95 % percentiles over resamples of whole models.
+
+    Table: one row per predictor, with columns
+        predictor, label, sign, needs: see `probes.predictors.Predictor`;
+        n, n_models: cells in which it is defined, and clusters of models that these are from;
+        spearman, pearson, each with _low, _high: with the loss of refusals;
+        r2_left_out: of a line through the other models' cells, each model predicted in turn; negative where it is worse
+            than the others' mean;
+        and for each of the labels `danger`, `material_loss`, `significant_loss` (`probes.predict_cells.LABELS`):
+        L_positives: cells that have the label;
+        L_auc, L_auc_low, L_auc_high;
+        L_auc_left_out: AUC of scores whose orientation and weight come from the other models;
+        L_minus_rtsi, _low, _high: AUC − RTSI's, on the cells where both are defined and on the same resamples;
+        L_reason: why its numbers are NaN, else "";
+        reason: why the predictor is undefined, else "".
+
+    `predict_cells`: one row per non-baseline cell, with model, cell, the oriented predictors, refusal_loss, regime, the
+    labels, p_mcnemar, run, cluster.
+
+    Args:
+        cells: of `read_cells`.
+        draws: resamples of models.
+        seed: of the resamples.
+    """
+    codes, clusters = pd.factorize(cells.table["cluster"])
+    counts = cluster_bootstrap.drawn_counts(len(clusters), draws, seed)
+    rows = [_row(predictor, cells, codes, counts) for predictor in PREDICTORS]
+    settings = {
+        "runs": cells.sources,
+        "n_cells": len(cells.table),
+        "n_models": len(clusters),
+        "draws": draws,
+        "seed": seed,
+        "labels": LABELS,
+        "signs": {predictor.name: predictor.sign for predictor in PREDICTORS},
+    }
+    table = pd.DataFrame(rows)
+    settings["verdict"] = list(verdict(table, len(clusters)))
+    beside = Result("predict_cells", cells.table, settings, cells.warnings)
+    return Prediction("predict", table, settings, list(cells.warnings), cells=beside)
+
+
+def _row(predictor: Predictor, cells: Cells, models: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+    table = cells.table
+    x, loss = table[predictor.name].to_numpy(dtype=float), table[OUTCOME].to_numpy(dtype=float)
+    usable = np.isfinite(x) & np.isfinite(loss)
+    reason = "" if usable.sum() >= FEWEST_CELLS else f"{usable.sum()} cells"
+    if not usable.any():
+        reason = cells.missing[predictor.name] or "undefined in every cell"
+    described = {
+        "predictor": predictor.name,
+        "label": predictor.label,
+        "sign": predictor.sign,
+        "needs": predictor.needs,
+    }
+    row: dict[str, Any] = {**described, "n": int(usable.sum()), "n_models": len(np.unique(models[usable]))}
+    for name in ("spearman", "pearson"):
+        statistic = getattr(cluster_bootstrap, name)
+        row |= _columns(name, _both(statistic, x[usable], loss[usable], models[usable], counts, bool(reason)))
+    left_out = cluster_bootstrap.held_out_r2(loss[usable], x[usable], models[usable]) if not reason else np.nan
+    row["r2_left_out"] = left_out
+    for label in LABELS:
+        row |= _against(label, predictor, table, models, counts)
+    return row | {"reason": reason}
+
+
+def _both(
+    statistic: Any, x: np.ndarray, y: np.ndarray, models: np.ndarray, counts: np.ndarray, undefined: bool
+) -> Bounded:
+    """A statistic of the sample, and its bounds over resamples of the models."""
+    if undefined:
+        return Bounded(np.nan)
+    sample = statistic(x, y, models, np.ones((1, counts.shape[1]), dtype=int))[0]
+    return bounded(float(sample), statistic(x, y, models, counts), len(np.unique(models)))
+
+
+def _against(
+    label: str, predictor: Predictor, table: pd.DataFrame, models: np.ndarray, counts: np.ndarray
+) -> dict[str, Any]:
+    """The columns of one label."""
+    x, rtsi = table[predictor.name].to_numpy(dtype=float), table[RTSI].to_numpy(dtype=float)
+    known = np.isfinite(x) & table[label].notna().to_numpy()
+    positive = table[label].fillna(False).to_numpy(dtype=bool)
+    found = _auc(positive, x, known, models, counts)
+    both = known & np.isfinite(rtsi)
+    left_out = difference = Bounded(np.nan)
+    if not found.reason or np.isfinite(found.value):
+        scores = cluster_bootstrap.held_out_scores(positive[known], x[known], models[known])
+        held = np.full(len(x), np.nan)
+        held[known] = scores
+        left_out = _auc(positive, held, np.isfinite(held), models, counts)
+        if predictor.name != RTSI:
+            difference = _difference(positive, x, rtsi, both, models, counts)
+    return {
+        f"{label}_positives": int((positive & known).sum()),
+        **_columns(f"{label}_auc", found),
+        f"{label}_auc_left_out": left_out.value,
+        **_columns(f"{label}_minus_rtsi", difference),
+        f"{label}_reason": found.reason,
+    }
+
+
+def _auc(positive: np.ndarray, x: np.ndarray, chosen: np.ndarray, models: np.ndarray, counts: np.ndarray) -> Bounded:
+    n_positive, n = int((positive & chosen).sum()), int(chosen.sum())
+    if n_positive in (0, n):
+        return Bounded(np.nan, reason="no cell is known" if n == 0 else f"{n_positive} of {n} cells have the label")
+    statistic = cluster_bootstrap.auc
+    return _both(statistic, positive[chosen], x[chosen], models[chosen], counts, undefined=False)
+
+
+def _difference(
+    positive: np.ndarray, x: np.ndarray, rtsi: np.ndarray, chosen: np.ndarray, models: np.ndarray, counts: np.ndarray
+) -> Bounded:
+    """AUC of x − AUC of RTSI, both on the chosen cells of each resample."""
+    if int((positive & chosen).sum()) in (0, int(chosen.sum())):
+        return Bounded(np.nan)
+
+    def statistic(x: np.ndarray, other: np.ndarray, models: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        labels = positive[chosen]
+        return cluster_bootstrap.auc(labels, x, models, counts) - cluster_bootstrap.auc(labels, other, models, counts)
+
+    return _both(statistic, x[chosen], rtsi[chosen], models[chosen], counts, undefined=False)
+
+
+def _columns(name: str, found: Bounded) -> dict[str, float]:
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def verdict(table: pd.DataFrame, n_models: int) -> Iterator[str]:
+    """In words, for each label: which predictors that need no completions order the cells better than RTSI."""
+    reference = table.set_index("predictor").loc[RTSI]
+    for label, meaning in LABELS.items():
+        rtsi = reference[f"{label}_auc"]
+        if pd.isna(rtsi):
+            yield f"{meaning}: AUC undefined, {reference[f'{label}_reason'] or 'RTSI is undefined'}."
+            continue
+        others = table[(table["predictor"] != RTSI) & table[f"{label}_minus_rtsi"].notna()]
+        better = others[others[f"{label}_minus_rtsi"] > 0].sort_values(f"{label}_minus_rtsi", ascending=False)
+        said = [f"{row['label']} ({_difference_words(row, label)})" for _, row in better.iterrows()]
+        listed = "; ".join(said) if said else "no other predictor"
+        yield f"{meaning} ({reference[f'{label}_positives']} cells): RTSI's AUC is {rtsi:.2f}; above it: {listed}."
+    if n_models < cluster_bootstrap.FEWEST_MODELS:
+        yield f"Models: {n_models}. Cells of one model are not independent: below three models there are no intervals."
+
+
+def _difference_words(row: pd.Series, label: str) -> str:
+    value, low, high = (row[f"{label}_minus_rtsi{suffix}"] for suffix in ("", "_low", "_high"))
+    if pd.isna(low):
+        return f"{value:+.2f}, no interval"
+    excluded = "which excludes 0" if low > 0 or high < 0 else "which includes 0"
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}], {excluded}"
+
+
+PREDICTOR: tables.Columns = {"predictor": tables.text("label"), "n": tables.number("n", "d")}
+CORRELATIONS: tables.Columns = {
+    "needs": tables.text("needs"),
+    "Spearman": tables.interval("spearman", "+.2f"),
+    "Pearson": tables.interval("pearson", "+.2f"),
+    "R² left out": tables.number("r2_left_out", "+.2f"),
+}
+
+
+def _label_columns(label: str) -> tables.Columns:
+    return {
+        "AUC": tables.interval(f"{label}_auc", ".2f"),
+        "left out": tables.number(f"{label}_auc_left_out", ".2f"),
+        "− RTSI": tables.interval(f"{label}_minus_rtsi", "+.2f"),
+    }
+
+
+def render(result: Result) -> Group:
+    """Correlations, one table for each label that some cells have, and the verdict."""
+    n = result.settings["n_cells"]
+    shown = result.table.assign(cell=result.table["label"])
+    title = f"Loss of refusals in {n} cells, 95 % intervals over {result.settings['n_models']} models"
+    parts: list[Any] = [tables.render(title, shown, {**PREDICTOR, **CORRELATIONS})]
+    for label, meaning in LABELS.items():
+        if result.table[f"{label}_auc"].notna().any():
+            positives = int(result.table[f"{label}_positives"].max())
+            title = f"{meaning}: {positives} of {n} cells"
+            parts.append(tables.render(title, shown.drop(columns="reason"), {**PREDICTOR, **_label_columns(label)}))
+    return Group(*parts, *map(Text, result.settings["verdict"]))
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Folders that `make demo` or a study wrote.")],
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Models in whose names it matches the same text are resampled together."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the files go.", show_default="the first run")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+) -> None:
+    """How well each measurement predicts which cells lose refusals, beside RTSI, with models left out."""
+    target = out or runs[0]
+    check_writable(target)
+    result = measure(read_cells(runs, cluster))
+    parquet, document = result.write(target)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        cli.console.print(render(result))
+    for warning in result.warnings:
+        cli.warn(warning)
+    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+    if (result.table["reason"] != "").all():
+        raise typer.Exit(cli.Exit.NOTHING_MEASURED)
+
+
+if __name__ == "__main__":
+    cli.run(app)
