@@ -243,16 +243,30 @@ def _exceeded(found: StudyRun) -> list[str]:
 
 
 def show(found: StudyRun) -> None:
-    """Print a run's matrix, what failed, and where everything is."""
-    matrix = found.matrix
-    if not matrix.empty:
-        for _, rows in matrix.groupby("model", sort=False):
-            console.print(render(rows, console.width))
+    """Print a run's matrix, what a reader of it must know, what failed, and where everything is."""
+    document = found.path / "matrix.json"
+    if document.exists():
+        _show_matrix(read_result(document))
     for _, row in found.failures.drop_duplicates(["model", "cell", "error"]).iterrows():
         log.print(f"failed: {row['model']} · {row['cell']}: {row['error']}", style="red", markup=False, highlight=False)
-    log.print(f"written: {found.path}", markup=False, highlight=False, soft_wrap=True)
-    if found.report is not None:
-        log.print(f"report: {found.report}", markup=False, highlight=False, soft_wrap=True)
+    seconds = found.status.groupby("step", sort=False)["seconds"].sum()
+    took = ", ".join(f"{step} {time:.1f} s" for step, time in seconds.items())
+    log.print(f"measured in {seconds.sum():.0f} s ({took})", highlight=False)
+    for what, path in {"written": found.path, "report": found.report}.items():
+        if path is not None:
+            log.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_matrix(matrix: Result) -> None:
+    for _, rows in matrix.table.groupby("model", sort=False):
+        console.print(render(rows, console.width))
+        for cell, note in rows.loc[rows["note"].fillna("") != "", ["cell", "note"]].itertuples(index=False):
+            console.print(f"{cell}: {note}", markup=False, highlight=False)
+    about = matrix.settings[str(matrix.table["model"].iloc[0])]
+    console.print(f"quality: {about['quality']}", markup=False, highlight=False)
+    console.print(f"RTSI calibration: {about['rtsi_calibration']}", markup=False, highlight=False)
+    for warning in matrix.warnings:
+        cli.warn(warning)
 
 
 if __name__ == "__main__":
