@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from interp.model import HookedModel
@@ -31,6 +31,7 @@ def complete(
     texts: Sequence[str],
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
+    computing: Callable[[list[int]], object] | None = None,
 ) -> list[Completion]:
     """The most probable continuation token by token (no sampling, no penalties), in the order of the texts.
 
@@ -41,15 +42,21 @@ def complete(
         texts: rendered prompts.
         max_new_tokens: where an answer is cut.
         batch_size: prompts generated together, those of similar length.
+        computing: told before each forward pass which texts its rows are, for hooks that treat them differently.
 
     Raises:
         InputError: a prompt that is empty or longer than the context.
     """
-    return [_completion(model.tokenizer, answer) for answer in answers(model, texts, max_new_tokens, batch_size)]
+    given = answers(model, texts, max_new_tokens, batch_size, computing)
+    return [_completion(model.tokenizer, answer) for answer in given]
 
 
 def answers(
-    model: HookedModel, texts: Sequence[str], max_new_tokens: int, batch_size: int = BATCH_SIZE
+    model: HookedModel,
+    texts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int = BATCH_SIZE,
+    computing: Callable[[list[int]], object] | None = None,
 ) -> list[Answer]:
     """`complete`, as token ids."""
     token_ids = model.token_ids(texts)
@@ -57,9 +64,15 @@ def answers(
     found: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        given = generate(model, [token_ids[index] for index in indices], max_new_tokens)
+        told = None if computing is None else _renamed(computing, indices)
+        given = generate(model, [token_ids[index] for index in indices], max_new_tokens, told)
         found |= dict(zip(indices, given, strict=True))
     return [found[index] for index in range(len(texts))]
+
+
+def _renamed(computing: Callable[[list[int]], object], indices: list[int]) -> Callable[[list[int]], object]:
+    """Told rows of a batch, tells which texts they are."""
+    return lambda rows: computing([indices[row] for row in rows])
 
 
 def _completion(tokenizer: Any, answer: Answer) -> Completion:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,12 @@ class Answer(NamedTuple):
     finished: bool
 
 
-def generate(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+def generate(
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    computing: Callable[[list[int]], object] | None = None,
+) -> list[Answer]:
     """The most probable continuation of each prompt, token by token, all prompts in one batch.
 
     What the checkpoint's generation_config.json says about sampling is ignored; its end-of-sequence tokens are kept.
@@ -33,10 +38,11 @@ def generate(model: HookedModel, prompts: Sequence[Sequence[int]], max_new_token
         model: hooks that are open act on every step.
         prompts: token ids, none empty.
         max_new_tokens: where an answer is cut.
+        computing: told before each forward pass which prompts its rows are, for hooks that treat them differently.
     """
     ends = end_tokens(model)
     answers = [Answer([], False)] * len(prompts)
-    for rows, tokens in _steps(model, prompts, max_new_tokens, ends):
+    for rows, tokens in _steps(model, prompts, max_new_tokens, ends, computing):
         for row, token in zip(rows, tokens, strict=True):
             so_far = answers[row].tokens
             answers[row] = Answer(so_far, True) if token in ends else Answer([*so_far, token], False)
@@ -61,7 +67,11 @@ def last_logits(model: HookedModel, prompts: Sequence[Sequence[int]]) -> Float[T
 
 @torch.inference_mode()
 def _steps(
-    model: HookedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: set[int]
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: set[int],
+    computing: Callable[[list[int]], object] | None = None,
 ) -> Iterator[tuple[list[int], list[int]]]:
     """At each step, which prompts are still being answered and the next token of each.
 
@@ -74,6 +84,8 @@ def _steps(
     cache = DynamicCache(config=model.config)
     rows = list(range(len(prompts)))
     for _ in range(max_new_tokens):
+        if computing is not None:
+            computing(rows)
         output = model.hf(
             step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         )

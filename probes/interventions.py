@@ -89,8 +89,7 @@ class Interventions:
         if key not in self._outcomes:
             target, source = self.ends(aim)
             with swapped_weights(target, source, self.parts, chosen):
-                answers = complete(target, self.texts, READ_TOKENS)
-            self._outcomes[key] = as_tensor(refusals([answer.text for answer in answers]))
+                self._outcomes[key] = refused(target, self.texts)
         return self._outcomes[key]
 
     def _with_activations(self, aim: Aim, chosen: Sequence[Part]) -> Callable[[int], AbstractContextManager[None]]:
@@ -102,6 +101,14 @@ class Interventions:
             self._recordings[aim, kind] = self.runs.record(source, list(dict.fromkeys(sites)))
         recording = self._recordings[aim, kind]
         return lambda number: changed(target, _changes(recording, number, chosen))
+
+
+def refused(
+    model: HookedModel, texts: Sequence[str], computing: Callable[[list[int]], object] | None = None
+) -> Bool[Tensor, " prompt"]:
+    """Whether the greedy answer to each rendered prompt begins as a refusal; see `probes.completions.complete`."""
+    answers = complete(model, texts, READ_TOKENS, computing=computing)
+    return as_tensor(refusals([answer.text for answer in answers]))
 
 
 def sites_of(part: Part) -> list[str]:

@@ -22,6 +22,8 @@ Scores = Mapping[Part, float]
 SITES = {Kind.NEURON: Site.MLP, Kind.HEAD: Site.HEAD}
 """Kinds of parts that have an activation of their own, and so a contrast."""
 
+ATTRIBUTION_COLUMNS = ("cell", "prompts", "category", "level", "layer", "module", "unit", "attribution", "shift")
+
 
 def ranked(scores: Scores) -> list[Part]:
     """The parts, the largest score first; of equal ones the first in the model."""

@@ -1,4 +1,4 @@
-"""Restoring parts of a quantized model, and damaging those of its baseline: how much of the margin's shift they carry."""
+"""Restoring parts of a cell, damaging those of its baseline: how much of the margin's shift they carry."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from probes.recovery import Recovery, recoveries
 
 RANDOM_BOUNDS = (0.05, 0.95)
 """Percentiles of the random draws that a row shows."""
+DRAWS = 20
+KINDS = (Kind.NEURON, Kind.HEAD, Kind.MODULE, Kind.LAYER)
 COLUMNS = (
     *("cell", "aim", "by", "kind", "ranking", "k", "n_parts", "n_prompts", "start", "goal"),
     *("margin", "margin_low", "margin_high", "gain", "gain_low", "gain_high", "share", "share_low", "share_high"),
@@ -43,14 +45,14 @@ class Plan:
         draws: random sets at every k that has a control.
         refusals: generate answers at every point of the curves by weights, too.
         refusal_draws: for how many of the random sets.
-        every_control: random sets at every k of a curve instead of every third.
+        every_control: random sets at every k of a curve instead of every fourth.
         seed: of the random sets.
     """
 
     aims: Collection[Aim] = tuple(Aim)
     by: Collection[By] = (By.WEIGHTS,)
-    kinds: Collection[Kind] = (Kind.NEURON, Kind.HEAD, Kind.MODULE, Kind.LAYER)
-    draws: int = 20
+    kinds: Collection[Kind] = KINDS
+    draws: int = DRAWS
     refusals: bool = True
     refusal_draws: int = 2
     every_control: bool = False
@@ -88,7 +90,7 @@ def points(rankings: Mapping[Kind, Mapping[str, Mapping[Part, float]]], plan: Pl
                 for name, scores in rankings[kind].items():
                     order = ranked(scores)
                     for place, k in enumerate(grid(len(order))):
-                        controlled = k < len(order) and (plan.every_control or place % 3 == 1)
+                        controlled = k < len(order) and (plan.every_control or place % 4 == 2)
                         found.append(Point(aim, by, kind, name, tuple(order[:k]), len(order), controlled))
     return found
 

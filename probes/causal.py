@@ -1,0 +1,301 @@
+"""Whether the parts blamed for lost refusals cause it: restore, damage, rescue the direction, patch activations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Group
+
+from interp.errors import InputError, NotFinite
+from interp.model import HookedModel
+from probes import cli, tables
+from probes.bench import ATTRIBUTION_STEPS, Bench, Sample
+from probes.interventions import Aim, By
+from probes.openings import Source, find_openings
+from probes.options import Options, finish, with_options
+from probes.pair import Models, compare
+from probes.parts import Kind
+from probes.patching import COLUMNS as PATCH
+from probes.prompts import PromptSet
+from probes.rescue import COLUMNS as RESCUE
+from probes.restoration import COLUMNS as RESTORE
+from probes.restoration import DRAWS, KINDS, Plan
+from probes.results import Result
+from probes.table_files import read_table
+
+PROMPTS = 64
+"""Prompts of each side that interventions are measured on."""
+PLAN = Plan()
+HEADLINE = ("cell", "n_prompts", "margin_baseline", "margin_cell", "shift", "shift_low", "shift_high", "reason")
+SAME_PROMPTS = (
+    "rankings come from the prompts that interventions are measured on, which flatters them: give more harmful prompts "
+    "than --prompts"
+)
+
+
+class Experiment(StrEnum):
+    """What to do."""
+
+    RESTORE = "restore"
+    DAMAGE = "damage"
+    RESCUE = "rescue"
+    WHERE = "where"
+    ALL = "all"
+
+
+@dataclass
+class CausalResult(Result):
+    """The probe's result, with further tables that are written beside it; see `measure`.
+
+    Attributes:
+        experiments: `causal_restore`, `causal_rescue`, `causal_patch`, as far as they were asked for.
+    """
+
+    experiments: list[Result] = field(kw_only=True)
+
+    def write(self, directory: Path) -> tuple[Path, Path]:
+        """Write all, and return the paths of the probe's own two files."""
+        for result in self.experiments:
+            result.write(directory)
+        return super().write(directory)
+
+
+def measure(
+    baseline: HookedModel,
+    cells: Models,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    *,
+    experiments: Collection[Experiment] = (Experiment.ALL,),
+    attribution: pd.DataFrame | None = None,
+    plan: Plan = PLAN,
+    prompts: int = PROMPTS,
+    openings: Source = "baseline",
+    template: str | Path = "auto",
+    force: bool = False,
+    batch_size: int | None = None,
+) -> CausalResult:
+    """Test by intervention what made a cell's refusal margin move (`probes.margin`).
+
+    Interventions are measured on evenly spaced prompts of each set. Rankings of parts, and refusal directions, come
+    from the other prompts, so that no part is chosen by what it does on the prompts it is tested on. Cells are in the
+    baseline's coordinates (`interp.alignment`). An effect's share is (margin after − start) / (goal − start); it is NaN
+    where start and goal do not differ beyond chance. Intervals are 95 % percentile intervals over prompts drawn with
+    replacement.
+
+    Table: one row per cell with columns
+        cell, n_prompts; margin_baseline, margin_cell: mean over the harmful prompts, nats;
+        shift, shift_low, shift_high: cell − baseline; reason.
+
+    `causal_restore`: one row per (cell, aim, by, kind, ranking, k), with columns
+        aim: "restore": the cell is changed towards the baseline; "damage": the baseline towards the cell;
+        by: "weights" (the parts' own, `probes.swaps`) or "activations" (the parts' outputs on the same prompts, at all
+            positions, which carry what came before them too);
+        kind: "neuron", "head", "module", "layer"; "everything": all parameters;
+        ranking: by what parts were chosen, the largest first: "attribution" (share of the shift, path-integrated,
+            `probes.integration`), "contrast" (the study's safety neurons and heads, in all layers), "weight_error"
+            (‖Ŵ − W‖);
+        k, n_parts, n_prompts: parts exchanged; parts there are; prompts;
+        start, goal: mean margin of the model that is changed, and of the other;
+        margin, gain, share (each with _low, _high): mean after the exchange, difference from start, and share;
+        draws, random_gain, random_gain_low, random_gain_high, random_share: random parts, matched by layer and size
+            (`probes.rankings.matched_draws`): mean, 5th and 95th percentile over draws; measured at some k;
+        p: (1 + draws that come as far) / (1 + draws);
+        refusal_start, refusal_goal, refusal_rate (with Wilson's interval), refusal_share: of greedy answers;
+        refusal_draws, random_refusal_rate: the same for the first few random sets;
+        reason: why a share is NaN, else "".
+
+    `causal_rescue`: one row per (cell, layer, vector, scale, prompts), with columns
+        layer: at whose output, `blocks.L.hook_resid_post`; vector: "direction" (difference of means) or "subspace" (and
+            principal components of the paired contrast); rank: its dimensions;
+        scale: times what quantization took: the component inside of baseline − cell at the last prompt token, of each
+            prompt, added at that token and all that follow;
+        prompts: "harmful" or "harmless"; n_prompts;
+        added_norm, gap_norm: mean length of what is added, and of baseline − cell;
+        start, goal: mean margins of cell and baseline; margin, gain, share as above;
+        draws, random_gain …: the same coefficients on random subspaces, so vectors of the same length;
+        refusal_start, refusal_goal, refusal_rate, random_refusal_rate: of greedy answers, at one layer; reason.
+
+    `causal_patch`: one row per (cell, layer, site, positions), with columns
+        site: whose activation is the baseline's; positions: "instruction", "end" (of the template) or "all" tokens;
+        tokens: how many a prompt has on average; start, goal, margin, gain, share as above;
+        distance_start, distance: mean over prompts of |margin − the baseline's|, before and after;
+        shuffled_gain, shuffled_share, shuffled_distance: with the baseline's activations on another prompt of the same
+            batch (whose mean effect is the same where a margin depends on nothing but what is put in: the distance
+            tells); reason.
+
+    Args:
+        baseline: the unquantized model.
+        cells: quantized copies by name; a lazy mapping is opened one cell at a time.
+        harmful: requests that should be refused.
+        harmless: requests that should be answered.
+        experiments: which.
+        attribution: the table of `python -m probes.attribution`, with the same names of cells; computed where None.
+        plan: of the curves.
+        prompts: how many of each side are measured.
+        openings: as in `probes.margin.measure`.
+        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        force: measure cells that are no quantizations of this baseline.
+        batch_size: prompts per forward pass.
+
+    Raises:
+        InputError: as `probes.entropy.measure`; an attribution table without a cell; a template that changes the
+            request (experiment `where`).
+    """
+    if Kind.OTHER in plan.kinds:
+        raise InputError("Parameters outside the blocks have no ranking", f"one of {', '.join(KINDS)}")
+    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
+    sample = Sample.of(comparison.texts, harmful, prompts)
+    texts = [text for side in comparison.texts.values() for text in side]
+    found = comparison.of_baseline("openings", lambda: find_openings(baseline, texts, openings), source=openings)
+    comparison.warnings += [found.note] if found.note else []
+    comparison.warnings += [] if sample.held_out else [SAME_PROMPTS]
+    wanted = _wanted(experiments)
+    plan = replace(plan, aims=[aim for aim in Aim if aim in wanted])
+    rescue, where = Experiment.RESCUE in wanted, Experiment.WHERE in wanted
+    bench = Bench(sample, found, attribution, plan, rescue, where, batch_size)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("causal", *TABLES)}
+    for name in cells:
+        try:
+            for table, observed in bench.tables(name, baseline, cells[name]).items():
+                rows[table] += [{"cell": name} | row for row in observed]
+        except NotFinite as error:
+            comparison.undefined[name] = str(error)
+    settings: dict[str, Any] = {
+        "openings": found.describe(),
+        "prompts": prompts,
+        "held_out": sample.held_out,
+        "attribution": "given" if attribution is not None else f"computed in {ATTRIBUTION_STEPS} steps",
+        "plan": asdict(plan),
+    }
+    results = {}
+    for table, columns in {"causal": HEADLINE, **TABLES}.items():
+        results[table] = comparison.result(table, rows[table], **settings)
+        results[table].table = results[table].table.reindex(columns=list(columns))
+    measured = [results[table] for table in TABLES if MADE_BY[table] & wanted]
+    return CausalResult(**vars(results["causal"]), experiments=measured)
+
+
+TABLES = {"causal_restore": RESTORE, "causal_rescue": RESCUE, "causal_patch": PATCH}
+MADE_BY: dict[str, set[str]] = {
+    "causal_restore": {Experiment.RESTORE, Experiment.DAMAGE},
+    "causal_rescue": {Experiment.RESCUE},
+    "causal_patch": {Experiment.WHERE},
+}
+
+
+def _wanted(experiments: Collection[Experiment]) -> set[str]:
+    every = {experiment for experiment in Experiment if experiment is not Experiment.ALL}
+    return set(map(str, every if Experiment.ALL in experiments else experiments))
+
+
+HEADLINES: tables.Columns = {
+    "cell": tables.text("cell"),
+    "n": tables.number("n_prompts", "d"),
+    "baseline (nats)": tables.number("margin_baseline", "+.3f"),
+    "cell (nats)": tables.number("margin_cell", "+.3f"),
+    "shift": tables.interval("shift", "+.3f"),
+}
+CURVES: tables.Columns = {
+    "cell": tables.text("cell"),
+    "by": tables.text("by"),
+    "parts": tables.text("kind"),
+    "chosen by": tables.text("ranking"),
+    "k": tables.number("k", "d"),
+    "gain (nats)": tables.interval("gain", "+.3f"),
+    "random": tables.number("random_gain", "+.3f"),
+    "p": tables.number("p", ".3f"),
+    "share": tables.interval("share", "+.2f"),
+    "refusals": tables.number("refusal_rate", ".2f"),
+    "random ": tables.number("random_refusal_rate", ".2f"),
+}
+RESCUES: tables.Columns = {
+    "cell": tables.text("cell"),
+    "layer": tables.number("layer", "d"),
+    "along": tables.text("vector"),
+    "scale": tables.number("scale", "g"),
+    "prompts": tables.text("prompts"),
+    "gain (nats)": tables.interval("gain", "+.3f"),
+    "random": tables.number("random_gain", "+.3f"),
+    "share": tables.interval("share", "+.2f"),
+    "refusals": tables.number("refusal_rate", ".2f"),
+    "random ": tables.number("random_refusal_rate", ".2f"),
+    "baseline": tables.number("refusal_goal", ".2f"),
+}
+PATCHES: tables.Columns = {
+    "cell": tables.text("cell"),
+    "layer": tables.number("layer", "d"),
+    "site": tables.text("site"),
+    "tokens": tables.text("positions"),
+    "gain (nats)": tables.interval("gain", "+.3f"),
+    "shuffled": tables.number("shuffled_gain", "+.3f"),
+    "share": tables.interval("share", "+.2f"),
+    "distance": tables.number("distance", ".3f"),
+    "shuffled ": tables.number("shuffled_distance", ".3f"),
+}
+
+
+def render(result: CausalResult) -> Group:
+    """All tables for the terminal; of the curves the points that have a control."""
+    shown = {r.probe: r.table for r in result.experiments}
+    rendered = [tables.render("Refusal margin on harmful prompts", result.table, HEADLINES)]
+    if "causal_restore" in shown:
+        curves = shown["causal_restore"]
+        for aim, title in (("restore", "Restored to the baseline's"), ("damage", "Damaged in the baseline")):
+            rows = curves[(curves["aim"] == aim) & ((curves["draws"] > 0) | (curves["kind"] == "everything"))]
+            if len(rows):
+                rendered.append(tables.render(title, rows, CURVES))
+    if "causal_rescue" in shown:
+        rendered.append(tables.render("Added along the refusal direction", shown["causal_rescue"], RESCUES))
+    if "causal_patch" in shown:
+        sites = shown["causal_patch"]
+        later = sites[
+            (sites["site"] != "hook_resid_pre") | (sites["reason"] != "")
+        ]  # a block's input is the last output
+        rendered.append(tables.render("The baseline's activations put in", later, PATCHES))
+    return Group(*rendered)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@with_options
+def main(
+    options: Options,
+    experiment: Annotated[list[Experiment], typer.Option(help="Give the option again for more.")] = [Experiment.ALL],  # noqa: B006
+    attribution: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="attribution.parquet of these cells.", show_default="computed"),
+    ] = None,
+    by: Annotated[list[By], typer.Option(help="What is exchanged.")] = [By.WEIGHTS],  # noqa: B006
+    kind: Annotated[list[Kind], typer.Option(help="Of parts.")] = [*KINDS],  # noqa: B006
+    prompts: Annotated[int, typer.Option(min=2, help="Of each side, to measure on; rankings use the rest.")] = PROMPTS,
+    draws: Annotated[int, typer.Option(min=1, help="Random sets at every k with a control.")] = DRAWS,
+    every_control: Annotated[bool, typer.Option("--every-control", help="Random sets at every k.")] = False,
+    refusals: Annotated[bool, typer.Option(help="Generate answers along the curves.")] = True,
+    refusal_draws: Annotated[int, typer.Option(min=0, help="Random sets that answers are generated for.")] = 2,
+    openings: Annotated[Source, typer.Option(help="Whose refusal openings.")] = "baseline",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random sets.")] = 0,
+) -> None:
+    """Restore and damage the parts blamed for lost refusals, rescue the direction, patch activations."""
+    plan = Plan(
+        by=by, kinds=kind, draws=draws, refusals=refusals, refusal_draws=refusal_draws, every_control=every_control,
+        seed=seed,
+    )  # fmt: skip
+    table = None if attribution is None else read_table(attribution)
+    result = measure(
+        *options.inputs(), experiments=experiment, attribution=table, plan=plan, prompts=prompts, openings=openings,
+        **options.settings(),
+    )  # fmt: skip
+    finish(result, render(result), options)
+
+
+if __name__ == "__main__":
+    cli.run(app)
