@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import logging
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from interp.weights import recovered_scales as recovered_scales
     from interp.weights import weight_error as weight_error
 
-# transformers imports torchao, which calls what torch deprecates: nothing that a user of ours could change.
+# What other packages say of each other while they are imported, which a user of ours can do nothing about: torchao calls
+# what torch deprecates, and tqdm wants ipywidgets in every notebook.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "Enum subclass" not in str(record.msg))
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 __all__ = [
     "Checkpoint",
