@@ -89,7 +89,12 @@ class HookedModel:
         return self.hooks.intervene(interventions)
 
     def activations(
-        self, texts: Sequence[str], names: Sequence[str], position: int = -1, chat: bool = False
+        self,
+        texts: Sequence[str],
+        names: Sequence[str],
+        position: int = -1,
+        chat: bool = False,
+        batch_size: int | None = None,
     ) -> dict[str, Float[Tensor, "n_texts ..."]]:
         """Activations at one token of every text, {name: [n_texts, …]}, float32 on the CPU, in the order of the texts.
 
@@ -98,6 +103,7 @@ class HookedModel:
             names: hook names.
             position: which token of each text, from the end if negative; −1 is its last one, whatever the padding.
             chat: render each text through the chat template, with the generation prompt.
+            batch_size: texts per forward pass; by default as many as fit a budget of tokens.
 
         Raises:
             InputError: no texts; an unknown name; a text that is empty, too short or longer than the context; no chat
@@ -110,7 +116,7 @@ class HookedModel:
             parts.append({name: _finite(name, value) for name, value in activations.items()})
             rows.append(indices)
 
-        self.stream(texts, names, keep, position, chat)
+        self.stream(texts, names, keep, position, chat, batch_size)
         back = torch.cat(rows).argsort()
         return {name: torch.cat([part[name] for part in parts])[back] for name in names}
 

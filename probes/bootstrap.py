@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from interp.errors import InputError
+from probes.intervals import Interval
 
 DRAWS = 10_000
 CONFIDENCE = 0.95
@@ -56,6 +57,18 @@ def deltas_from_rates(
     return resampled - resampled[:, baselines]
 
 
+def percentile_interval(estimate: float, draws: Float[np.ndarray, " draws"]) -> Interval:
+    """An estimate between the 2.5th and 97.5th percentile of its resamples; draws without a value are left out.
+
+    Without bounds where fewer than half of the draws have a value.
+    """
+    defined = draws[np.isfinite(draws)]
+    if not len(defined) or len(defined) < len(draws) / 2:
+        return Interval(float(estimate), np.nan, np.nan)
+    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(estimate), float(low), float(high))
+
+
 def cluster_interval(
     table: pd.DataFrame,
     statistic: Callable[[pd.DataFrame], float],
@@ -75,8 +88,5 @@ def cluster_interval(
     generator = np.random.default_rng(seed)
     samples = (pd.concat([groups[i] for i in generator.integers(len(groups), size=len(groups))]) for _ in range(draws))
     values = np.array([statistic(sample) for sample in samples])
-    defined = values[np.isfinite(values)]
-    if len(defined) < draws / 2:
-        return np.nan, np.nan, len(defined)
-    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high), len(defined)
+    bounds = percentile_interval(np.nan, values)
+    return bounds.low, bounds.high, int(np.isfinite(values).sum())

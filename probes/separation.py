@@ -8,14 +8,13 @@ import numpy as np
 from jaxtyping import Float
 
 from probes import tables
-from probes.bootstrap import CONFIDENCE, DRAWS, resampled_means
-from probes.intervals import Interval
+from probes.bootstrap import DRAWS, percentile_interval, resampled_means
 
 NO_SPREAD = "d′ needs two prompts on each side and margins that vary"
 
 
 def d_prime(
-    mean_gap: Float[np.ndarray, " *shape"], variances: Float[np.ndarray, 2 *shape ]
+    mean_gap: Float[np.ndarray, " *shape"], variances: Float[np.ndarray, 2 * shape]
 ) -> Float[np.ndarray, " *shape"]:
     """Difference of means / √(mean of the two variances), NaN where neither group varies."""
     spread = np.sqrt(variances.mean(0))
@@ -62,8 +61,8 @@ def _row(
     by_means: float,
 ) -> dict[str, Any]:
     return {
-        **tables.interval_columns("d_prime", _percentiles(level, levels)),
-        **tables.interval_columns("d_prime_shift", _percentiles(shift, shifts)),
+        **tables.interval_columns("d_prime", percentile_interval(level, levels)),
+        **tables.interval_columns("d_prime_shift", percentile_interval(shift, shifts)),
         "shift_by_means": float(by_means),
         "shift_by_spread": float(shift - by_means),
         "reason": "" if np.isfinite(shift) else NO_SPREAD,
@@ -79,12 +78,3 @@ def _resampled(
     moments = resampled_means(np.concatenate([values - centre, (values - centre) ** 2]), DRAWS, seed)
     means, squares = np.split(moments, 2, axis=1)
     return means + centre.T, np.maximum(squares - means**2, 0) * n / (n - 1)
-
-
-def _percentiles(estimate: float, draws: Float[np.ndarray, " draws"]) -> Interval:
-    """Of the resamples that have a d′; undefined where fewer than half have one."""
-    defined = draws[np.isfinite(draws)]
-    if not len(defined) or len(defined) < len(draws) / 2:
-        return Interval(float(estimate), np.nan, np.nan)
-    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(estimate), float(low), float(high))
