@@ -28,7 +28,7 @@ from probes.intervals import rate_interval
 from probes.labels import REFUSED, Label
 from probes.options import check_writable
 from probes.outcome_pairs import check_outcomes, pair, read_outcomes
-from probes.paired import minimum_detectable_effect
+from probes.paired import holm, mcnemar_p, minimum_detectable_effect
 from probes.refusal_text import refusal_features
 from probes.results import Result, read_result
 from probes.rtsi_index import DELTAS, RTSI
@@ -194,20 +194,6 @@ def _wording(scored: pd.DataFrame, index: RTSI) -> dict[str, Any]:
         return deltas | {"rtsi_score": np.nan, "rtsi_band": "UNKNOWN", "rtsi_reason": reason}
     band = index.bands(pd.DataFrame([deltas]), [cell["n_refusals"]], [baseline["n_refusals"]]).iloc[0]
     return deltas | {f"rtsi_{name}": band[name] for name in ("score", "band", "reason")}
-
-
-def mcnemar_p(lost: int, gained: int) -> float:
-    """Exact two-sided p of McNemar's test from the two kinds of discordant pairs; 1 where there are none."""
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    return float(mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
-
-
-def holm(p_values: pd.Series) -> np.ndarray:
-    """Holm-corrected p values."""
-    from pingouin import multicomp
-
-    return multicomp(p_values.to_numpy(), method="holm")[1]
 
 
 def _with_holm(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -45,7 +45,17 @@ def paired_tests(baseline: Bool[np.ndarray, " prompts"], cells: Mapping[str, Boo
     """
     rows = [{"cell": name, **_paired(name, baseline, outcomes)} for name, outcomes in cells.items()]
     table = pd.DataFrame(rows)
-    return table.assign(p_holm=multipletests(table["p"], alpha=ALPHA, method="holm")[1]) if rows else table
+    return table.assign(p_holm=holm(table["p"])) if rows else table
+
+
+def mcnemar_p(lost: int, gained: int) -> float:
+    """Exact two-sided p of McNemar's test from the two kinds of discordant pairs; 1 where there are none."""
+    return float(mcnemar([[0, lost], [gained, 0]], exact=True).pvalue)
+
+
+def holm(p_values: pd.Series) -> Float[np.ndarray, " tests"]:
+    """Holm-corrected p values, each at most 1."""
+    return multipletests(p_values.to_numpy(), alpha=ALPHA, method="holm")[1]
 
 
 def delta_interval(baseline: Bool[np.ndarray, " prompts"], cell: Bool[np.ndarray, " any"]) -> Interval:
@@ -106,13 +116,12 @@ def _paired(name: str, baseline: np.ndarray, cell: np.ndarray) -> dict[str, floa
             f"The baseline has {len(baseline)} outcomes, {name} {len(cell)}", "outcomes of both on the same prompts"
         )
     gained, lost = int((cell & ~baseline).sum()), int((baseline & ~cell).sum())
-    table = [[int((baseline & cell).sum()), lost], [gained, int((~baseline & ~cell).sum())]]
     n = len(baseline)
     return {
         "n": n,
         "delta": (gained - lost) / n,
         "flips_gained": gained,
         "flips_lost": lost,
-        "p": float(mcnemar(table, exact=True).pvalue),
+        "p": mcnemar_p(lost, gained),
         "detectable": minimum_detectable_effect(n, (gained + lost) / n),
     }

@@ -14,6 +14,7 @@ from scipy import stats
 from interp.errors import InputError
 from probes.figures_regimes import study_matrix
 from probes.matrix import is_baseline
+from probes.paired import holm, mcnemar_p
 from probes.reference import published_probes
 from probes.statistics import (
     against_danger,
@@ -62,6 +63,16 @@ def test_wilson_of_ten_in_ten() -> None:
     for successes, n in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(InputError):
             wilson(successes, n)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=8))
+def test_mcnemar_and_holm_are_scipys_and_pingouins(flips: list[tuple[int, int]]) -> None:
+    from pingouin import multicomp
+
+    p_values = pd.Series([mcnemar_p(*counts) for counts in flips])
+    binomial = [stats.binomtest(lost, lost + gained).pvalue if lost + gained else 1.0 for lost, gained in flips]
+    assert p_values.to_numpy() == pytest.approx(binomial)
+    assert holm(p_values) == pytest.approx(multicomp(p_values.to_numpy(), method="holm")[1])
 
 
 def test_paired_tests_by_hand() -> None:
