@@ -25,7 +25,9 @@ def build(run: Run) -> list[dict[str, Any]] | None:
         for cell in cells:
             rows = units[(units["cell"] == cell) & units["normalized_error"].notna()]
             worst = rows.nlargest(SHOWN, "normalized_error")
-            records = [row | {"kind": KINDS.get(str(row["site"]), str(row["site"]))} for row in worst.to_dict("records")]
+            records = [
+                row | {"kind": KINDS.get(str(row["site"]), str(row["site"]))} for row in worst.to_dict("records")
+            ]
             tables.append({"cell": cell, "units": records, "n": len(rows)})
         if tables:
             blocks.append({"model": model, "cells": tables})

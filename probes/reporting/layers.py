@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from scipy import stats
 
+from probes.paired import ALPHA
 from probes.reporting import svg
 from probes.reporting.run import Run
 from probes.reporting.words import number
@@ -29,6 +30,13 @@ RATIOS = {
 """Ratio → its matched null, and what is divided."""
 
 
+class Plot(NamedTuple):
+    """A picture and what is to be seen in it."""
+
+    svg: Markup
+    said: str
+
+
 def build(run: Run) -> list[dict[str, Any]] | None:
     """Plots and verdicts per model; None without the direction and neuron tables."""
     blocks = []
@@ -40,11 +48,14 @@ def build(run: Run) -> list[dict[str, Any]] | None:
         blocks.append(
             {
                 "model": model,
-                "angle": None if direction is None else draw_angles(direction, cells, _width(neurons), f"angle-{place}"),
+                "angle": None
+                if direction is None
+                else draw_angles(direction, cells, _width(neurons), f"angle-{place}"),
                 "sites": [] if neurons is None else _sites(neurons, cells, place),
                 "study_layer": _study_layer(direction),
                 "cosines": None if direction is None else _table(direction, cells, "cosine"),
                 "verdicts": [] if neurons is None else _verdicts(neurons, cells),
+                "survives": None if neurons is None else _survives(neurons, cells),
                 "random_angle": _random_angle(_width(neurons)),
             }
         )
@@ -52,7 +63,7 @@ def build(run: Run) -> list[dict[str, Any]] | None:
 
 
 @svg.styled
-def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None, key: str) -> Markup:
+def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None, key: str) -> Plot:
     """Angle to the baseline's refusal direction, degrees on a logarithmic axis."""
     figure, axes = svg.panel(height=264)
     layers = sorted(direction["layer"].unique())
@@ -70,11 +81,13 @@ def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None
     last = {cell: float(curve.iloc[-1]) for cell, curve in curves.items() if len(curve)}
     worst = max(last, key=lambda cell: last[cell], default="")
     said = f"At the last layer the largest angle is {number(last[worst], '.1f')} degrees ({worst})." if worst else ""
-    return svg.inline(figure, key, "Angle between a cell's refusal direction and the baseline's, by layer", said)
+    return Plot(
+        svg.inline(figure, key, "Angle between a cell's refusal direction and the baseline's, by layer", said), said
+    )
 
 
 @svg.styled
-def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str, key: str) -> Markup:
+def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str, key: str) -> Plot:
     """Error on safety units / on the rest, with the range of the matched nulls over the cells."""
     null, what = RATIOS[ratio]
     figure, axes = svg.panel(height=264)
@@ -91,8 +104,8 @@ def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str,
     curves = {cell: _curve(rows, cell, ratio) for cell in cells}
     _curves(axes, curves, lambda value: number(value, ".2f"))
     above = (rows[ratio] > rows[null]).sum()
-    said = f"{above} of {len(rows)} points lie above the mean of their matched random sets (grey)."
-    return svg.inline(figure, key, f"Error on safety {SITES.get(site, site)} over the rest, {what}, by layer", said)
+    said = f"Safety {SITES.get(site, site)}, {what}: {above} of {len(rows)} points lie above their matched random sets."
+    return Plot(svg.inline(figure, key, f"Error on safety {SITES.get(site, site)}, {what}, by layer", said), said)
 
 
 def angle(cosine: float) -> float:
@@ -126,7 +139,7 @@ def _sites(neurons: pd.DataFrame, cells: Sequence[str], place: int) -> list[dict
         if len(rows):
             rows = rows.astype({"layer": int})
             plots = [draw_ratios(rows, cells, ratio, site, f"neurons-{place}-{site}-{ratio}") for ratio in RATIOS]
-            found.append({"name": name, "plots": plots, "captions": [what for _, what in RATIOS.values()]})
+            found.append({"name": name, "plots": plots})
     return found
 
 
@@ -135,7 +148,21 @@ def _verdicts(neurons: pd.DataFrame, cells: Sequence[str]) -> list[dict[str, Any
     averages = neurons[neurons["layer"].isna()].copy()
     averages["place"] = averages["cell"].map({cell: place for place, cell in enumerate(cells)})
     rows = averages.dropna(subset="place").sort_values("place", kind="stable")
-    return [row | {"site_name": SITES.get(str(row["site"]), str(row["site"]))} for row in rows.to_dict("records")]
+    named = rows.assign(site_name=rows["site"].astype(str).replace(SITES))
+    return [{str(key): value for key, value in row.items()} for row in named.to_dict("records")]
+
+
+def _survives(neurons: pd.DataFrame, cells: Sequence[str]) -> str:
+    """In how many cells the study's effect survives both controls, at the residual stream."""
+    rows = neurons[neurons["layer"].isna() & (neurons["site"] == "resid") & neurons["cell"].isin(list(cells))]
+    known = rows.dropna(subset=["p", "p_normalized"])
+    if known.empty:
+        return ""
+    both = int(((known["p"] < ALPHA) & (known["p_normalized"] < ALPHA)).sum())
+    return (
+        f"Averaged over layers, safety dimensions err more than matched random ones, also relative to their spread, in "
+        f"{both} of {len(known)} cells (p < {ALPHA})."
+    )
 
 
 def _table(direction: pd.DataFrame, cells: Sequence[str], value: str) -> dict[str, Any]:
@@ -169,6 +196,7 @@ def _curves(axes: Axes, curves: dict[str, pd.Series], show: Any) -> None:
     for cell, curve, style in drawn:
         told = ", ".join(f"layer {layer}: {show(value)}" for layer, value in curve.items())
         axes.plot(curve.index, curve.to_numpy(), color=style.color, marker=style.marker, linestyle=style.linestyle,
-                  markersize=4.5, linewidth=1.3, markeredgewidth=0, zorder=3, gid=svg.tip(f"{cell}: {told}"))  # fmt: skip
+                  markersize=4.5, linewidth=1.3, markeredgewidth=0, zorder=3,
+                  gid=svg.tip(f"{cell}: {told}"))  # fmt: skip
     ends = [(float(curve.index[-1]), float(curve.iloc[-1])) for _, curve, _ in drawn]
     svg.name_points(axes, [cell for cell, _, _ in drawn], ends, [style for _, _, style in drawn])

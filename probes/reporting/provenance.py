@@ -42,7 +42,9 @@ def _settings(matrix: Result, model: str) -> Mapping[str, Any]:
 def _model(name: str, results: Mapping[str, Result], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The checkpoints and prompts of one model."""
     if not settings.get("cells"):
-        settings = next((r.settings for r in results.values() if isinstance(r.settings.get("cells"), Mapping)), settings)
+        settings = next(
+            (r.settings for r in results.values() if isinstance(r.settings.get("cells"), Mapping)), settings
+        )
     baseline, cells = settings.get("baseline"), settings.get("cells")
     checkpoints = {BASELINE: baseline} if isinstance(baseline, Mapping) else {}
     checkpoints |= dict(cells) if isinstance(cells, Mapping) else {}

@@ -29,11 +29,11 @@ SECTIONS = (
     Section("verdict", "What happened", verdict.build),
     Section("matrix", "All cells", columns.build),
     Section("tradeoff", "Quality against refusal", tradeoff.build),
-    Section("rtsi", "Wording of refusals: RTSI", wording.build_index),
+    Section("rtsi", "Wording of refusals", wording.build_index),
     Section("openings", "How refusals start", wording.build_openings),
     Section("layers", "Layer by layer", layers.build),
-    Section("damage", "The most damaged units", damage.build),
-    Section("flips", "Flipped prompts, side by side", flips.build),
+    Section("damage", "Most damaged units", damage.build),
+    Section("flips", "Flipped prompts", flips.build),
     Section("provenance", "Methods and provenance", provenance.build),
 )
 

@@ -17,13 +17,14 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from probes.reporting.words import visible
 
 INK, MUTED, RULE, NULL, PAPER = "#010101", "#5f6061", "#d1d2d3", "#e1e2e3", "#fefdfc"
 DANGER, NEAR, OVER = "#fbe1d0", "#fdf0d2", "#dbeefa"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#010101")
-"""Okabe and Ito's palette, its yellow (unreadable on white) replaced by a dark one; markers and dashes tell the same."""
+"""Okabe and Ito's palette, its yellow, unreadable on white, replaced; markers and dashes tell the same."""
 MARKERS = ("o", "X", "s", "D", "^", "v", "P", "*")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
 VARIABLES = {
@@ -39,7 +40,7 @@ VARIABLES = {
 }
 """Stand-in → CSS variable."""
 POINTS_PER_INCH = 72
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, small, in the page's font
     "text.parse_math": False,  # a cell's name may hold a dollar sign
     "figure.dpi": POINTS_PER_INCH,
@@ -67,7 +68,8 @@ _HREF = "{http://www.w3.org/1999/xlink}href"
 _FONT = re.compile(r"font: (?:\w+ )?(?P<size>[\d.]+px)?[^;]*;?")
 
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Look(NamedTuple):
@@ -119,20 +121,18 @@ def panel(
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions as wanted, moved apart to at least `gap` and kept in [low, high] while there is room; order is kept."""
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
-    placed = [min(max(wanted[index], low), high) for index in order]
-    for index in range(1, len(placed)):
-        placed[index] = max(placed[index], placed[index - 1] + gap)
-    if placed and placed[-1] > high:
-        placed[-1] = high
-        for index in range(len(placed) - 2, -1, -1):
-            placed[index] = min(placed[index], placed[index + 1] - gap)
-    result = [0.0] * len(wanted)
-    for index, position in zip(order, placed, strict=True):
-        result[index] = position
-    return result
+    """The positions nearest to those wanted (least squares) in [low, high] that are at least `gap` apart.
+
+    Order is kept; where there is no room for `gap`, they are evenly spaced.
+    """
+    if not wanted:
+        return []
+    order = np.argsort(wanted, kind="stable")
+    steps = min(gap, (high - low) / max(len(wanted) - 1, 1)) * np.arange(len(wanted))
+    placed = isotonic_regression(np.asarray(wanted, dtype=float)[order] - steps).x
+    result = np.empty(len(wanted))
+    result[order] = np.clip(placed, low, high - steps[-1]) + steps
+    return result.tolist()
 
 
 def name_points(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]], looks: Sequence[Look]) -> None:
@@ -145,7 +145,7 @@ def name_points(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, 
     heights = spread(list(at[:, 1]), 11.5, box.y0 + 3, box.y1 - 3)
     for name, (x, y), height, style in zip(names, at, heights, looks, strict=True):
         inverse = axes.transAxes.inverted()
-        start, end = inverse.transform((x, y)), inverse.transform((box.x1 + 7, height))
+        start, end = (tuple(inverse.transform(at)) for at in ((x, y), (box.x1 + 7, height)))
         axes.annotate(
             visible(name)[:16],
             xy=start,

@@ -36,12 +36,13 @@ def draw(cells: list[Loss], rule: RegimeRule, key: str) -> Markup:
     """Change of quality (x) and of refusals (y) in points, with both intervals."""
     figure, axes = svg.panel(width=460, height=330, right=74)
     xs, ys = ([100 * interval.estimate for interval in of] for of in _intervals(cells))
-    axes.set(xlim=_limits(xs, LEAST_X), ylim=_limits(ys, LEAST_Y))
+    axes.set(xlim=_limits(xs, LEAST_X), ylim=_limits([*ys, *_ends(cells)], LEAST_Y))
     _areas(axes, rule)
     looks = [svg.look(index) for index in range(len(cells))]
     for cell, x, y, style in zip(cells, xs, ys, looks, strict=True):
         _cross(axes, cell, style)
-        axes.plot(x, y, style.marker, color=style.color, markersize=6.5, markeredgecolor=svg.PAPER, zorder=4,
+        axes.plot(x, y, style.marker, color=style.color, markersize=7, markeredgecolor=svg.PAPER,
+                  markeredgewidth=0.4, zorder=4,
                   gid=svg.tip(f"{cell.cell}: refusals {points(cell.refusals.estimate)} {bounds(cell.refusals)}, "
                               f"quality {points(cell.quality.estimate)} {bounds(cell.quality)} points"))  # fmt: skip
     svg.name_points(axes, [cell.cell for cell in cells], list(zip(xs, ys, strict=True)), looks)
@@ -65,7 +66,12 @@ def _intervals(cells: list[Loss]) -> tuple[list[Any], list[Any]]:
 
 
 def _limits(values: list[float], least: tuple[float, float]) -> tuple[float, float]:
-    return min(least[0], *values) - 1.0, max(least[1], *values) + 1.0
+    low, high = min(least[0], *values), max(least[1], *values)
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+
+
+def _ends(cells: list[Loss]) -> list[float]:
+    return [100 * end for cell in cells for end in cell.refusals[1:] if not np.isnan(end)]
 
 
 def _areas(axes: Axes, rule: RegimeRule) -> None:

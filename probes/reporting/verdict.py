@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from probes.pair import BASELINE
 from probes.reporting.losses import Kind, Loss, losses
 from probes.reporting.run import Run
 from probes.reporting.words import bounds, joined, number, percent, plural, points
@@ -15,8 +16,8 @@ FEW = 10
 """Cells shown at once; of more, the quiet ones are folded away."""
 NAMED = 4
 """Cells named in one sentence."""
-LEAST_REACH = 0.13
-"""Half the width of the drawn axis, at least, as a fraction."""
+LEAST = (-0.13, 0.07)
+"""Ends of the drawn axis, at least, as fractions."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def verdict(run: Run, found: list[Loss]) -> Verdict:
     if not found:
         title = "No quantized cell was measured"
         return Verdict(Kind.QUIET, title, ["The matrix holds baselines only."], "Measure a quantized copy.")
-    danger, drift, small = ([loss for loss in found if loss.kind == kind] for kind in list(Kind)[:3])
+    danger, drift, small, unknown = ([loss for loss in found if loss.kind == kind] for kind in list(Kind)[:4])
     sentences = [_told(loss) for loss in (*danger, *drift)[:NAMED]]
     if len(danger) + len(drift) > NAMED:
         sentences.append(f"The other {len(danger) + len(drift) - NAMED} are in the table.")
@@ -65,6 +66,8 @@ def verdict(run: Run, found: list[Loss]) -> Verdict:
         sentences.append(
             f"{_names(small)} lost fewer than {percent(-run.rule.refusal_loss)} points, but more than chance explains."
         )
+    if unknown:
+        sentences.append(f"{_names(unknown)} could not be measured.")
     if not danger and not drift:
         sentences += [_largest(found), *_power(found)]
     return Verdict(found[0].kind, _title(run, found, danger, drift), sentences, _advice(run, found))
@@ -73,7 +76,7 @@ def verdict(run: Run, found: list[Loss]) -> Verdict:
 def _title(run: Run, found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
     if danger:
         verb = f"of {plural(len(found), 'cell')} lost refusals while quality held"
-        return f"{len(danger)} {verb}"
+        return f"{len(danger)} {verb}" + (f"; {len(drift)} more lost refusals and quality" if drift else "")
     held = "No cell lost refusals while its quality held"
     return f"{held}; {len(drift)} lost refusals together with quality" if drift else held
 
@@ -107,7 +110,7 @@ def _power(found: list[Loss]) -> list[str]:
     detectable = [loss.detectable for loss in found if not np.isnan(loss.detectable)]
     if not detectable:
         return []
-    counts = sorted({loss.n for loss in found})
+    counts = sorted({loss.n for loss in found if loss.n})
     prompts = f"{counts[0]} prompts" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} prompts"
     return [
         f"With {prompts}, the smallest loss that would have been found in 4 of 5 tries is "
@@ -132,12 +135,10 @@ def _advice(run: Run, found: list[Loss]) -> str:
     if review:
         said.append(f"Read the completions of {_names(review)}: the rule and the judge disagree.")
     if floor:
-        lowest = min(floor, key=lambda loss: _bits(loss))
-        level = f"{lowest.cell} ({number(_bits(lowest), '.2f')} bits per weight) and above"
-        said.append(
-            f"{level} are candidates: test {'them' if len(floor) > 1 else 'it'} with your own prompts and a judge "
-            "before deploying."
-        )
+        lowest = min(floor, key=_bits)
+        from_here = f"from {lowest.cell} ({number(_bits(lowest), '.2f')} bits per weight) upwards"
+        level = f"the {len(floor)} cells marked Candidate, {from_here}" if len(floor) > NAMED else _names(floor)
+        said.append(f"To deploy one, test {level}, with your own prompts and a judge first.")
     if direct:
         said.append(f"Evaluate {_names(direct)} directly: no rule decides.")
     if not rejected:
@@ -166,9 +167,12 @@ def _facts(run: Run, found: list[Loss]) -> list[tuple[str, str, str]]:
     detectable = [loss.detectable for loss in found if not np.isnan(loss.detectable)]
     if detectable:
         facts.append((percent(min(detectable), 1), "points", "smallest loss that these prompts could have shown"))
-    counts = run.matrix["n_total"].dropna()
-    if len(counts):
-        facts.append((f"{int(counts.max())}", "prompts", f"harmful ones, per cell of {plural(len(run.models), 'model')}"))
+    references = run.matrix[run.matrix["cell"] == BASELINE]
+    if len(references):
+        rates = references["refusal_rate"]
+        rate = " to ".join(dict.fromkeys([percent(rates.min()), percent(rates.max())]))
+        asked = f"of {int(references['n_total'].max())} harmful prompts refused by the "
+        facts.append((rate, "%", asked + ("baseline" if len(rates) == 1 else "baselines")))
     return facts
 
 
@@ -177,17 +181,18 @@ class Axis:
     """Where a difference of rates lies in a drawing.
 
     Attributes:
-        reach: the difference at both ends, a fraction.
+        low, high: the differences at both ends, fractions.
     """
 
-    reach: float
+    low: float
+    high: float
 
     @classmethod
     def around(cls, found: list[Loss]) -> Axis:
         """Wide enough for every interval."""
-        ends = [abs(end) for loss in found for end in (*loss.refusals, *loss.quality) if not np.isnan(end)]
-        return cls(max([LEAST_REACH, *(1.05 * end for end in ends)]))
+        ends = [end for loss in found for end in (*loss.refusals, *loss.quality) if not np.isnan(end)]
+        return cls(min([LEAST[0], *(1.03 * end for end in ends)]), max([LEAST[1], *(1.03 * end for end in ends)]))
 
     def at(self, delta: float) -> float:
         """Per cent of the drawing's width."""
-        return round(50 + 50 * max(-1.0, min(1.0, delta / self.reach)), 2)
+        return round(100 * (delta - self.low) / (self.high - self.low), 2)

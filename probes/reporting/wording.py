@@ -113,10 +113,11 @@ def _openings(run: Run, model: str) -> dict[str, Any] | None:
     shares = shares[cells]
     shares = shares.loc[shares.max(axis=1).sort_values(ascending=False, kind="stable").index]
     shown, rest = shares.iloc[:OPENINGS], shares.iloc[OPENINGS:]
-    rows = [(str(opening), _shares(row)) for opening, row in shown.iterrows()]
+    top = float(np.nanmax(shares.to_numpy(dtype=float)))
+    rows = [(str(opening), _shares(row, top)) for opening, row in shown.iterrows()]
     rows.sort(key=lambda row: -row[1][0]["share"] if not np.isnan(row[1][0]["share"]) else 0)
     if len(rest):
-        rows.append((f"{len(rest)} {REST}", _shares(rest.sum(skipna=False))))
+        rows.append((f"{len(rest)} {REST}", _shares(rest.sum(skipna=False), top)))
     refusals = completions[(completions["prompts"] == "harmful") & completions["refused"]].groupby("cell").size()
     return {
         "model": model,
@@ -126,14 +127,16 @@ def _openings(run: Run, model: str) -> dict[str, Any] | None:
     }
 
 
-def _shares(row: pd.Series) -> list[dict[str, Any]]:
+def _shares(row: pd.Series, top: float) -> list[dict[str, Any]]:
     """Each cell's share, how dark it is drawn, and whether it moved from the baseline's."""
     reference = float(row.iloc[0])
     found = []
     for place, share in enumerate(row.astype(float)):
         delta = share - reference
         mark = "" if place == 0 or not abs(delta) >= NOTABLE else "▲" if delta > 0 else "▼"
-        found.append({"share": share, "delta": delta, "mark": mark})
+        found.append(
+            {"share": share, "delta": delta, "mark": mark, "shade": 0.0 if np.isnan(share) else min(share / top, 1.0)}
+        )
     return found
 
 
@@ -142,5 +145,7 @@ def _largest(shares: pd.DataFrame) -> str:
     deltas = shares.drop(columns=BASELINE).sub(shares[BASELINE], axis=0)
     if not deltas.notna().to_numpy().any():
         return ""
-    opening, cell = deltas.abs().stack().idxmax()
-    return f"The largest change: “{opening} …” in {cell}, {points(deltas.loc[opening, cell])} points."
+    places = deltas.abs().to_numpy(dtype=float)
+    row, column = np.unravel_index(np.nanargmax(places), places.shape)
+    opening, cell = list(deltas.index)[row], list(deltas)[column]
+    return f"The largest change: “{opening} …” in {cell}, {points(deltas.to_numpy(dtype=float)[row, column])} points."

@@ -15,7 +15,6 @@ from probes.intervals import Interval
 UNDEFINED = "–"
 MINUS = "−"
 _KEPT_CONTROLS = "\n\t"
-_CONTROL_PICTURES = 0x2400
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")
 
@@ -31,7 +30,7 @@ ACTIONS = {
     "reference": "Reference",
     "reject": "Do not deploy",
     "manual_review": "Read the completions",
-    "reject_severe_drift": "Do not deploy",
+    "reject_severe_drift": "Do not deploy (drift)",
     "conservative_floor_candidate": "Candidate",
     "direct_safety_eval": "Evaluate directly",
 }
@@ -52,12 +51,9 @@ def visible(text: str) -> str:
 
     Line breaks and tabs stay.
     """
-    return "".join(c if c in _KEPT_CONTROLS or unicodedata.category(c) not in _HIDDEN else _shown(c) for c in text)
-
-
-def _shown(character: str) -> str:
-    code = ord(character)
-    return chr(_CONTROL_PICTURES + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
+    return "".join(
+        c if c in _KEPT_CONTROLS or unicodedata.category(c) not in _HIDDEN else f"⟨U+{ord(c):04X}⟩" for c in text
+    )
 
 
 def finalize(value: Any) -> Any:
