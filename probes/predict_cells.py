@@ -14,7 +14,7 @@ import pandas as pd
 from interp.errors import InputError
 from probes.matrix import is_baseline
 from probes.pair import BASELINE
-from probes.paired import ALPHA, paired_tests
+from probes.paired import ALPHA, mcnemar_p
 from probes.predictors import PREDICTORS, Tables
 from probes.regimes import DANGER, UNDETERMINED
 from probes.results import Result, read_result
@@ -135,19 +135,27 @@ def _labels(cells: pd.DataFrame) -> dict[str, Any]:
 
 def _significance(completions: pd.DataFrame | None, cells: pd.Index) -> dict[str, Any]:
     """Exact McNemar on the harmful prompts, from the completions; missing without them."""
-    p, label = np.full(len(cells), np.nan), pd.Series(pd.NA, index=range(len(cells)), dtype="boolean")
-    if completions is None or not {"cell", "prompts", "prompt", "refused"} <= set(completions.columns):
-        return {"p_mcnemar": p, "significant_loss": label.array}
-    harmful = completions[completions["prompts"] == "harmful"]
-    refused = {str(cell): rows["refused"].to_numpy(dtype=bool) for cell, rows in harmful.groupby("cell", sort=False)}
-    measured = {cell: refused[cell] for cell in cells if cell in refused}
-    if BASELINE not in refused or not measured:
-        return {"p_mcnemar": p, "significant_loss": label.array}
-    tests = paired_tests(refused[BASELINE], measured).set_index("cell").reindex(cells)
-    known = tests["p"].notna().to_numpy()
-    p[known] = tests["p"].to_numpy(dtype=float)[known]
-    label[known] = ((tests["p"] < ALPHA) & (tests["delta"] < 0)).to_numpy()[known]
-    return {"p_mcnemar": p, "significant_loss": label.array}
+    p, fell = np.full(len(cells), np.nan), pd.Series(pd.NA, index=range(len(cells)), dtype="boolean")
+    refused = {} if completions is None else _refused(completions)
+    baseline = refused.get(BASELINE)
+    for place, cell in enumerate(cells):
+        if baseline is None or cell not in refused or not refused[cell].index.equals(baseline.index):
+            continue
+        lost, gained = int((baseline & ~refused[cell]).sum()), int((~baseline & refused[cell]).sum())
+        p[place] = mcnemar_p(lost, gained)
+        fell[place] = bool(p[place] < ALPHA and lost > gained)
+    return {"p_mcnemar": p, "significant_loss": fell.array}
+
+
+def _refused(completions: pd.DataFrame) -> dict[str, pd.Series]:
+    """Cell → whether it refused each harmful prompt, indexed by the prompts in their order."""
+    if not {"cell", "prompts", "prompt", "refused"} <= set(completions.columns):
+        return {}
+    harmful = completions[(completions["prompts"] == "harmful") & completions["refused"].notna()]
+    return {
+        str(cell): rows.set_index("prompt")["refused"].astype(bool)
+        for cell, rows in harmful.groupby("cell", sort=False)
+    }
 
 
 def _clusters(table: pd.DataFrame, pattern: str | None) -> pd.Series:
