@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import typer
 
-from probes import calibration, cli, direction, entropy, neurons
+from probes import calibration, cli, direction, entropy, geometry, margin, neurons
 from probes.__main__ import PROBES, summary
 from probes.options import cell_paths
 from probes.results import read_result
@@ -21,7 +21,14 @@ from tests.cells import HARMFUL, HARMLESS, q8_0
 from tests.packed_files import edit
 from tests.tiny_models import write
 
-APPS = {"entropy": entropy.app, "direction": direction.app, "calibration": calibration.app, "neurons": neurons.app}
+APPS = {
+    "entropy": entropy.app,
+    "direction": direction.app,
+    "calibration": calibration.app,
+    "neurons": neurons.app,
+    "margin": margin.app,
+    "geometry": geometry.app,
+}
 
 
 @pytest.fixture(scope="module")
