@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.model import HookedModel, load
 from probes.cli import log
@@ -142,19 +143,18 @@ class Measuring:
         if lacking := [name for name in step.needs if not self._is_done(part._replace(step=name))]:
             raise InputError(f"{part.step} needs {', '.join(lacking)}, which failed")
         started = time.monotonic()
-        checkpoint = open_cell(self.model, part.cell, self.path(part.cell))
-        assert self.baseline.checkpoint is not None
+        checkpoints = open_checkpoint(self.path(BASELINE)), open_cell(self.model, part.cell, self.path(part.cell))
         bench = Bench(
             self.study,
             self.asked,
             part.cell,
-            self.baseline,
+            lambda: self.baseline,
             opened,
             self.model,
             self.folder.path / self.model.name,
             lambda name: self._finished(part.cell, name),
             self._of_baseline,
-            (self.baseline.checkpoint, checkpoint),
+            checkpoints,
         )
         results = step.results(bench, options_of(self.study, step))
         self.folder.write(part, self.key(part), results, time.monotonic() - started)

@@ -69,7 +69,7 @@ class Bench:
         study: all settings.
         asked: its prompts.
         cell: the cell's name.
-        baseline: opened.
+        open_baseline: opens the baseline, once.
         open_cell: opens the cell, once; raises what keeps it from being opened.
         model: what the study says of the model that the cell belongs to.
         folder: of the model.
@@ -81,13 +81,18 @@ class Bench:
     study: Study
     asked: Asked
     cell: str
-    baseline: HookedModel
+    open_baseline: Callable[[], HookedModel]
     open_cell: Callable[[], HookedModel]
     model: Model
     folder: Path
     finished: Callable[[str], pd.DataFrame]
     of_baseline: Callable[[str], pd.DataFrame]
     checkpoints: tuple[Checkpoint, Checkpoint]
+
+    @property
+    def baseline(self) -> HookedModel:
+        """The baseline, opened."""
+        return self.open_baseline()
 
     @cached_property
     def common(self) -> dict[str, Any]:
@@ -130,10 +135,11 @@ class Step:
         measured = self.run(bench, **options)
         if isinstance(measured, list):
             return measured
-        return [measured, *(value for value in vars(measured).values() if isinstance(value, Result))]
+        beside = [value if isinstance(value, list) else [value] for value in vars(measured).values()]
+        return [measured, *(value for values in beside for value in values if isinstance(value, Result))]
 
 
-_NOT_OPTIONS = {"template", "force", "batch_size", "refusals", "progress"}
+_NOT_OPTIONS = {"template", "force", "batch_size", "refusals", "attribution", "plan"}
 """Parameters that the study itself gives."""
 
 

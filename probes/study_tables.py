@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 
 from interp.checkpoint import open_checkpoint
+from interp.errors import InputError
 from probes import drift
 from probes.completions import Completion
+from probes.labels import REFUSED, Label
 from probes.pair import BASELINE
 from probes.regimes import STUDY
 from probes.results import Result
@@ -30,10 +32,10 @@ from probes.summary import (
 QUALITY_NOTE = "BERTScore F1 against the references, vectors: "
 
 
-def write_tables(study: Study, folder: RunFolder, known: Mapping[Part, Record]) -> Result | None:
+def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> Result | None:
     """Write every model's tables, and the matrix; None where no cell is measured.
 
-    A cell whose step failed has a row that is all undefined, with the reason.
+    A cell whose step failed has a row that is all undefined, with the reason. Judges that fail are added to `known`.
     """
     tables: dict[str, dict[str, Result]] = {}
     for model in study.models:
@@ -42,6 +44,11 @@ def write_tables(study: Study, folder: RunFolder, known: Mapping[Part, Record]) 
         if "completions" not in joined:
             continue
         joined["drift"] = _drift(study, joined["refusal"])
+        if study.judges.models:
+            try:
+                joined["judges"] = _judged(study, joined["refusal"], folder.path / model.name / "verdicts.sqlite")
+            except InputError as error:
+                known[Part(model.name, "all", "judges")] = Record(Status.FAILED, error=str(error))
         for result in joined.values():
             result.write(folder.path / model.name)
         tables[model.name] = joined
@@ -70,7 +77,7 @@ def _joined(folder: RunFolder, own: Mapping[Part, Record]) -> dict[str, Result]:
 def _join(name: str, parts: Sequence[Result], failed: Mapping[str, str]) -> Result:
     """One result of several that each hold the baseline and one cell."""
     first = parts[0].table
-    tables = [first, *(part.table[part.table["cell"] != BASELINE] for part in parts[1:])]
+    tables = [first, *(part.table[part.table["cell"] != BASELINE] for part in parts[1:])]  # the baseline once
     if "reason" in first and failed:
         tables.append(pd.DataFrame([{"cell": cell, "reason": error} for cell, error in failed.items()]))
     joined = pd.concat(tables, ignore_index=True)
@@ -85,6 +92,27 @@ def _join(name: str, parts: Sequence[Result], failed: Mapping[str, str]) -> Resu
 def _drift(study: Study, outcomes: Result) -> Result:
     found = drift.measure(outcomes.table, BASELINE, calibration=_calibration(study), force=True)
     return Result("drift", found.table, dict(found.settings), found.warnings)
+
+
+def _judged(study: Study, outcomes: Result, store: Path) -> Result:
+    """What judges say of the answers; verdicts are kept, so that nothing is asked twice."""
+    from probes import judges
+    from probes.judge_prompts import read_template
+    from probes.judging import Judge
+    from probes.verdicts import VerdictStore
+
+    settings = study.judges
+    template = read_template(None if settings.template is None else Path(study.path(settings.template)))
+    with VerdictStore(store) as verdicts:
+        panel = [Judge(name, template, verdicts) for name in settings.models]
+        return judges.measure(outcomes.table, panel, BASELINE, sample=settings.sample)
+
+
+def _judge_rates(judged: pd.DataFrame) -> pd.DataFrame:
+    """cell, judge_refusal_rate: what the first judge calls refusals among the harmful requests' answers."""
+    harmful = judged[(judged["task"] == "refusal") & (judged["judge"] != Label.UNSCORED)]
+    rates = harmful["judge"].isin(list(REFUSED)).groupby(harmful["cell"], sort=False).mean()
+    return rates.rename("judge_refusal_rate").reset_index()
 
 
 def _calibration(study: Study) -> Path | None:
@@ -124,6 +152,8 @@ def _model_rows(
         behaviour.append(over_refusal_table(by_side["harmless"]))
     if "quality" in joined:
         behaviour.append(quality_table(joined["quality"].table))
+    if "judges" in joined:
+        behaviour.append(_judge_rates(joined["judges"].table))
     measured = list(by_side["harmful"])
     places = located(study, model)
     described = describe_cells({name: open_checkpoint(places[name] or "") for name in measured})
