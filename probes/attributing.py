@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.alignment import function_preserving
 from interp.batching import Batch
 from interp.checkpoint import Checkpoint
 from interp.model import HookedModel
@@ -90,10 +91,15 @@ def attribute_cell(
 
 
 def scales_of(baseline: HookedModel, cell: HookedModel) -> Scales | None:
-    """The rescaling seen between two checkpoints; None where there is none, or a model was made in memory."""
+    """The rescaling seen between two checkpoints; None where there is none, or a model was made in memory.
+
+    Where its factors do not cancel (a writer's mistake), what undoes it preserves the cell's function, see
+    `interp.alignment`: the mistake is part of the error.
+    """
     if baseline.checkpoint is None or cell.checkpoint is None:
         return None
-    scales = recovered_scales(baseline.checkpoint, cell.checkpoint)
+    found = recovered_scales(baseline.checkpoint, cell.checkpoint)
+    scales = function_preserving(found, cell.architecture, cell.config)
     return scales if scales.inputs or scales.outputs or scales.norms else None
 
 

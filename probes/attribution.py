@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from probes.results import Result
 from probes.shares import Attribution
 from probes.sign_flips import DRAWS, SignFlips
 
-UNITS = 1000
+UNITS = 200
 """Rows per cell, side, category and level of neurons and groups."""
 
 
@@ -127,6 +128,7 @@ def measure(
             def progress(share: float, number: int = number) -> None:
                 show((number + share) / len(cells))
 
+            started = time.monotonic()
             try:
                 cell = cells[name]
                 attributed, null = attribute_cell(
@@ -146,7 +148,7 @@ def measure(
                 comparison.undefined[name] = str(error)
                 continue
             frames.append(tabulate(name, attributed, null, kinds(baseline), units))
-            told[name] = describe(attributed, null)
+            told[name] = describe(attributed, null) | {"seconds": round(time.monotonic() - started, 3)}
             comparison.warnings += [f"{name}: {warning}" for warning in _warnings(attributed)]
     result = comparison.result(
         "attribution",

@@ -160,7 +160,6 @@ TOTALS: tables.Columns = {
     "sum of parts": tables.number("attribution", "+.3f"),
     "gap": tables.number("gap", "+.1e"),
     "first order": tables.number("first_order", "+.3f"),
-    "null sd": tables.number("null_sd", ".3f"),
     "z": tables.number("z", "+.1f"),
 }
 PARTS: tables.Columns = {

@@ -17,7 +17,7 @@ from interp.batching import Batch
 from interp.errors import NotFinite
 from interp.model import HookedModel
 from interp.scales import Scales
-from interp.weight_path import WeightPath
+from interp.weight_path import Observer, WeightPath
 from probes.parts import Axis, Parts
 from probes.shares import ABSOLUTE_GAP, RELATIVE_GAP, Attribution, Prompts, head_shares
 
@@ -142,20 +142,14 @@ def _tied(model: HookedModel) -> dict[str, str]:
     return {name: kept for name, p in named if (kept := first.setdefault(id(p), name)) != name}
 
 
-class BatchObserver:
-    """An observer of `WeightPath.at` that knows which batch flows.
+class BatchObserver(Observer):
+    """An observer that knows which batch flows.
 
     Attributes:
         batch: the rows of everything observed.
     """
 
     batch: Batch
-
-    def linear(self, module: str, inputs: Tensor, gradient: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-        """See `interp.weight_path.Observer`."""
-
-    def affine(self, parameter: str, inputs: Tensor, products: Tensor) -> None:
-        """See `interp.weight_path.Observer`."""
 
 
 class Shares(BatchObserver):
@@ -175,11 +169,12 @@ class Shares(BatchObserver):
     def linear(self, module: str, inputs: Tensor, gradient: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
         """Shares of the rows and columns of a weight, and of the entries of a bias."""
         if weight is not None:
-            produced = (gradient * (inputs @ weight.T)).sum(1)
+            wide = torch.promote_types(inputs.dtype, torch.float32)
+            produced = (gradient * (inputs @ weight.T)).sum(1, dtype=wide)
             self._add_prompts(f"{module}.weight", produced)
             self._add_heads(module, Axis.ROWS, produced)
             if self._heads.get((module, Axis.COLUMNS)) is not None:
-                self._add_heads(module, Axis.COLUMNS, (inputs * (gradient @ weight)).sum(1))
+                self._add_heads(module, Axis.COLUMNS, (inputs * (gradient @ weight)).sum(1, dtype=wide))
             for stratum, chosen in _split(self._found.prompts.stratum[self.batch.indices]):
                 self._add_weights(module, stratum, weight * gradient_of_weight(inputs[chosen], gradient[chosen]))
         if bias is not None:
