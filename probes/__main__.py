@@ -16,6 +16,7 @@ PROBES = (
     "margin",
     "geometry",
     "attribution",
+    "causal",
     "quality",
     "refusal",
     "labels",
@@ -26,6 +27,7 @@ PROBES = (
     "predict",
     "reproduce",
     "study",
+    "report",
     "demo",
 )
 """Modules with a command, `python -m probes.NAME`; the first line of a module's docstring says what it answers."""

@@ -57,12 +57,15 @@ def test_originals_return_after_an_exception(name: str, kind: Kind) -> None:
     ours = baseline(name)
     theirs = noisy(ours)
     parts, before = Parts.of(ours), state(theirs)
-    with (
-        pytest.raises(RuntimeError, match="on purpose"),
-        swapped_weights(theirs, ours, parts, [*parts.every(kind), *parts.every(kind)[:2], *parts.every(Kind.OTHER)]),
-    ):
-        assert not torch.equal(next(iter(theirs.hf.parameters())), next(iter(before.values())))
-        raise RuntimeError("on purpose")
+    chosen = [*parts.every(kind), *parts.every(kind)[:2], *parts.every(Kind.OTHER)]
+
+    def exchanged() -> None:
+        with swapped_weights(theirs, ours, parts, chosen):
+            assert not torch.equal(next(iter(theirs.hf.parameters())), next(iter(before.values())))
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        exchanged()
     assert_same(theirs, before)
 
 
