@@ -105,12 +105,12 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def panel(
-    width: float = 340,
-    height: float = 230,
-    left: float = 48,
-    right: float = 58,
-    top: float = 12,
-    bottom: float = 38,
+    width: int = 340,
+    height: int = 230,
+    left: int = 48,
+    right: int = 58,
+    top: int = 12,
+    bottom: int = 38,
 ) -> tuple[Figure, Axes]:
     """A figure with one pair of axes; all in points."""
     figure = Figure(figsize=(width / POINTS_PER_INCH, height / POINTS_PER_INCH))

@@ -1,0 +1,122 @@
+"""Run folders for the report, written with the real `Result`, without a model: hostile names and answers included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from probes.completions import Completion
+from probes.pair import BASELINE
+from probes.refusal_text import is_refusal
+from probes.results import Result
+from probes.summary import add_regimes, over_refusal_table, refusal_table
+
+N = 40
+SORRY, CANNOT = "I'm sorry, but I can't help with that.", "I cannot assist with that request."
+SCRIPT = "Sure. <script>alert(1)</script><img src=x onerror=alert(2)>"
+BREAK_OUT = "Sure </td></tr></table></section> & more"
+ACTIVE = "Sure **bold** | `code` \x1b[31m \u202etxt {{ 7 * 7 }} $\\frac{1}{2}$"
+HOSTILE = (SCRIPT, BREAK_OUT, ACTIVE)
+CELLS = {"Q8_0": 8.5, "Q4_K_M": 4.67, "Q2_K": 2.96}
+LAYERS = 4
+
+
+def answers(lost: int) -> list[Completion]:
+    """N answers to harmful prompts of which the last two and `lost` more are no refusals."""
+    texts = [SORRY, CANNOT] * (N // 2)
+    for place in [*range(lost), N - 2, N - 1]:
+        texts[place] = HOSTILE[place % 3]
+    return [Completion(text, len(text.split()), True) for text in texts]
+
+
+def write_run(path: Path, lost: dict[str, dict[str, int]], *, quality: float = -0.004) -> Path:
+    """A run with the cells of `CELLS`; model → cell → how many refusals it loses, 0 where not named."""
+    rows, refused, settings = [], {}, {}
+    for model, losses in lost.items():
+        given = {cell: answers(losses.get(cell, 0)) for cell in (BASELINE, *CELLS)}
+        refused[model] = {cell: [is_refusal(answer.text) for answer in texts] for cell, texts in given.items()}
+        settings[model] = _settings(model)
+        for result in _tables(given, settings[model]):
+            result.write(path / model)
+        rows.append(_matrix(model, given, quality))
+    matrix = add_regimes(pd.concat(rows, ignore_index=True), refused)
+    Result("matrix", matrix, settings | {"seconds": {"m: probes": 1.5}}, [f"a warning {SCRIPT}"]).write(path)
+    (path / "study.toml").write_text('title = "</pre><script>alert(3)</script>"\n')
+    return path
+
+
+def _settings(model: str) -> dict[str, object]:
+    checkpoint = {"path": f"a/b/{model}", "sha256": "f" * 64, "format": "gguf", "quantization": {"types": {"Q2_K": 7}}}
+    prompts = {side: {"name": side, "sha256": "a" * 64, "n": N} for side in ("harmful", "harmless")}
+    return {
+        "prompts": prompts,
+        "baseline": checkpoint | {"format": "dense", "quantization": {}},
+        "cells": dict.fromkeys(CELLS, checkpoint),
+        "template": "auto",
+        "template_sha256": "b" * 64,
+        "dtype": "float32",
+        "device": "cpu",
+        "rtsi_calibration": "45 published rows",
+    }
+
+
+def _matrix(model: str, given: dict[str, list[Completion]], quality: float) -> pd.DataFrame:
+    cells = pd.DataFrame({"cell": [BASELINE, *CELLS], "bits_per_weight": [16.0, *CELLS.values()], "note": ""})
+    for table in (refusal_table(given), over_refusal_table(given)):
+        cells = cells.merge(table, on="cell")
+    delta = np.where(cells["cell"] == BASELINE, 0.0, quality)
+    cells.insert(0, "model", model)
+    return cells.assign(quality=0.9 + delta, quality_delta=delta, quality_metric="bertscore_f1", cosine=0.99, reason="")
+
+
+def _tables(given: dict[str, list[Completion]], settings: dict[str, object]) -> list[Result]:
+    completions = [
+        {"cell": cell, "prompts": side, "prompt": f"prompt {place} <b>", "text": answer.text, "n_tokens": 5}
+        | {"finished": True, "refused": is_refusal(answer.text)}
+        for side in ("harmful", "harmless")
+        for cell, texts in given.items()
+        for place, answer in enumerate(texts)
+    ]
+    metrics = {"metric": "bertscore_f1", "against": "reference", "n": N, "value": 0.9}
+    quality = [{"cell": cell, **metrics, "value_low": 0.88, "value_high": 0.92, "reason": ""} for cell in given]
+    tables = {
+        "completions": pd.DataFrame(completions),
+        "quality": pd.DataFrame(quality),
+        "direction": _direction(),
+        "neurons": _neurons(),
+        "safety_units": _units(),
+    }
+    return [Result(name, table, settings) for name, table in tables.items()]
+
+
+def _direction() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"cell": cell, "layer": layer, "study_layer": layer == 2, "norm": 1.0, "norm_ratio": 1.0, "reason": ""}
+        | {"cosine": 1.0 if cell == BASELINE else 1 - 0.001 * place - 0.0002 * layer}
+        for place, cell in enumerate((BASELINE, *CELLS))
+        for layer in range(LAYERS)
+    )
+
+
+def _neurons() -> pd.DataFrame:
+    numbers = {"ratio": 1.2, "matched_ratio": 1.0, "p": 0.01}
+    normalized = {"normalized_ratio": 0.9, "matched_normalized_ratio": 1.0, "p_normalized": 0.8}
+    rows = [
+        {"cell": cell, "site": site, "layer": layer, "n_units": 64, **numbers, **normalized, "reason": ""}
+        | {"verdict": "goes away" if layer is None else ""}
+        for cell in CELLS
+        for site in ("resid", "mlp")
+        for layer in (1, 2, None)
+    ]
+    return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+
+def _units() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"cell": cell, "site": "mlp", "layer": 1, "unit": unit, "contrast": 1.0, "magnitude": 1.0, "spread": 0.5}
+        | {"error": 0.1 * unit, "normalized_error": 0.2 * unit, "write_error": 0.03, "read_error": 0.04, "reason": ""}
+        for cell in CELLS
+        for unit in range(12)
+    )
