@@ -15,10 +15,11 @@ in ∂/∂α is g·∂D.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -64,9 +65,10 @@ class Change:
         return torch.lerp(self.before, self.end(), alpha)
 
 
-class Observer(Protocol):
+class Observer(ABC):
     """Told what flows backward through each module on the path; what it is given it must not keep."""
 
+    @abstractmethod
     def linear(
         self,
         module: str,
@@ -77,6 +79,7 @@ class Observer(Protocol):
     ) -> None:
         """A linear: its inputs, the gradient of its outputs, and the differences of its parameters that change."""
 
+    @abstractmethod
     def affine(self, parameter: str, inputs: Tensor, products: Float[Tensor, "row pos *head channel"]) -> None:
         """A norm's or embedding's parameter: the gradient of the module's outputs times what the change adds to
         them. `inputs`: the module's, token ids for an embedding."""
