@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := quantize,gguf,lens,dev
 DEMO := runs/demo
+# uv does not compile what it installs: without bytecode every command would compile PyTorch anew, for 7 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-all test lint types setup lock clean
 
