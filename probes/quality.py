@@ -49,6 +49,17 @@ COLUMNS: tables.Columns = {
 }
 
 
+_NO_TOKENS, _NO_ANSWERS = "the text has no tokens to predict", "there are no answers"
+_NO_PAIR = "no answer has tokens where its reference has some too"
+UNDEFINED = {
+    **dict.fromkeys(("perplexity", "kl_mean", "kl_p99", "top1_flips"), _NO_TOKENS),
+    **dict.fromkeys(("rouge_l", "exact_match"), _NO_ANSWERS),
+    **dict.fromkeys(("bertscore_f1", "coherence"), _NO_PAIR),
+    "repetition_rate": "no text is long enough",
+}
+"""Metric → why it can be NaN."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Requests with reference answers."""
@@ -113,7 +124,8 @@ def measure(
     Table: one row per (cell, metric, against), the baseline's first, with columns
         value, value_low, value_high: the metric with its 95 % interval (t over texts or tokens, Wilson for rates, none
             for perplexity and percentiles); over tokens it is too narrow where those of one text are alike; n: tokens
-            or texts; reason: why a number is NaN, else "".
+            or texts that it is defined on (BERTScore and coherence not on an empty text, repetition not on a short
+            one); reason: why a number is NaN, else "".
         metric: perplexity, kl_mean and kl_p99 (nats per token, from the baseline), top1_flips; rouge_l, bertscore_f1,
             coherence (each output with its text), repetition_rate, exact_match (with the baseline's output).
         against: "text", "baseline" (its predictions or its outputs), "reference", or "" where there is nothing.
@@ -206,10 +218,10 @@ def text_rows(
     pairs = list(zip(vectors, reference_vectors, strict=True))
     values = {
         "rouge_l": rouge_l(outputs, references),
-        "bertscore_f1": torch.tensor([bertscore_f1(*pair) for pair in pairs]),
-        "coherence": torch.tensor([coherence(*pair) for pair in pairs]),
+        "bertscore_f1": _defined(bertscore_f1(*pair) for pair in pairs),
+        "coherence": _defined(coherence(*pair) for pair in pairs),
     }
-    return [_row(metric, against, mean_interval(value), len(outputs)) for metric, value in values.items()]
+    return [_row(metric, against, mean_interval(value), len(value)) for metric, value in values.items()]
 
 
 def _passages(
@@ -243,13 +255,13 @@ def _check(baseline: HookedModel, cell: HookedModel, force: bool) -> list[str]:
 
 
 def _defined(values: Iterable[float]) -> Tensor:
-    """Without the texts that are too short to repeat anything."""
+    """Without the texts of which a metric says nothing: too short to repeat anything, or empty."""
     found = torch.tensor(list(values), dtype=torch.float64)
     return found[~found.isnan()]
 
 
 def _row(metric: str, against: str, value: Interval, n: int) -> dict[str, Any]:
-    reason = "no text is long enough" if np.isnan(value.estimate) else ""
+    reason = UNDEFINED[metric] if np.isnan(value.estimate) else ""
     return {"metric": metric, "against": against, "n": n, **interval_columns("value", value), "reason": reason}
 
 

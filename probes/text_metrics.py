@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from jaxtyping import Float
@@ -41,19 +42,19 @@ def bertscore_f1(output: Float[Tensor, "output width"], reference: Float[Tensor,
     """BERTScore-F1 of two texts from their token vectors (Zhang et al. 2020, arXiv:1904.09675; no idf, no rescaling).
 
     Precision: mean over the output's tokens of the largest cosine with a token of the reference; recall: the other way
-    round; F1: their harmonic mean. 0 where one of the two has no tokens.
+    round; F1: their harmonic mean. NaN where one of the two has no tokens.
     """
     if not len(output) or not len(reference):
-        return 0.0
+        return nan
     cosines = _unit(output) @ _unit(reference).T
     precision, recall = cosines.max(1).values.mean(), cosines.max(0).values.mean()
     return float(2 * precision * recall / (precision + recall))
 
 
 def coherence(output: Float[Tensor, "output width"], reference: Float[Tensor, "reference width"]) -> float:
-    """Cosine of the mean token vectors of two texts; 0 where one of the two has no tokens."""
+    """Cosine of the mean token vectors of two texts; NaN where one of the two has no tokens."""
     if not len(output) or not len(reference):
-        return 0.0
+        return nan
     return float(torch.cosine_similarity(output.double().mean(0), reference.double().mean(0), dim=0))
 
 

@@ -18,7 +18,7 @@ from interp.model import HookedModel
 from probes import quality
 from probes.completions import complete
 from probes.degenerate import repetition_rate
-from probes.quality import Task, measure, organism_task, read_task
+from probes.quality import Task, measure, organism_task, read_task, text_rows
 from probes.results import Result
 from probes.text_metrics import Encoder
 from tests.tiny_models import TEXTS
@@ -182,3 +182,15 @@ def test_command(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     assert {"text_sha256", "references_sha256", "encoder"} <= set(settings)
     assert isinstance(invoke([*given, "--harmful", task]).exception, InputError)
     assert isinstance(invoke([*given, "--text", tmp_path / "absent"]).exception, InputError)
+
+
+def test_an_empty_text_is_left_out_and_every_metric_has_its_own_reason() -> None:
+    empty, full = torch.empty(0, 2), torch.tensor([[1.0, 0.0]])
+    found = {row["metric"]: row for row in text_rows("reference", ["", "a"], ["b", "a"], [empty, full], [full, full])}
+    for metric in ("bertscore_f1", "coherence"):
+        assert (found[metric]["n"], found[metric]["value"], found[metric]["reason"]) == (1, pytest.approx(1), "")
+    assert (found["rouge_l"]["n"], found["rouge_l"]["value"]) == (2, 0.5)
+    nothing = {row["metric"]: row for row in text_rows("reference", [""], ["b"], [empty], [full])}
+    for metric in ("bertscore_f1", "coherence"):
+        assert nothing[metric]["value"] != nothing[metric]["value"]
+        assert nothing[metric]["reason"] == "no answer has tokens where its reference has some too"

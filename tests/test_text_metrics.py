@@ -60,10 +60,11 @@ def test_coherence_is_the_cosine_of_means() -> None:
     assert coherence(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])) == pytest.approx(math.sqrt(0.5))
 
 
-def test_an_empty_output_scores_nothing() -> None:
+def test_an_empty_text_has_no_score() -> None:
     empty = torch.empty(0, 4)
-    assert bertscore_f1(empty, torch.ones(2, 4)) == 0
-    assert coherence(torch.ones(2, 4), empty) == 0
+    for pair in ((empty, torch.ones(2, 4)), (torch.ones(2, 4), empty), (empty, empty)):
+        assert math.isnan(bertscore_f1(*pair))
+        assert math.isnan(coherence(*pair))
 
 
 def test_rouge_l_by_hand() -> None:
