@@ -6,6 +6,8 @@ record of what the model saw are ours. Model arguments: see `CheckpointAPI`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from threading import Lock
 from typing import Any
@@ -27,6 +29,7 @@ from inspect_ai.model._providers.util import HFHandler
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from interp.chat import encode, render_messages, template_source
+from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from probes.batching import Batcher
 from probes.engines import Engine, EngineName, EngineSettings
@@ -95,6 +98,15 @@ class CheckpointAPI(HuggingFaceAPI):
             if self._engine is None:
                 self._engine = self.settings.open()
             return self._engine
+
+    def identity(self) -> str:
+        """What determines its answers, wherever the checkpoint lies: content, engine, dtype, template."""
+        settings = self.settings
+        like = None if settings.like is None else open_checkpoint(settings.like).fingerprint()
+        template = None if self.chat_template is None else hashlib.sha256(self.chat_template.encode()).hexdigest()
+        content = {"sha256": open_checkpoint(settings.path).fingerprint(), "like": like, "template": template}
+        determined = content | {"dtype": settings.dtype, "engine": str(settings.engine), "thinking": self.thinking}
+        return f"quantscope {json.dumps(determined)}"
 
     def _answers(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         return self.engine.generate(prompts, max_new_tokens)
@@ -193,13 +205,17 @@ def _check_greedy(config: GenerateConfig) -> None:
     asked = {
         "temperature": config.temperature or None,
         "logprobs": config.logprobs or None,
+        "frequency_penalty": config.frequency_penalty or None,
+        "presence_penalty": config.presence_penalty or None,
+        "logit_bias": config.logit_bias or None,
+        "best_of": config.best_of if config.best_of != 1 else None,
         "num_choices": config.num_choices if config.num_choices != 1 else None,
     }
     unsupported = {name: value for name, value in asked.items() if value is not None}
     if unsupported:
         raise InputError(
             f"A checkpoint cannot be run with {', '.join(f'{name}={value}' for name, value in unsupported.items())}",
-            "greedy decoding (temperature 0), one answer",
+            "greedy decoding (temperature 0) without penalties or biases, one answer",
         )
 
 

@@ -2,7 +2,8 @@
 
     python -m probes.refusal --baseline llama --quantized q4=llama-Q4_K_M.gguf --out runs/llama
 
-Interrupted, killed or cut off, the same command goes on where it was. The Inspect logs are in OUT/cells. What the cells
+Interrupted, killed or cut off, the same command goes on where it was; with another --quantized it asks only that cell.
+The Inspect logs are in OUT/cells. What the cells
 lost against the baseline: python -m probes.drift OUT/refusal.parquet --baseline baseline.
 """
 
@@ -248,6 +249,9 @@ def main(
     for warning in result.warnings:
         cli.warn(warning)
     cli.log.print(f"written: {', '.join(map(str, files))}", markup=False, highlight=False, soft_wrap=True)
+    of_cells = result.table[~result.table["cell"].isin([BASELINE, CONTROL])]
+    if (of_cells["label"] == Label.UNSCORED).all():
+        raise typer.Exit(cli.Exit.NOTHING_MEASURED)
 
 
 if __name__ == "__main__":

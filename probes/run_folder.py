@@ -51,21 +51,23 @@ class RunFolder:
         return {"tasks": tasks, "max_new_tokens": self.max_new_tokens, "decoding": "greedy"}
 
     def claim(self, described: dict[str, Any]) -> None:
-        """Make the folder this run's, or find that it is already.
+        """Make the folder this run's, or find that it is already; cells that it does not hold yet are added.
 
         Raises:
-            InputError: it holds another run, with what differs; or it cannot be written.
+            InputError: it holds another run, or another cell of the same name, with what differs; or it cannot be
+                written.
         """
+        described = _as_json(described)
         file = self.path / "run.json"
         try:
-            before = json.loads(file.read_text()) if file.exists() else None
-            if before is None:
+            before = json.loads(file.read_text()) if file.exists() else {}
+            differing = _differing(before, described) if before else []
+            if not differing and (merged := _merged(before, described)) != before:
                 with atomic_file(file) as temporary:
-                    temporary.write_text(json.dumps(described, indent=2))
-                return
+                    temporary.write_text(json.dumps(merged, indent=2))
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be used ({error})", "a folder of this run", "Give another one") from error
-        if differing := [key for key, value in _as_json(described).items() if before.get(key) != value]:
+        if differing:
             raise InputError(
                 f"{self.path} holds a run with other settings ({', '.join(differing)} differ, see {file})",
                 "the same command, which goes on, or a new folder",
@@ -109,6 +111,20 @@ class RunFolder:
 def _sha256(task: Task) -> str:
     content = json.dumps([[sample.id, sample.input, sample.target] for sample in task.dataset])
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _differing(before: dict[str, Any], described: dict[str, Any]) -> list[str]:
+    """What determines the answers and is not as before; cells are compared one by one."""
+    known = before.get("cells", {})
+    other = [key for key, value in described.items() if key != "cells" and before.get(key) != value]
+    return other + [name for name, cell in described.get("cells", {}).items() if known.get(name, cell) != cell]
+
+
+def _merged(before: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
+    """With the cells of both."""
+    if "cells" not in described:
+        return described
+    return described | {"cells": before.get("cells", {}) | described["cells"]}
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "QUANTSCOPE_API_KEY"
 """The environment variable with the key of a server that wants one."""
+
+
+DECLARED = ("root", "parent", "max_model_len", "meta")
+"""What vLLM and llama.cpp say of a model beside its name, in their lists of models."""
 
 
 @runtime_checkable
@@ -92,11 +97,13 @@ class ServerSubject:
         url: of the API, e.g. http://localhost:8000/v1.
         name: the model's name there.
         software: who the server says owns the model, which tells servers apart.
+        declared: what else it says of the model: its list of models, and llama.cpp's own server at /props.
     """
 
     url: str
     name: str
     software: str
+    declared: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def at(cls, address: str) -> ServerSubject:
@@ -115,16 +122,21 @@ class ServerSubject:
                 "Give its name as URL#NAME",
             )
         name = name or next(iter(models))
-        return cls(url, name, models[name])
+        return cls(url, name, models[name].pop("owned_by"), models[name] | _props(url))
 
     def describe(self) -> dict[str, Any]:
-        """Address, name and software; the server does not say which weights it has."""
+        """Address, name, software and what it declares; no server says which weights it has."""
         return asdict(self)
 
     def read(self, texts: Sequence[str]) -> Reading:
         """The requests as they are sent; only the server knows their tokens."""
-        warning = f"{self.url} renders and tokenizes the prompts itself: only their numbers of tokens are compared"
-        return Reading(f"server ({self.software})", list(texts), None, None, [warning])
+        declared = ", ".join(self.declared) or "nothing more"
+        warnings = [
+            f"{self.url} renders and tokenizes the prompts itself: only their numbers of tokens are compared",
+            f"which weights {self.url} runs as {self.name} cannot be known (it declares {declared}): if they change, "
+            "give another folder with --out",
+        ]
+        return Reading(f"server ({self.software})", list(texts), None, None, warnings)
 
     def model(self) -> Model:
         """Inspect's own provider for such servers."""
@@ -153,13 +165,17 @@ def _check_without_key(url: str) -> None:
         )
 
 
-def _models(url: str) -> dict[str, str]:
-    """The server's models, and who it says owns them."""
+def _models(url: str) -> dict[str, dict[str, Any]]:
+    """The server's models: who it says owns each, and what of the rest stays the same when it restarts."""
     import openai
 
     client = openai.OpenAI(base_url=url, api_key=_key(), max_retries=1, timeout=10)
     try:
-        return {model.id: model.owned_by for model in client.models.list()}
+        return {
+            model.id: {"owned_by": model.owned_by}
+            | {name: value for name in DECLARED if (value := getattr(model, name, None)) is not None}
+            for model in client.models.list()
+        }
     except openai.AuthenticationError as error:
         raise InputError(
             f"The server at {url} does not accept the key", do=f"Set the environment variable {KEY_VARIABLE}"
@@ -170,3 +186,22 @@ def _models(url: str) -> dict[str, str]:
             "a server that lists its models at URL/models",
             "Start it, or correct the address, and run the same command to go on",
         ) from error
+
+
+def _props(url: str) -> dict[str, Any]:
+    """What llama.cpp's own server says of its model; other servers have no such page."""
+    import httpx
+
+    try:
+        answer = httpx.get(
+            f"{url.rstrip('/').removesuffix('/v1')}/props", headers={"Authorization": f"Bearer {_key()}"}, timeout=10
+        )
+        said = answer.json() if answer.is_success else None
+    except (httpx.HTTPError, ValueError):
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    found = {name: said[name] for name in ("model_path", "build_info") if isinstance(said.get(name), str)}
+    if isinstance(template := said.get("chat_template"), str):
+        found["chat_template_sha256"] = hashlib.sha256(template.encode()).hexdigest()
+    return found

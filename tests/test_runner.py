@@ -30,6 +30,7 @@ from probes import refusal, tasks
 from probes.controls import again
 from probes.engines import EngineName, EngineSettings, HookedEngine
 from probes.generation import Answer
+from probes.labels import Label
 from probes.prompts import builtin
 from probes.provider import CheckpointAPI
 from probes.refusal import build_tasks, measure
@@ -240,7 +241,18 @@ class TestProvider:
         output = self.ask(self.api(baseline, "One. Two."), ChatMessageUser(content="Q"), stop_seqs=["Two", "."])
         assert (output.completion, output.stop_reason) == ("One", "stop")
 
-    @pytest.mark.parametrize("setting", [{"temperature": 0.7}, {"num_choices": 3}, {"logprobs": True}])
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"temperature": 0.7},
+            {"num_choices": 3},
+            {"logprobs": True},
+            {"frequency_penalty": 0.5},
+            {"presence_penalty": -1.0},
+            {"logit_bias": {7: 5.0}},
+            {"best_of": 2},
+        ],
+    )
     def test_sampling_is_refused(self, baseline: Path, setting: dict[str, Any]) -> None:
         with pytest.raises(InputError, match="greedy decoding"):
             self.ask(self.api(baseline, "Yes."), ChatMessageUser(content="Q"), **setting)
@@ -334,6 +346,32 @@ def test_command(baseline: Path, tmp_path: Path) -> None:
     assert (document["settings"]["determinism"]["n"], len(document["rows"])) == (6, 12)
     written = pd.read_parquet(tmp_path / "out" / "refusal.parquet")
     assert list(written["response"]) == [row["response"] for row in document["rows"]]
+
+
+def test_nothing_measured_has_its_exit_code(baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("probes.inspect_run.classify", lambda response: Label.UNSCORED)
+    paths = ["--baseline", str(baseline), "--quantized", f"q={baseline}", "--out", str(tmp_path)]
+    settings = ["--task", "refusal", "--limit", "2", "--max-tokens", "2", "--no-determinism"]
+    assert CliRunner().invoke(refusal.app, [*paths, *settings]).exit_code == 4
+
+
+def test_a_cell_is_added_to_a_finished_run(baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = measure(local(baseline), {"a": local(baseline)}, run_in(tmp_path, limit=3)).table
+    asked: list[int] = []
+    generate = HookedEngine.generate
+
+    def counted(self: HookedEngine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        asked.append(len(prompts))
+        return generate(self, prompts, max_new_tokens)
+
+    monkeypatch.setattr(HookedEngine, "generate", counted)
+    both = {"a": local(baseline), "b": local(baseline, dtype="bfloat16")}
+    table = measure(local(baseline), both, run_in(tmp_path, limit=3)).table
+    assert sum(asked) == 3, "only the new cell is asked"
+    pd.testing.assert_frame_equal(table[table["cell"] != "b"], first)
+    with pytest.raises(InputError, match=r"other settings .b differ"):
+        measure(local(baseline), {"b": local(baseline)}, run_in(tmp_path, limit=3))
+    assert set(json.loads((tmp_path / "run.json").read_text())["cells"]) == {"baseline", "a", "b"}
 
 
 def test_no_such_task() -> None:

@@ -148,9 +148,13 @@ def content(file: Path) -> bytes:
 
 class TestMisbehavingServer:
     @contextmanager
-    def serving(self, answer: Callable[[], tuple[int, bytes]]) -> Iterator[str]:
+    def serving(
+        self, answer: Callable[[], tuple[int, bytes]], props: dict[str, Any] | None = None, **declared: Any
+    ) -> Iterator[str]:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if self.path == "/props":
+                    return self.send(404 if props is None else 200, json.dumps(props).encode())
                 self.send(200, json.dumps({"object": "list", "data": [model]}).encode())
 
             def do_POST(self) -> None:
@@ -167,7 +171,7 @@ class TestMisbehavingServer:
             def log_message(self, *_: Any) -> None:
                 """Quiet."""
 
-        model = {"id": "m", "object": "model", "owned_by": "nobody", "created": 0}
+        model = {"id": "m", "object": "model", "owned_by": "nobody", "created": time.time_ns(), **declared}
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -212,6 +216,32 @@ class TestMisbehavingServer:
             table = measure(subject, {"q": subject}, run_in(tmp_path, limit=3, connections=1)).table
         baseline = table[table["cell"] == "baseline"]
         assert sorted(baseline["response"]) == ["Fine.", "Later.", "Later."]
+
+    def test_what_the_server_declares_tells_its_models_apart(self, tmp_path: Path) -> None:
+        """A server comes back at the same address and name: with the same model the run goes on, else it does not."""
+        fine = (200, self.completion("Fine."))
+
+        def ask(props: dict[str, Any] | None, **declared: Any) -> list[str]:
+            with self.serving(lambda: fine, props, **declared) as url:
+                subject = ServerSubject.at(url)
+                described = subject.describe() | {"url": "the same"}  # the port is another one at each start
+                run = run_in(tmp_path, limit=1)
+                run.claim(run.describe() | {"cells": {"baseline": described}})
+                return subject.read([]).warnings
+
+        meta = {"n_params": 7}
+        warnings = ask({"model_path": "a.gguf", "chat_template": "x", "total_slots": 1}, meta=meta)
+        assert any("cannot be known (it declares meta, model_path, chat_template_sha256)" in said for said in warnings)
+        ask({"model_path": "a.gguf", "chat_template": "x", "total_slots": 2}, meta=meta)
+        for props, other in (("b.gguf", meta), ("a.gguf", {"n_params": 8})):
+            with pytest.raises(InputError, match=r"other settings .baseline differ"):
+                ask({"model_path": props, "chat_template": "x"}, meta=other)
+
+    def test_a_server_that_declares_nothing(self) -> None:
+        with self.serving(lambda: (200, b"")) as url:
+            assert any(
+                "cannot be known (it declares nothing more)" in s for s in ServerSubject.at(url).read([]).warnings
+            )
 
     def test_a_failing_request_is_tried_again(self, tmp_path: Path) -> None:
         replies = [(503, b"{}"), (200, self.completion("Fine."))]
