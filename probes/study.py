@@ -31,6 +31,7 @@ from probes.study_file import Study, parse_study, read_study
 from probes.study_models import located
 from probes.study_run import measure_all
 from probes.study_state import COPY, STATE, RunFolder, Status, as_table, records
+from probes.study_steps import ALWAYS
 from probes.study_tables import write_tables
 from probes.summary import render
 
@@ -220,7 +221,8 @@ def _columns(table: pd.DataFrame) -> tables.Columns:
 
 def exit_code(found: StudyRun) -> Exit:
     """Of a run, see `run`."""
-    if found.matrix.empty:
+    answered = found.status[found.status["step"] == ALWAYS]
+    if not (answered["status"] == Status.DONE).any():
         return Exit.NOTHING_MEASURED
     exceeded = _exceeded(found)
     for line in exceeded:

@@ -23,6 +23,7 @@ from interp.model import HookedModel, load
 from probes.cli import log
 from probes.memory import remembering
 from probes.pair import BASELINE, Cells
+from probes.progress import bar
 from probes.study_file import Model, Study
 from probes.study_models import located, open_cell, prepare
 from probes.study_state import Keys, Part, Record, RunFolder, Status, parts_of, records
@@ -30,16 +31,23 @@ from probes.study_steps import BY_NAME, Asked, Bench, options_of
 
 
 class Bars:
-    """What is being measured, how many parts are left, and how long they will take."""
+    """What is being measured, how many parts are left, and how long they will take; in a notebook, the share done."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bars = Progress(*columns, console=log, disable=log.is_jupyter)
         self._parts: TaskID | None = None
+        self._done = 0
+        self._show_share: Callable[[], object] = lambda: None
 
     @contextmanager
     def parts(self, total: int) -> Iterator[None]:
         """Show a bar of so many parts."""
+        if log.is_jupyter:
+            with bar("study") as show:
+                self._show_share = lambda: show(self._done / max(1, total))
+                yield
+            return
         with self.bars:
             self._parts = self.bars.add_task("measuring", total=total)
             yield
@@ -51,6 +59,8 @@ class Bars:
 
     def finished(self, count: int = 1) -> None:
         """Count finished (or failed) parts."""
+        self._done += count
+        self._show_share()
         if self._parts is not None:
             self.bars.advance(self._parts, count)
 

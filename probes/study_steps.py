@@ -210,6 +210,7 @@ STEPS: Sequence[Step] = (
     Step("neurons", _neurons, probe="probes.neurons"),
     Step("quality", _quality),
     probe("margin"),
+    probe("geometry"),
     probe("attribution", default=False),
 )
 """In the order in which they run on a cell."""

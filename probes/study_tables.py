@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> 
     for model in study.models:
         own = {part: record for part, record in known.items() if part.model == model.name}
         joined = _joined(folder, own)
+        _forget(folder, model.name)
         if "completions" not in joined:
             continue
         joined["drift"] = _drift(study, joined["refusal"])
@@ -57,6 +59,14 @@ def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> 
     matrix = _matrix(study, folder, tables, known)
     matrix.write(folder.path)
     return matrix
+
+
+def _forget(folder: RunFolder, model: str) -> None:
+    """Remove tables that an earlier version of the study wrote: some are not measured any more, or fail now."""
+    markers = (folder.path / model / "parts").glob("*/*.key.json")
+    for name in {name for marker in markers for name in json.loads(marker.read_text())["results"]}:
+        for kind in ("json", "parquet"):
+            (folder.path / model / f"{name}.{kind}").unlink(missing_ok=True)
 
 
 def _joined(folder: RunFolder, own: Mapping[Part, Record]) -> dict[str, Result]:
