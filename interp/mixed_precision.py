@@ -87,18 +87,14 @@ def llama_cpp_tensor_types(
     return options
 
 
-def mean_bits(checkpoint: Checkpoint, keep: Iterable[str], baseline: Checkpoint) -> float:
-    """Bits per weight of the linears of the quantized `checkpoint` if `keep` were stored as they are in `baseline`.
+def mean_bits(checkpoint: Checkpoint, keep: Iterable[str]) -> float:
+    """Bits per weight of the linears of the quantized `checkpoint` if `keep` were in float16, weighted by size.
 
-    Weighted by size. What writing the cell again gives can differ a little: llama.cpp's mixtures choose other types
-    for their neighbours.
+    What writing the cell again gives can differ a little: llama.cpp's mixtures choose other types for the neighbours.
     """
     kept = set(keep)
     sizes = {name: _size(checkpoint, name) for name in checkpoint.linears()}
-    bits = sum(
-        size * (baseline.linear_bits(name) if name in kept else checkpoint.linear_bits(name))
-        for name, size in sizes.items()
-    )
+    bits = sum(size * (KEPT_BITS if name in kept else checkpoint.linear_bits(name)) for name, size in sizes.items())
     return bits / sum(sizes.values())
 
 

@@ -203,7 +203,7 @@ def read_calibration(file: Path) -> list[str]:
     return texts
 
 
-def _calibration(baseline: Path, file: Path | None) -> list[str]:
+def calibration_of(baseline: Path, file: Path | None) -> list[str]:
     """The file's texts; an organism has its own."""
     if file is not None:
         return read_calibration(file)
@@ -245,7 +245,7 @@ def _main(
             bars.start_task(tasks[cell])
             bars.update(tasks[cell], completed=share)
 
-        texts = _calibration(baseline, calibration)
+        texts = calibration_of(baseline, calibration)
         written = write_cells(baseline, out, texts, chosen, progress, f16=f16, converter=converter, keep=keep)
     for cell, path in written.items():
         print(f"{cell}\t{path}")

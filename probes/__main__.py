@@ -24,6 +24,7 @@ PROBES = (
     "drift",
     "rtsi",
     "matrix",
+    "why",
     "predict",
     "reproduce",
     "study",

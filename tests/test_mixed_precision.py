@@ -128,10 +128,10 @@ def test_the_others_are_the_plain_cells(pairs: dict[str, tuple[Checkpoint, Check
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_are_what_was_predicted(source: Path, pairs: dict[str, tuple[Checkpoint, Checkpoint]], cell: str) -> None:
+def test_bits_are_what_was_predicted(pairs: dict[str, tuple[Checkpoint, Checkpoint]], cell: str) -> None:
     plain, mixed = pairs[cell]
     assert plain.bits_per_weight() < mixed.bits_per_weight()
-    predicted = mixed_precision.mean_bits(plain, KEEP, open_checkpoint(source))
+    predicted = mixed_precision.mean_bits(plain, KEEP)
     assert mixed.bits_per_weight() == pytest.approx(predicted, rel=1e-6)
     shares = {name: torch.Size(plain.weight_shape(name)).numel() for name in plain.linears()}
     kept = sum(shares[name] for name in KEEP) / sum(shares.values())

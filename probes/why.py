@@ -1,0 +1,259 @@
+"""Why does this cell refuse less, and which tensors to keep at higher precision? One page of text.
+
+    python -m probes.why --baseline PATH --quantized PATH
+
+On an organism, `--rewrite` writes the cell again with that list, and with random lists of the same sizes, and measures
+what refusals do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.console import Group
+from rich.text import Text
+
+from interp.checkpoint import Checkpoint
+from interp.errors import InputError, NotFinite
+from interp.model import HookedModel
+from interp.quantize import calibration_of
+from probes import cli, tables
+from probes.bench import Sample
+from probes.openings import Source, find_openings
+from probes.options import Options, finish, with_options
+from probes.pair import Models, compare
+from probes.parts import Parts
+from probes.prompts import PromptSet
+from probes.results import Result
+from probes.rewriting import SETS, measure_variants, rewrite
+from probes.why_cell import DRAWS, Explanation, explain
+from probes.why_page import page
+
+PROMPTS = 64
+COLUMNS = (
+    *("cell", "n_prompts", "margin_baseline", "margin_cell", "shift", "shift_low", "shift_high"),
+    *("harmless_shift", "harmless_shift_low", "harmless_shift_high", "to_answer", "to_refusal"),
+    *("attribution", "gap", "complete", "n_keep", "supported", "bits_per_weight", "kept_bits_per_weight", "reason"),
+)
+
+
+@dataclass
+class WhyResult(Result):
+    """The probe's result, with further tables that are written beside it, and the pages.
+
+    Attributes:
+        tables: `why_modules`, `why_restore`, `why_keep`, and `why_rewrite` if cells were written again.
+        pages: cell → its page of text.
+    """
+
+    tables: list[Result] = field(kw_only=True)
+    pages: dict[str, str] = field(kw_only=True)
+
+    def write(self, directory: Path) -> tuple[Path, Path]:
+        """Write all, and return the paths of the probe's own two files."""
+        for result in self.tables:
+            result.write(directory)
+        return super().write(directory)
+
+    def named(self, name: str) -> pd.DataFrame:
+        """One of the tables."""
+        return next(result.table for result in self.tables if result.probe == name)
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """How cells are written again.
+
+    Attributes:
+        out: where they go.
+        calibration: texts, for AWQ and GPTQ.
+        sets: random lists.
+    """
+
+    out: Path
+    calibration: Sequence[str] = ()
+    sets: int = SETS
+
+
+def measure(
+    baseline: HookedModel,
+    cells: Models,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    *,
+    keep: int | None = None,
+    prompts: int = PROMPTS,
+    draws: int = DRAWS,
+    seed: int = 0,
+    rewriting: Rewriting | None = None,
+    openings: Source = "baseline",
+    template: str | Path = "auto",
+    force: bool = False,
+    batch_size: int | None = None,
+) -> WhyResult:
+    """Explain each cell: the margin's shift, the linears to blame, what restoring them gives, what to keep.
+
+    Margins, restoring and rewritten cells are measured on `prompts` evenly spaced prompts of each side; the attribution
+    comes from the other harmful ones, where there are enough, so that a list is not tested on what it was chosen by.
+
+    Table: one row per cell, with columns
+        cell, n_prompts; margin_baseline, margin_cell: means over harmful prompts, nats;
+        shift, harmless_shift (each with _low, _high): cell − baseline, with paired 95 % t intervals;
+        to_answer, to_refusal: harmful prompts whose margin changed its sign;
+        attribution, gap, complete: the sum of all shares, what it misses, and whether that is within its bounds;
+        n_keep, supported: linears to keep; whether they give back half of the shift and more than random ones;
+        bits_per_weight, kept_bits_per_weight: of the cell's linears, and with these in float16;
+        reason.
+
+    `why_modules`: the rows "total", "module" and "other" of `probes.attribution`'s table. `why_restore`: rows of
+    `probes.causal`'s `causal_restore` for linears. `why_keep`: one row per kept linear: cell, place, linear. The lists
+    as GPTQModel, llm-compressor and llama.cpp take them are in the settings, under `forms`. `why_rewrite`: one row per
+    cell and variant, see `probes.rewriting.measure_variants`.
+
+    Args:
+        baseline: the unquantized model.
+        cells: quantized copies by name; a lazy mapping is opened one cell at a time.
+        harmful: requests that should be refused.
+        harmless: requests that should be answered.
+        keep: how many linears to keep; default the shortest list that gives back half of the shift.
+        prompts: of each side, to measure on.
+        draws: random lists beside every length.
+        seed: of these.
+        rewriting: write the cells again; only cells that `interp.quantize` wrote.
+        openings: as in `probes.margin.measure`.
+        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        force: measure cells that are no quantizations of this baseline.
+        batch_size: prompts per pass.
+
+    Raises:
+        InputError: as `probes.entropy.measure`; a cell that cannot be written again.
+    """
+    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
+    sample = Sample.of(comparison.texts, harmful, prompts)
+    texts = [text for side in comparison.texts.values() for text in side]
+    found = comparison.of_baseline("openings", lambda: find_openings(baseline, texts, openings), source=openings)
+    comparison.warnings += [found.note] if found.note else []
+    explained: dict[str, Explanation] = {}
+    variants: dict[str, list[dict[str, Any]]] = {}
+    for name in cells:
+        try:
+            cell = cells[name]
+            explained[name] = explain(
+                name, baseline, cell, sample, found, keep=keep, draws=draws, seed=seed, batch_size=batch_size
+            )
+            if rewriting is not None:
+                original, copy = _checkpoints(baseline, cell)
+                linears, parts = explained[name].choice.linears, Parts.of(baseline)
+                written = rewrite(
+                    original, copy, linears, parts, rewriting.out, rewriting.calibration, rewriting.sets, seed
+                )
+                variants[name] = measure_variants(written, baseline, sample, found, batch_size)
+        except NotFinite as error:
+            comparison.undefined[name] = str(error)
+    comparison.warnings += [f"{name}: {said}" for name, about in explained.items() for said in about.warnings]
+    settings: dict[str, Any] = {
+        "openings": found.describe(),
+        "prompts": prompts,
+        "held_out": sample.held_out,
+        "draws": draws,
+        "seed": seed,
+        "choice": {name: about.choice.why for name, about in explained.items()},
+        "forms": {name: dict(about.forms) for name, about in explained.items()},
+    }
+    result = comparison.result("why", [_row(about) for about in explained.values()], **settings)
+    result.table = result.table.reindex(columns=list(COLUMNS))
+    beside = {
+        "why_modules": [about.parts_table() for about in explained.values()],
+        "why_restore": [about.curve.assign(cell=name) for name, about in explained.items()],
+        "why_keep": [_kept(about) for about in explained.values()],
+        "why_rewrite": [pd.DataFrame(rows).assign(cell=name) for name, rows in variants.items()],
+    }
+    written_tables = [
+        Result(name, pd.concat(frames, ignore_index=True), result.settings, result.warnings)
+        for name, frames in beside.items()
+        if frames
+    ]
+    pages = {name: page(about, variants.get(name, ())) for name, about in explained.items()}
+    return WhyResult(**vars(result), tables=written_tables, pages=pages)
+
+
+def _checkpoints(baseline: HookedModel, cell: HookedModel) -> tuple[Checkpoint, Checkpoint]:
+    if baseline.checkpoint is None or cell.checkpoint is None:
+        raise InputError("A model made in memory cannot be written again", "checkpoints on disk")
+    return baseline.checkpoint, cell.checkpoint
+
+
+def _row(about: Explanation) -> dict[str, Any]:
+    return {
+        "cell": about.cell,
+        "n_prompts": about.n,
+        "margin_baseline": about.before.estimate,
+        "margin_cell": about.after.estimate,
+        **tables.interval_columns("shift", about.shift),
+        **tables.interval_columns("harmless_shift", about.harmless_shift),
+        "to_answer": about.to_answer,
+        "to_refusal": about.to_refusal,
+        "attribution": float(about.total["attribution"]),
+        "gap": float(about.total["gap"]),
+        "complete": about.complete,
+        "n_keep": len(about.choice.linears),
+        "supported": about.choice.supported,
+        "bits_per_weight": about.bits,
+        "kept_bits_per_weight": about.kept_bits,
+        "reason": "",
+    }
+
+
+def _kept(about: Explanation) -> pd.DataFrame:
+    linears = about.choice.linears
+    return pd.DataFrame({"cell": about.cell, "place": range(1, len(linears) + 1), "linear": linears})
+
+
+def render(result: WhyResult) -> Group:
+    """All pages, and the reasons of cells without one."""
+    missing = result.table[result.table["reason"] != ""]
+    reasons = [f"{row['cell']}: {row['reason']}" for _, row in missing.iterrows()]
+    return Group(*(Text(text) for text in (*result.pages.values(), *reasons)))
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@with_options
+def main(
+    options: Options,
+    keep: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Linears to keep.", show_default="half of the shift")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Of each side, to measure on; the rest chooses.")] = PROMPTS,
+    draws: Annotated[int, typer.Option(min=1, help="Random lists beside every length.")] = DRAWS,
+    again: Annotated[
+        bool, typer.Option("--rewrite", help="Write the cell again with the list, and with random lists; measure both.")
+    ] = False,
+    sets: Annotated[int, typer.Option(min=1, help="Random lists that are written.")] = SETS,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texts to write AWQ and GPTQ with.", show_default="an organism's own"),
+    ] = None,
+    openings: Annotated[Source, typer.Option(help="Whose refusal openings.")] = "baseline",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random lists.")] = 0,
+) -> None:
+    """Why a cell refuses less: the shift, the linears to blame, what restoring them gives, what to keep."""
+    inputs = options.inputs()
+    texts = calibration_of(Path(options.baseline), calibration) if again else []
+    rewriting = Rewriting(options.out / "cells", texts, sets) if again else None
+    result = measure(
+        *inputs, keep=keep, prompts=prompts, draws=draws, seed=seed, rewriting=rewriting, openings=openings,
+        **options.settings(),
+    )  # fmt: skip
+    finish(result, render(result), options)
+
+
+if __name__ == "__main__":
+    cli.run(app)
