@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -143,9 +143,18 @@ def check_writable(directory: Path) -> None:
         )
 
 
-def finish(result: Result, rendered: RenderableType, options: Options) -> None:
-    """Write a result, print it, repeat its warnings, and end with exit code 4 if no cell could be measured."""
+def finish(result: Result, rendered: RenderableType, options: Options, beside: Iterable[Result] = ()) -> None:
+    """Write a result, print it, repeat its warnings, and end with exit code 4 if no cell could be measured.
+
+    Args:
+        result: of the command.
+        rendered: what is printed of it.
+        options: of the command.
+        beside: further results, written after it; may be computed as they are asked for.
+    """
     parquet, document = result.write(options.out)
+    for further in beside:
+        further.write(options.out)
     if options.as_json:
         typer.echo(result.to_json())
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from interp.errors import InputError
-from interp.files import atomic_file
+from interp.files import atomic_file, sha256
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("quantscope", "torch", "transformers", "safetensors", "gguf", "compressed-tensors", "numpy", "pandas")
@@ -68,13 +68,21 @@ class Result:
         return json.dumps(self.describe() | {"rows": self.records()}, indent=2)
 
     def write(self, directory: Path) -> tuple[Path, Path]:
-        """Write `<probe>.parquet` and `<probe>.json` into a directory, atomically, and return their paths."""
+        """Write `<probe>.parquet` and `<probe>.json` into a directory, each atomically, and return their paths.
+
+        The document comes last and holds the table's hash, so that one of each from two measurements is noticed.
+        """
         parquet, document = directory / f"{self.probe}.parquet", directory / f"{self.probe}.json"
         try:
             with atomic_file(parquet) as temporary:
                 self.table.to_parquet(temporary)
+                table_sha256 = sha256(temporary)
             with atomic_file(document) as temporary:
-                described = self.describe() | {"table": parquet.name, "n_rows": len(self.table)}
+                described = self.describe() | {
+                    "table": parquet.name,
+                    "n_rows": len(self.table),
+                    "table_sha256": table_sha256,
+                }
                 temporary.write_text(json.dumps(described, indent=2))
         except OSError as error:
             raise InputError(
@@ -104,7 +112,10 @@ def read_result(document: Path) -> Result:
         table = pd.read_parquet(parquet)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise InputError(f"{parquet} is missing or damaged ({error})", f"the table of {document}") from error
-    if len(table) != described.get("n_rows", len(table)):
-        found = f"{parquet} has {len(table)} rows, {document} says {described['n_rows']}"
-        raise InputError(found, "files that were written together", "Measure it again")
+    if described.get("table_sha256", found := sha256(parquet)) != found:
+        raise InputError(
+            f"{parquet} is not the table that {document} was written with (its SHA-256 is {found[:12]}…)",
+            "files of one measurement",
+            "Measure it again",
+        )
     return Result(described["probe"], table, described["settings"], described["warnings"], described.get("seconds"))
