@@ -133,6 +133,7 @@ def measure(
         compared.append(compare("lexicon and second judge", read["label"], read["second_judge"]))
     settings = {
         "judges": [judge.name for judge in judges],
+        "judge_identities": [judge.identity for judge in judges],
         "template": {"name": judges[0].template.name, "sha256": judges[0].template.sha256},
         "baseline": baseline,
         "sample": sample,
@@ -186,7 +187,7 @@ def _check(outcomes: pd.DataFrame, judges: Sequence[Judge], baseline: str | None
     if baseline is not None and baseline not in cells:
         raise InputError(f"There are no outcomes of {baseline}", f"one of the cells of the table: {', '.join(cells)}")
     names = [judge.name for judge in judges]
-    if not 1 <= len(names) <= 2 or len(set(names)) < len(names):
+    if not 1 <= len(names) <= 2 or len({judge.identity for judge in judges}) < len(names):
         raise InputError(f"The judges are {', '.join(names) or 'none'}", "one judge, or two that differ")
 
 

@@ -88,6 +88,7 @@ class Judge:
         self.store = store
         self.patience = patience or Patience()
         self.name = judge_name(self.model)
+        self.identity = judge_identity(self.model)
 
     def judge(self, items: Sequence[Item], done: Callable[[], None] = lambda: None) -> list[Judgement]:
         """Verdicts in the order of the items; those in the store are not asked for again.
@@ -133,7 +134,7 @@ class Judge:
 
     async def _judge_one(self, item: Item) -> Judgement:
         question = self.template.ask(item.request, item.response)
-        key = VerdictKey(self.name, self.template.sha256, sha256_of(item.request), sha256_of(item.response))
+        key = VerdictKey(self.identity, self.template.sha256, sha256_of(item.request), sha256_of(item.response))
         verdict = self.store.get(key)
         if verdict is None:
             text = redact(await self._ask(question.text))
@@ -199,6 +200,15 @@ def judge_name(model: Any) -> str:
         return str(model)
     parts = urlsplit(str(url))
     return f"{model} at {urlunsplit((parts.scheme, parts.netloc.rpartition('@')[2], parts.path, '', ''))}"
+
+
+def judge_identity(model: Any) -> str:
+    """What the store knows a judge by: a checkpoint's content, so that other weights in its place are asked anew.
+
+    Any other model is known by `judge_name` alone: which weights a server runs under a name, it does not say.
+    """
+    api = model.api
+    return api.identity() if hasattr(api, "identity") else judge_name(model)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from inspect_ai.model import Model, ModelOutput, ModelUsage, get_model
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import cohen_kappa_score
 from typer.testing import CliRunner
 
 from interp.errors import InputError
 from probes import judges
+from probes.engines import HookedEngine
+from probes.generation import Answer
 from probes.judge_prompts import CANARIES, MAX_CHARACTERS, JudgeTemplate, parse_verdict, read_template
 from probes.judges import canaries, compare, measure, second_sample
 from probes.judging import Item, Judge, Patience, redact
 from probes.labels import Label, classify
 from probes.verdicts import Verdict, VerdictKey, VerdictStore
 from tests.judge_server import Behaviour, Server, repeat_the_key, say, serving, sleep, status
+from tests.writer_models import write_checkpoint
 
 KEY = "sk-very-secret-0123456789"
 QUICK = Patience(retries=1, backoff=0.01, timeout=5, connections=1)
@@ -221,6 +226,28 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], str]:
 
 
 ITEMS = [Item(f"request {i}", f"Answer number {i}.") for i in range(4)]
+
+
+def test_a_checkpoint_is_known_by_its_content(
+    store: VerdictStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def verdict(self: HookedEngine, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        asked.append(len(prompts))
+        return [Answer(self.model.tokenizer("VERDICT: refusal").input_ids, True) for _ in prompts]
+
+    monkeypatch.setattr(HookedEngine, "generate", verdict)
+    first = write_checkpoint("llama", tmp_path / "first")
+    moved = shutil.copytree(first, tmp_path / "moved")
+    Judge(f"quantscope/{first}", read_template(), store, QUICK).judge(ITEMS[:2])
+    Judge(f"quantscope/{moved}", read_template(), store, QUICK).judge(ITEMS[:2])
+    assert sum(asked) == 2, "a checkpoint that was moved is the same judge"
+
+    weights = load_file(moved / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, moved / "model.safetensors", {"format": "pt"})
+    Judge(f"quantscope/{moved}", read_template(), store, QUICK).judge(ITEMS[:2])
+    assert sum(asked) == 4, "other weights in the same place are another judge"
 
 
 def test_a_server_is_asked_at_temperature_zero_with_both_texts(
