@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from interp.errors import InputError
+from interp.errors import InputError, MissingExtra
 from probes.prompts import builtin
 from probes.refusal import build_tasks
 from probes.requests import prompt_id, read_set
@@ -31,6 +33,14 @@ def test_a_dataset_by_name(tmp_path: Path) -> None:
     assert (prompts.instructions, prompts.categories) == (("Do it", "No"), ("x", "y"))
     with pytest.raises(InputError, match="cannot be loaded"):
         read_set(f"datasets:{tmp_path / 'absent'}")
+
+
+def test_a_package_that_is_not_installed_is_in_the_extra_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtra, match=r"quantscope\[datasets\]"):
+        read_set("datasets:name")
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert any(package.startswith("datasets") for package in project["optional-dependencies"]["datasets"])
 
 
 def test_ids_do_not_depend_on_the_set() -> None:
