@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from scipy import stats
 
@@ -30,18 +29,11 @@ RATIOS = {
 """Ratio → its matched null, and what is divided."""
 
 
-class Plot(NamedTuple):
-    """A picture and what is to be seen in it."""
-
-    svg: Markup
-    said: str
-
-
 def build(run: Run) -> list[dict[str, Any]] | None:
     """Plots and verdicts per model; None without the direction and neuron tables."""
     blocks = []
     for place, model in enumerate(run.models):
-        direction, neurons = run.table(model, "direction"), run.table(model, "neurons")
+        direction, neurons = _observed(run.table(model, "direction")), run.table(model, "neurons")
         if direction is None and neurons is None:
             continue
         cells = run.cell_names(model)
@@ -62,8 +54,14 @@ def build(run: Run) -> list[dict[str, Any]] | None:
     return blocks or None
 
 
+def _observed(direction: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Without the row of a cell that could not be measured, which has no layer."""
+    rows = None if direction is None else direction[direction["layer"].notna()]
+    return None if rows is None or rows.empty else rows
+
+
 @svg.styled
-def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None, key: str) -> Plot:
+def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None, key: str) -> svg.Plot:
     """Angle to the baseline's refusal direction, degrees on a logarithmic axis."""
     figure, axes = svg.panel(height=264)
     layers = sorted(direction["layer"].unique())
@@ -81,13 +79,13 @@ def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None
     last = {cell: float(curve.iloc[-1]) for cell, curve in curves.items() if len(curve)}
     worst = max(last, key=lambda cell: last[cell], default="")
     said = f"At the last layer the largest angle is {number(last[worst], '.1f')} degrees ({worst})." if worst else ""
-    return Plot(
+    return svg.Plot(
         svg.inline(figure, key, "Angle between a cell's refusal direction and the baseline's, by layer", said), said
     )
 
 
 @svg.styled
-def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str, key: str) -> Plot:
+def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str, key: str) -> svg.Plot:
     """Error on safety units / on the rest, with the range of the matched nulls over the cells."""
     null, what = RATIOS[ratio]
     figure, axes = svg.panel(height=264)
@@ -105,7 +103,7 @@ def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str,
     _curves(axes, curves, lambda value: number(value, ".2f"))
     above = (rows[ratio] > rows[null]).sum()
     said = f"Safety {SITES.get(site, site)}, {what}: {above} of {len(rows)} points lie above their matched random sets."
-    return Plot(svg.inline(figure, key, f"Error on safety {SITES.get(site, site)}, {what}, by layer", said), said)
+    return svg.Plot(svg.inline(figure, key, f"Error on safety {SITES.get(site, site)}, {what}, by layer", said), said)
 
 
 def angle(cosine: float) -> float:
