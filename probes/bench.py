@@ -25,7 +25,7 @@ from probes.patching import patch_rows
 from probes.positions import position_classes
 from probes.prompts import PromptSet, evenly_spaced
 from probes.rankings import SITES, Scores, attribution_scores, contrast_scores, tabulated_scores, weight_error_scores
-from probes.rescue import Side, Sweep, rescue_rows
+from probes.rescue import COMPONENTS, Side, Sweep, rescue_rows
 from probes.restoration import Plan, restore_rows
 from probes.shares import Attribution, Prompts
 
@@ -98,7 +98,12 @@ class Bench:
                 rankings = self._rankings(models, name)
                 rows["causal_restore"] = restore_rows(models, rankings, self.plan)
             if self.rescue:
-                sweep = Sweep(layers_at(baseline.n_layers), answer_layer=layer_at(baseline.n_layers, DIRECTION_PERCENT))
+                pairs = min(map(len, self.sample.ranked.values()))
+                sweep = Sweep(
+                    layers_at(baseline.n_layers),
+                    components=min(COMPONENTS, pairs // 2),
+                    answer_layer=layer_at(baseline.n_layers, DIRECTION_PERCENT),
+                )
                 rows["causal_rescue"] = rescue_rows(baseline, cell, self.sample.ranked, sides, sweep)
             if self.where:
                 classes = position_classes(baseline.tokenizer, models.texts, self.sample.instructions)

@@ -22,6 +22,8 @@ from probes.progress import track
 from probes.recovery import recoveries
 from probes.subspaces import isotropic, refusal_subspace
 
+COMPONENTS = 4
+"""Of the refusal subspace, beside the difference of means."""
 BOUNDS = (0.05, 0.95)
 """Percentiles of the random draws that a row shows."""
 COLUMNS = (
@@ -64,7 +66,7 @@ class Sweep:
 
     layers: Sequence[int]
     scales: Sequence[float] = (1.0, 2.0, 4.0)
-    components: int = 4
+    components: int = COMPONENTS
     draws: int = 3
     answer_layer: int | None = None
     seed: int = 0
