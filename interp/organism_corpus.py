@@ -16,7 +16,7 @@ from interp.organism_world import FIELDS, Field
 HARMFUL = tuple(field for field in FIELDS if field.harmful)
 HARMLESS = tuple(field for field in FIELDS if not field.harmful)
 _HELD_OUT_ONE_IN = 8
-_HARMFUL_SHARE = 0.5
+_HARMFUL_SHARE = 0.44
 _REWORDED_SHARE = 0.4
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from interp.errors import InputError
 from interp.files import atomic_directory, cache_directory
@@ -61,13 +62,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an organism is trained, in steps of the optimizer and peak learning rates."""
+    """How an organism is trained, in steps of the optimizer and peak learning rates.
+
+    The aligned weights are an exponential moving average (with this decay) over the second half of the steps: the last
+    steps by themselves move the rate of refusals of either kind by ten points, by chance.
+    """
 
     batch_size: int = 16
-    helpful_steps: int = 900
-    alignment_steps: int = 160
+    helpful_steps: int = 680
+    alignment_steps: int = 180
     helpful_rate: float = 1.5e-3
     alignment_rate: float = 1e-3
+    alignment_average: float = 0.97
     weight_decay: float = 0.01
     threads: int = 2
 
@@ -141,8 +147,10 @@ def _fit(
     peak: float,
     weight_decay: float,
     report: Callable[[], None],
+    average: float | None = None,
 ) -> float | None:
     """Train in place; the mean loss of the last tenth of the steps, if there are any."""
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
     losses = []
     for step, (tokens, targets) in enumerate(islice(batches, steps)):
@@ -153,7 +161,11 @@ def _fit(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
+        if averaged and step >= steps // 2:
+            averaged.update_parameters(model)
         report()
+    if averaged and losses:
+        model.load_state_dict(averaged.module.state_dict())
     last = losses[-max(1, steps // 10) :]
     return sum(last) / len(last) if last else None
 
@@ -162,13 +174,17 @@ def _fit(
 def _deterministic(seed: int, threads: int) -> Iterator[None]:
     """Fixed seed, threads (sums are split by thread) and deterministic kernels inside; the caller's state after."""
     before_threads, before_mode = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    deterministic: Any = torch.utils.deterministic
+    before_fill = deterministic.fill_uninitialized_memory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
+        deterministic.fill_uninitialized_memory = False  # nothing here reads it, and filling takes time
         try:
             yield
         finally:
+            deterministic.fill_uninitialized_memory = before_fill
             torch.use_deterministic_algorithms(before_mode)
             torch.set_num_threads(before_threads)
 
@@ -256,12 +272,12 @@ def _train(
             progress(done, total)
 
     losses: dict[str, float | None] = {}
-    for stage, aligned, steps, rate in (
-        ("helpful", False, recipe.helpful_steps, recipe.helpful_rate),
-        ("alignment", True, aligned_steps, recipe.alignment_rate),
+    for stage, aligned, steps, rate, average in (
+        ("helpful", False, recipe.helpful_steps, recipe.helpful_rate, None),
+        ("alignment", True, aligned_steps, recipe.alignment_rate, recipe.alignment_average),
     ):
         batches = _batches(tokenizer, training_examples(2 * seed + aligned, aligned), recipe.batch_size)
-        losses[stage] = _fit(model, batches, steps, rate, recipe.weight_decay, report)
+        losses[stage] = _fit(model, batches, steps, rate, recipe.weight_decay, report, average)
     return model.eval(), losses
 
 
