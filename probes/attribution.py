@@ -90,8 +90,8 @@ def measure(
         neuron_out, neuron_in: rows and columns of each linear's weight: two partitions of the same sum;
         group: neighbours along a row that are quantized together: row `unit`, `group` along the inputs (category "all"
             alone).
-    A weight of tied parameters counts as two for `null_sd`. Of neuron, neuron_out, neuron_in and group only the largest
-    shares are kept, see `units`.
+    A weight of tied parameters counts as two for `null_sd`. Of neuron_out, neuron_in, group and, by category, neuron
+    only the largest shares are kept, see `units`.
 
     Args:
         baseline: the unquantized model.

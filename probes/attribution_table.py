@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,8 @@ def tabulate(
         found: the attribution.
         null: of the same path.
         kinds: parameter → its kind, for the level "parameter".
-        units: of neurons, rows, columns and groups keep so many per side, category and level, the largest shares;
-            None for all.
+        units: of rows, columns, groups and, by category, neurons keep so many per side, category and level, the
+            largest shares; None for all. Neurons of the category "all" are kept.
     """
     frames = []
     for number, side in enumerate(found.prompts.sides):
@@ -54,7 +54,8 @@ def tabulate(
             compared = (null, number) if category == ALL else None
             rows = pd.DataFrame(_with_intervals(found, chosen, compared, kinds))
             many = pd.concat(list(_unit_frames(found, chosen, compared)), ignore_index=True)
-            frame = pd.concat([rows, *_largest(many, units)], ignore_index=True)
+            whole = {"neuron"} if category == ALL else set()
+            frame = pd.concat([rows, *_largest(many, units, whole)], ignore_index=True)
             frames.append(frame.assign(cell=cell, prompts=side, category=category, n=int(found.mask(chosen).sum())))
     table = pd.concat(frames, ignore_index=True).assign(reason="")
     z = table["attribution"] / table["null_sd"].where(table["null_sd"] > 0)
@@ -145,10 +146,11 @@ def _unit_frames(
         yield pd.DataFrame(columns).assign(level="group", layer=found.parts.layer_of(module), module=module)
 
 
-def _largest(table: pd.DataFrame, units: int | None) -> Iterator[pd.DataFrame]:
-    """Of every level the rows with the largest shares of either sign, the largest first."""
-    for _, rows in table.groupby("level", sort=False):
-        yield rows.iloc[rows["attribution"].abs().argsort(kind="stable")[::-1]][:units]
+def _largest(table: pd.DataFrame, units: int | None, whole: Collection[str]) -> Iterator[pd.DataFrame]:
+    """Of every level the rows with the largest shares of either sign, the largest first; some levels whole."""
+    for level, rows in table.groupby("level", sort=False):
+        ordered = rows.iloc[rows["attribution"].abs().argsort(kind="stable")[::-1]]
+        yield ordered if level in whole else ordered[:units]
 
 
 TOTALS: tables.Columns = {
