@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,13 @@ def to_llama_cpp(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def write_gguf(
-    path: Path, state: dict[str, torch.Tensor], config: Any, arch: str, kind: gguf.GGMLQuantizationType, **metadata: Any
+    path: Path,
+    state: dict[str, torch.Tensor],
+    config: Any,
+    arch: str,
+    kind: gguf.GGMLQuantizationType,
+    quantize: Callable[[np.ndarray, gguf.GGMLQuantizationType], np.ndarray] = gguf.quantize,
+    **metadata: Any,
 ) -> Path:
     """One file: matrices in blocks of `kind` (F16 where its block does not divide the rows), the rest in float32."""
     writer = gguf.GGUFWriter(path, arch)
@@ -55,7 +62,7 @@ def write_gguf(
         elif values.shape[-1] % block:
             writer.add_tensor(stored_name, values.astype(np.float16))
         else:
-            writer.add_tensor(stored_name, gguf.quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(stored_name, quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

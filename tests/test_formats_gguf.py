@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from interp.architectures import ARCHITECTURES
 from interp.checkpoint import open_checkpoint
@@ -62,6 +63,41 @@ def test_blocks_agree_with_transformers_own_gguf_loader(kind: str, tmp_path: Pat
     bits = sum(shape.numel() * (8 * size / block if not shape[-1] % block else 16) for shape in shapes.values())
     assert ck.bits_per_weight() == pytest.approx(bits / sum(shape.numel() for shape in shapes.values()))
     assert all(ck.is_quantized(name) == (not shape[-1] % block) for name, shape in shapes.items())
+
+
+LLAMA_CPP_WRITES = (
+    *("TQ1_0", "TQ2_0", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "NVFP4"),
+)
+
+
+@pytest.mark.parametrize("kind", LLAMA_CPP_WRITES)
+def test_blocks_agree_with_llama_cpp(kind: str, tmp_path: Path) -> None:
+    """Quantized by llama.cpp, read by us, held against what llama.cpp dequantizes."""
+    ggml = pytest.importorskip("tests.ggml")
+    pytest.importorskip("llama_cpp")
+    quantization = gguf.GGMLQuantizationType[kind]
+    config = AutoConfig.for_model(
+        "qwen2", vocab_size=32, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4
+    )
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
+    torch.manual_seed(0)
+    state = {name: torch.randn(shape) for name, shape in shapes.items()}
+    stored: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def quantize(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+        stored.append((values, ggml.quantize(values, kind)))
+        return stored[-1][1]
+
+    path = write_gguf(tmp_path / "m.gguf", state, config, "qwen2", quantization, quantize)
+    expected = {values.tobytes(): ggml.dequantize(blocks, quantization) for values, blocks in stored}
+    ck = open_checkpoint(path)
+    assert len(ck.linears()) == 7
+    for name in ck.linears():
+        theirs = expected[state[f"{name}.weight"].numpy().tobytes()]
+        assert np.array_equal(ck.weight(name, torch.float32).numpy(), theirs), name
+        assert np.corrcoef(theirs.ravel(), state[f"{name}.weight"].numpy().ravel())[0, 1] > 0.5
 
 
 def _load_with_transformers(directory: Path, config: object) -> dict[str, torch.Tensor]:
