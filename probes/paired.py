@@ -80,7 +80,7 @@ def delta_interval(baseline: Bool[np.ndarray, " prompts"], cell: Bool[np.ndarray
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Pearson's φ with Newcombe's continuity correction; 0 where one of them is constant."""
     both, neither = int((first & second).sum()), int((~first & ~second).sum())
-    excess = both * neither - int((first & ~second).sum()) * int((second & ~first).sum())
+    excess: float = both * neither - int((first & ~second).sum()) * int((second & ~first).sum())
     if excess > 0:
         excess = max(excess - len(first) / 2, 0)
     spread = np.sqrt(float(first.sum()) * float((~first).sum()) * float(second.sum()) * float((~second).sum()))
