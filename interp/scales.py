@@ -22,6 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -61,8 +62,13 @@ class Scales:
     warnings: list[str] = field(default_factory=list)
 
 
+@lru_cache(maxsize=8)
 def recovered_scales(baseline: Checkpoint, quantized: Checkpoint) -> Scales:
-    """The rescalings seen between two checkpoints of one model. Reads both once, one linear at a time."""
+    """The rescalings seen between two checkpoints of one model. Reads both once, one linear at a time.
+
+    The pair check, the unit errors and both tables of weight errors ask for the same: kept for the last pairs of opened
+    checkpoints. A checkpoint opened again is another one.
+    """
     scales = Scales()
     for block in _blocks(baseline):
         for norm, consumers in baseline.architecture.scaled_by_norm:

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import interp.scales as scales_module
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
-from interp.weights import check_pair, effective_weight, recovered_scales, weight_error
+from interp.weights import check_pair, effective_weight, recovered_scales, weight_error, weight_error_columns
 from tests.packed_files import edit
 from tests.tiny_models import write
 
@@ -137,6 +139,22 @@ def test_a_small_factor_of_the_norm_shows_beside_a_large_one_of_the_rows(seed: i
     scales = recovered_scales(open_checkpoint(baseline), open_checkpoint(quantized))
     assert scales.warnings == []
     assert all(f"model.layers.{block}.mlp.up_proj" in scales.inputs for block in range(2))
+
+
+def test_rescalings_are_looked_for_once_per_opened_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = wide_checkpoint(tmp_path / "base")
+    paths = base, quantize(base, tmp_path / "quantized", 0.5, PAIRS, 8)
+    looked = Mock(side_effect=scales_module._across_linears)
+    monkeypatch.setattr(scales_module, "_across_linears", looked)
+    pair = [open_checkpoint(path) for path in paths]
+    check_pair(*pair, force=True)  # these weights are stored as rounded, in float16
+    weight_error(*pair)
+    weight_error_columns(*pair)
+    first = recovered_scales(*pair)
+    once = looked.call_count
+    assert once == 2 * len(PAIRS)
+    assert recovered_scales(*map(open_checkpoint, paths)) is not first, "a checkpoint opened again may have changed"
+    assert looked.call_count == 2 * once
 
 
 def test_value_heads_shared_by_query_heads_repeat_their_factor(tmp_path: Path) -> None:
