@@ -88,11 +88,12 @@ class Bench:
     def tables(self, name: str, baseline: HookedModel, cell: HookedModel) -> dict[str, list[dict[str, Any]]]:
         """Rows of every table for one cell."""
         with aligned(cell, baseline):
-            sides = [
-                Side(side, texts, MarginRuns.of(baseline, texts, self.openings, self.batch_size))
+            sides = {
+                side: Side(side, texts, MarginRuns.of(baseline, texts, self.openings, self.batch_size))
                 for side, texts in self.sample.measured.items()
-            ]
-            models = Interventions(baseline, cell, sides[0].runs, sides[0].texts, Parts.of(baseline))
+            }
+            harmful = sides["harmful"]
+            models = Interventions(baseline, cell, harmful.runs, harmful.texts, Parts.of(baseline))
             rows = {"causal": [_headline(models)]}
             if self.plan.aims:
                 rankings = self._rankings(models, name)
@@ -104,7 +105,7 @@ class Bench:
                     components=min(COMPONENTS, pairs // 2),
                     answer_layer=layer_at(baseline.n_layers, DIRECTION_PERCENT),
                 )
-                rows["causal_rescue"] = rescue_rows(baseline, cell, self.sample.ranked, sides, sweep)
+                rows["causal_rescue"] = rescue_rows(baseline, cell, self.sample.ranked, list(sides.values()), sweep)
             if self.where:
                 classes = position_classes(baseline.tokenizer, models.texts, self.sample.instructions)
                 rows["causal_patch"] = patch_rows(models, classes, evenly_spaced(baseline.n_layers, LAYERS))

@@ -37,6 +37,9 @@ SAME_PROMPTS = (
     "rankings come from the prompts that interventions are measured on, which flatters them: give more harmful prompts "
     "than --prompts"
 )
+GIVEN = "the attribution given is of all harmful prompts, those that it is tested on among them, which flatters it"
+    "the attribution that was given is of all harmful prompts, those included that it is tested on, which flatters it"
+)
 
 
 class Experiment(StrEnum):
@@ -156,6 +159,7 @@ def measure(
     found = comparison.of_baseline("openings", lambda: find_openings(baseline, texts, openings), source=openings)
     comparison.warnings += [found.note] if found.note else []
     comparison.warnings += [] if sample.held_out else [SAME_PROMPTS]
+    comparison.warnings += [GIVEN] if attribution is not None and sample.held_out else []
     wanted = _wanted(experiments)
     plan = replace(plan, aims=[aim for aim in Aim if aim in wanted])
     rescue, where = Experiment.RESCUE in wanted, Experiment.WHERE in wanted
