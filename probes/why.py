@@ -214,13 +214,6 @@ def _kept(about: Explanation) -> pd.DataFrame:
     return pd.DataFrame({"cell": about.cell, "place": range(1, len(linears) + 1), "linear": linears})
 
 
-def render(result: WhyResult) -> Group:
-    """All pages, and the reasons of cells without one."""
-    missing = result.table[result.table["reason"] != ""]
-    reasons = [f"{row['cell']}: {row['reason']}" for _, row in missing.iterrows()]
-    return Group(*(Text(text) for text in (*result.pages.values(), *reasons)))
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -252,7 +245,10 @@ def main(
         *inputs, keep=keep, prompts=prompts, draws=draws, seed=seed, rewriting=rewriting, openings=openings,
         **options.settings(),
     )  # fmt: skip
-    finish(result, render(result), options)
+    for text in result.pages.values() if not options.as_json else ():
+        cli.console.print(text, markup=False, highlight=False, soft_wrap=True)  # lists stay whole, to be copied
+    missing = result.table[result.table["reason"] != ""]
+    finish(result, Group(*(Text(f"{row['cell']}: {row['reason']}") for _, row in missing.iterrows())), options)
 
 
 if __name__ == "__main__":

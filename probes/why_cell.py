@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -137,12 +137,13 @@ def explain(
     margins = {side: (run.margins(baseline).double(), run.margins(cell).double()) for side, run in runs.items()}
     with aligned(cell, baseline):
         models = Interventions(baseline, cell, runs["harmful"], sample.measured["harmful"], parts)
-        rankings = {
-            "attribution": attribution_scores(found, Kind.MODULE),
-            "weight_error": weight_error_scores(baseline, cell, parts, Kind.MODULE),
-        }
         plan = Plan((Aim.RESTORE,), kinds=(Kind.MODULE,), draws=draws, refusals=False, every_control=True, seed=seed)
-        curve = pd.DataFrame(restore_rows(models, {Kind.MODULE: rankings}, plan))
+        by_attribution = {"attribution": attribution_scores(found, Kind.MODULE)}
+        by_error = {"weight_error": weight_error_scores(baseline, cell, parts, Kind.MODULE)}
+        rows = restore_rows(models, {Kind.MODULE: by_attribution}, plan)
+        uncontrolled = replace(plan, draws=0, every_control=False)
+        rows += [row for row in restore_rows(models, {Kind.MODULE: by_error}, uncontrolled) if row["kind"] == "module"]
+        curve = pd.DataFrame(rows)
     blamed = table[(table["level"] == "module") & (table["attribution"] != 0)]
     direction = -1.0 if found.shift.mean() < 0 else 1.0
     order = (direction * blamed["attribution"]).sort_values(ascending=False, kind="stable").index
@@ -198,7 +199,10 @@ def choose(curve: pd.DataFrame, ranked: Sequence[str], keep: int | None = None) 
             f"the shortest list that gives back {ENOUGH:.0%} of the shift and more than random ones (p ≤ {ALPHA:g})",
         )
     if len(enough):
-        said = f"the shortest list that gives back {ENOUGH:.0%} of the shift; random ones of its sizes do so as well"
+        p = enough["p"].iloc[0]
+        said = (
+            f"the shortest list that gives back {ENOUGH:.0%}, which is not shown to be more than random (p = {p:.2f})"
+        )
         return Choice(list(ranked[: int(enough["k"].iloc[0])]), False, said)
     none = (
         "the shift is within chance, so nothing can be said to come back"

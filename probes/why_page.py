@@ -132,7 +132,7 @@ def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if _includes_zero(found.shift):
-        yield "- The shift is within chance on these prompts: nothing below it has to be acted upon."
+        yield "- The shift is within chance on these prompts: nothing has to be acted upon."
     gap = abs(found.total["gap"])
     state = "complete" if found.complete else "NOT complete: allow more steps"
     yield f"- The attribution misses {gap:.1e} of the shift after {found.steps} steps ({state})."
