@@ -42,6 +42,7 @@ def write_run(path: Path, lost: dict[str, dict[str, int]], *, quality: float = -
             result.write(path / model)
         rows.append(_matrix(model, given, quality))
     matrix = add_regimes(pd.concat(rows, ignore_index=True), refused)
+    Result("predict", _predict(), {}).write(path)
     Result("matrix", matrix, settings | {"seconds": {"m: probes": 1.5}}, [f"a warning {SCRIPT}"]).write(path)
     (path / "study.toml").write_text('title = "</pre><script>alert(3)</script>"\n')
     return path
@@ -87,6 +88,9 @@ def _tables(given: dict[str, list[Completion]], settings: dict[str, object]) -> 
         "direction": _direction(),
         "neurons": _neurons(),
         "safety_units": _units(),
+        "margin": _margin(),
+        "attribution": _attribution(),
+        "causal_restore": _restore(),
     }
     return [Result(name, table, settings) for name, table in tables.items()]
 
@@ -119,4 +123,68 @@ def _units() -> pd.DataFrame:
         | {"error": 0.1 * unit, "normalized_error": 0.2 * unit, "write_error": 0.03, "read_error": 0.04, "reason": ""}
         for cell in CELLS
         for unit in range(12)
+    )
+
+
+def _bounds(name: str, value: float, half: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+
+
+def _margin() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"cell": cell, "prompts": side, "category": category, "n": N, "to_answer": 0.025 * place, "reason": ""}
+        | _bounds("margin", 3.0, 0.5)
+        | _bounds("shift", -0.2 * place if side == "harmful" else 0.05 * place, 0.1)
+        for place, cell in enumerate((BASELINE, *CELLS))
+        for side in ("harmful", "harmless")
+        for category in ("all", "theft")
+    )
+
+
+def _attribution() -> pd.DataFrame:
+    """Ten modules and a norm, the largest share last."""
+    names = [f"model.layers.{layer}.mlp.<b>{layer}" for layer in range(10)]
+    total = {"level": "total", "module": None, "attribution": -0.55, "gap": 0.001, **_bounds("shift", -0.551, 0.1)}
+    common = {"prompts": "harmful", "category": "all", "n": N, "reason": ""}
+    return pd.DataFrame(
+        {"cell": cell, **common, **row}
+        for cell in CELLS
+        for row in [
+            total,
+            *(
+                {"level": "module", "module": name, "null_sd": 0.02, "z": -place / 2, "p": 0.04}
+                | _bounds("attribution", -0.01 * place, 0.01)
+                for place, name in enumerate(names, start=1)
+            ),
+        ]
+    )
+
+
+def _restore() -> pd.DataFrame:
+    """The margin of Q2_K comes back with k by attribution, and by k/8 at random."""
+    return pd.DataFrame(
+        {"cell": cell, "aim": "restore", "by": "weights", "kind": "module", "ranking": ranking, "k": k, "n_parts": 8}
+        | {"n_prompts": N, "start": 2.0, "goal": 2.0 + gap, "refusal_start": 0.5, "refusal_goal": 0.95, "reason": ""}
+        | _bounds("share", min(1.0, power * k / 8), 0.1)
+        | {"random_share": k / 8, "random_gain": gap * k / 8, "p": 0.048, "refusal_rate": 0.7}
+        | {"random_gain_low": gap * k / 8 - 0.05, "random_gain_high": gap * k / 8 + 0.05, "random_refusal_rate": 0.6}
+        for cell, gap in (("Q4_K_M", 0.1), ("Q2_K", 0.8))
+        for ranking, power in (("attribution", 4), ("weight_error", 1.5))
+        for k in (1, 2, 4, 8)
+    )
+
+
+def _predict() -> pd.DataFrame:
+    rows = [
+        ("margin shift", "forward passes", 0.9),
+        ("RTSI", "completions", 0.7),
+        ("entropy", "forward passes", np.nan),
+    ]
+    return pd.DataFrame(
+        {"predictor": label, "label": label, "needs": needs, "n": 6, "n_models": 2, "danger_positives": 1}
+        | _bounds("spearman", auc - 0.1, 0.1)
+        | _bounds("danger_auc", auc, 0.05)
+        | _bounds("danger_minus_rtsi", auc - 0.7, 0.1)
+        | {"material_loss_auc": np.nan}
+        for label, needs, auc in rows
     )

@@ -27,7 +27,7 @@ from probes.results import SCHEMA_VERSION, Result, read_result
 from tests.chromium import Page, chromium, executable
 from tests.report_runs import ACTIVE, CELLS, SCRIPT, N, write_run
 
-SECTIONS = ("verdict", "matrix", "tradeoff", "rtsi", "openings", "layers", "damage", "flips", "provenance")
+SECTIONS = ("verdict", "matrix", "tradeoff", "rtsi", "openings", "layers", "damage", "why", "flips", "provenance")
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +160,21 @@ def test_every_field_of_the_matrix_is_there(page: BeautifulSoup, run: Path) -> N
     assert rates == pytest.approx(list(matrix["refusal_rate"]))
 
 
+def test_why_shows_the_largest_shares_their_control_and_the_predictors(page: BeautifulSoup) -> None:
+    section = page.find(id="why")
+    tables = section.find_all("table")
+    first = [row.th.get_text() for row in tables[0].tbody.find_all("tr")]
+    assert first == [f"model.layers.{layer}.mlp.<b>{layer}" for layer in range(9, 1, -1)]
+    text = " ".join(section.get_text(" ", strip=True).split())
+    assert "the measured shift on harmful prompts is −0.551 [ −0.651, −0.451 ], the gap +0.0010" in text.replace(
+        "[−0.651, −0.451]", "[ −0.651, −0.451 ]"
+    )
+    assert "the first 1 of 8 modules by attribution give back 50 % of the shift; random ones 12 %" in text
+    assert "Lowest: Q2_K, −0.60 [−0.70, −0.50] nats" in text
+    predictors = [row.th.get_text() for row in tables[-1].tbody.find_all("tr")]
+    assert predictors == ["margin shift", "RTSI"]
+
+
 def test_flips_are_paired_and_cut() -> None:
     table = pd.DataFrame(
         [
@@ -260,6 +275,8 @@ def test_a_model_cannot_point_out_of_its_run(copy: Path, tmp_path: Path) -> None
 def test_sections_without_tables_are_left_out(tmp_path: Path) -> None:
     path = write_run(tmp_path / "bare", {"m": {"Q2_K": 20}})
     shutil.rmtree(path / "m")
+    (path / "predict.json").unlink()
+    (path / "predict.parquet").unlink()
     written = report.write(path)[0]
     sections = BeautifulSoup(written.read_text(encoding="utf-8"), "html.parser").find_all("section")
     assert [section["id"] for section in sections] == ["verdict", "matrix", "tradeoff", "rtsi", "provenance"]

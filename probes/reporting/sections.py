@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from probes.reporting import columns, damage, flips, layers, provenance, tradeoff, verdict, wording
+from probes.reporting import columns, damage, flips, layers, provenance, tradeoff, verdict, why, wording
 from probes.reporting.run import Run
 
 
@@ -33,6 +33,7 @@ SECTIONS = (
     Section("openings", "How refusals start", wording.build_openings),
     Section("layers", "Layer by layer", layers.build),
     Section("damage", "Most damaged units", damage.build),
+    Section("why", "Why", why.build),
     Section("flips", "Flipped prompts", flips.build),
     Section("provenance", "Methods and provenance", provenance.build),
 )

@@ -72,6 +72,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class Plot(NamedTuple):
+    """A picture, and what is to be seen in it."""
+
+    svg: Markup
+    said: str
+
+
 class Look(NamedTuple):
     """How one series is drawn, by colour, marker and dash."""
 
