@@ -105,7 +105,7 @@ def measure_variants(
         Wilson's intervals, refusals lost against and gained over the plain cell; reason.
     """
     runs = MarginRuns.of(baseline, sample.measured["harmful"], openings, batch_size)
-    cells = Cells({name: path for name, _, path in variants}, baseline)
+    cells = Cells({name: path for name, _, path in variants}, baseline, str(baseline.hf.device))
     margins, refused = {}, {}
     for name in track([BASELINE, *cells], "measuring cells"):
         model = baseline if name == BASELINE else cells[name]

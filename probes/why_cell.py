@@ -185,7 +185,7 @@ def choose(curve: pd.DataFrame, ranked: Sequence[str], keep: int | None = None) 
     could be given back, a few of the most to blame. Then the choice is not supported.
     """
     rows = curve[(curve["ranking"] == "attribution") & (curve["kind"] == str(Kind.MODULE)) & (curve["draws"] > 0)]
-    rows = rows[rows["k"] < len(ranked)].sort_values("k")
+    rows = rows.sort_values("k")
     enough = rows[rows["share"] >= ENOUGH]
     better = enough[enough["p"] <= ALPHA]
     if keep is not None:

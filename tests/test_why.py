@@ -127,7 +127,7 @@ def test_p_counts_random_lists_that_come_as_far() -> None:
     assert math.isnan(found["random 1"])
     # Where the cell refuses too much, coming back is downwards.
     margins[PLAIN] = torch.tensor([3.0])
-    assert {row["variant"]: row["p"] for row in _with_p(rows, margins)}[KEPT] == 4 / 4
+    assert {row["variant"]: row["p"] for row in _with_p(rows, margins)}[KEPT] == 3 / 4
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +152,13 @@ def test_cells_are_written_again_with_lists_of_the_same_sizes(written: tuple[Pat
             kept, key=opened.linears().index
         )
     rows = {row["variant"]: row for row in measure_variants(variants, baseline, SAMPLE, OPENINGS)}
-    assert rows[KEPT]["bits_per_weight"] == rows["random 1"]["bits_per_weight"] > rows[PLAIN]["bits_per_weight"]
+    # Not equal: llama.cpp's mixture gives value and down projections more bits, so keeping them costs less.
+    assert rows[KEPT]["bits_per_weight"] == pytest.approx(rows["random 1"]["bits_per_weight"], rel=0.05)
+    assert rows[PLAIN]["bits_per_weight"] < 0.8 * rows[KEPT]["bits_per_weight"]
     assert rows[PLAIN]["gain"] == 0.0
     assert rows["baseline"]["gain"] == pytest.approx(rows["baseline"]["margin"] - rows[PLAIN]["margin"])
     # Nothing is calibrated, so keeping a linear in the file is putting its weights back.
-    kept_by_hand = load(cell.path, like=baseline)
+    kept_by_hand = load(cell.path, like=source.path)
     for linear in keep:
         kept_by_hand.hf.get_parameter(f"{linear}.weight").data.copy_(baseline.hf.get_parameter(f"{linear}.weight"))
     expected = margins(kept_by_hand, HARMFUL, OPENINGS).mean().item()
@@ -171,10 +173,13 @@ def test_a_cell_of_another_writer_is_not_written_again(written: tuple[Path, Path
         rewrite(source, open_checkpoint(copy), [GUILTY], Parts.of(load(source.path)), tmp_path)
 
 
-def test_result_has_a_row_a_page_and_the_three_lists(pair: tuple[HookedModel, HookedModel], tmp_path: Path) -> None:
+def test_result_has_a_row_a_page_and_the_three_lists(
+    pair: tuple[HookedModel, HookedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(why, "find_openings", lambda *_: OPENINGS)
     sets = (PromptSet(name, tuple(texts)) for name, texts in (("harmful", HARMFUL), ("harmless", HARMLESS)))
     baseline, cell = pair
-    result = why.measure(baseline, {"noisy": cell}, *sets, keep=1, draws=1, prompts=3, openings="lexicon", force=True)
+    result = why.measure(baseline, {"noisy": cell}, *sets, keep=1, draws=1, prompts=3, force=True)
     (row,) = result.table.to_dict("records")
     assert (row["cell"], row["n_prompts"], row["n_keep"]) == ("noisy", 3, 1)
     assert result.named("why_keep")["linear"].tolist() == [GUILTY]
