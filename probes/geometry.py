@@ -18,7 +18,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.model import HookedModel
 from probes import cli, subspaces, tables
-from probes.crossfit import Layer, fit, random_halves, share_rows
+from probes.crossfit import NULLS, Layer, fit, random_halves, share_rows
 from probes.layers import DIRECTION_PERCENT, layer_at
 from probes.options import Options, finish, with_options
 from probes.pair import Comparison, Models, compare
@@ -46,6 +46,14 @@ ANGLE_COLUMNS: tables.Columns = {
     "largest": tables.number("max", ".2f"),
     "between the baseline's halves": tables.number("max_halves", ".2f"),
 }
+TABLE = (
+    *("cell", "layer", "study_layer", "prompts", "n", "rank", "relative_error", "share", "share_low", "share_high"),
+    *(f"{name}{suffix}" for name in NULLS for suffix in ("", "_low", "_high")),
+    *(f"p_{name}" for name in NULLS),
+    *("activation", "activation_covariance", "activation_matched", "top", "along", "along_low", "along_high", "reason"),
+)
+ANGLES = ("cell", "layer", "study_layer", "which", "degrees", "degrees_halves", "reason")
+"""The tables' columns, there even if no cell could be measured."""
 Activations = Mapping[str, Float[Tensor, "_ layer d_model"]]
 """Side → residual stream after every block at the last prompt token."""
 
@@ -155,7 +163,10 @@ def measure(
     shares = [{"cell": cell, **row} for cell, (found, _) in rows.items() for row in found]
     angles = [{"cell": cell, **row} for cell, (_, found) in rows.items() for row in found]
     result = comparison.result("geometry", shares, study_layer=study_layer, **settings)
-    return GeometryResult(**vars(result), angles=comparison.result("geometry_angles", angles, **settings))
+    turned = comparison.result("geometry_angles", angles, **settings)
+    result.table = result.table.reindex(columns=list(TABLE))
+    turned.table = turned.table.reindex(columns=list(ANGLES))
+    return GeometryResult(**vars(result), angles=turned)
 
 
 def _check(components: int, draws: int) -> None:
