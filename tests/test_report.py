@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.errors import InputError
@@ -73,7 +73,7 @@ def test_without_a_loss_the_smallest_one_that_could_have_been_seen_is_said(tmp_p
     said = verdict.verdict(run, found)
     assert said.kind == Kind.QUIET
     assert said.title == "No cell lost refusals while its quality held"
-    effects = [100 * minimum_detectable_effect(N, share) for share in (0, 1 / N)]
+    effects = [100 * minimum_detectable_effect(N, share) for share in (0.0, 1 / N)]
     text = " ".join(said.sentences)
     assert f"{min(effects):.1f} points" in text
     assert "Nothing has to be rejected" in said.advice
@@ -207,6 +207,7 @@ def test_the_summary_is_markdown_that_shows_what_was_said(run: Path) -> None:
     assert "warning: a warning Sure. <script>alert(1)</script>" in rendered.get_text()
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_survives_markdown_on_one_line(text: str) -> None:
     from markdown_it import MarkdownIt
@@ -219,6 +220,7 @@ def test_any_text_survives_markdown_on_one_line(text: str) -> None:
     assert {tag.name for tag in parsed.tbody.find_all(True)} == {"tr", "td"}
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-50, 150), max_size=12), st.floats(1, 20))
 def test_labels_are_moved_as_little_as_needed(wanted: list[float], gap: float) -> None:
     placed = svg.spread(wanted, gap, 0.0, 100.0)
