@@ -160,6 +160,12 @@ NNSIGHT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt_neox", "gpt_neox_sequential"), (*NEOX, "attention", "mlp")),
 }
 """What someone would write in an nnsight trace: blocks, embedding, final norm, and the four modules of a block."""
+SECOND_NORM = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gpt_neox_sequential"), "post_attention_layernorm"),
+    **dict.fromkeys(("gemma2", "gemma3_text"), "pre_feedforward_layernorm"),
+    "gpt2": "ln_2",
+}
+"""The norm that reads the stream between attention and MLP, where there is such a place."""
 
 
 def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
@@ -173,6 +179,8 @@ def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
             saved[f"{block}.hook_resid_pre"] = view.get(f"{blocks}.{i}").input.save()
             saved[f"{block}.attn.hook_z"] = view.get(f"{blocks}.{i}.{attention_out}").input.save()
             saved[f"{block}.hook_attn_out"] = view.get(f"{blocks}.{i}.{attention}").output.save()
+            if name in SECOND_NORM:
+                saved[f"{block}.hook_resid_mid"] = view.get(f"{blocks}.{i}.{SECOND_NORM[name]}").input.save()
             saved[f"{block}.mlp.hook_post"] = view.get(f"{blocks}.{i}.{mlp_out}").input.save()
             saved[f"{block}.hook_mlp_out"] = view.get(f"{blocks}.{i}.{mlp}").output.save()
             saved[f"{block}.hook_resid_post"] = view.get(f"{blocks}.{i}").output.save()
@@ -183,7 +191,7 @@ def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
 def test_agrees_with_nnsight(model: HookedModel, name: str) -> None:
     ours = captured(model)
     theirs = nnsight_activations(model, name)
-    assert set(ours) - set(theirs) <= {f"blocks.{i}.hook_resid_mid" for i in range(3)}
+    assert set(ours) == set(theirs)
     for point, value in theirs.items():
         assert_agrees("nnsight", f"{name} {point}", ours[point], value.reshape(ours[point].shape))
 
