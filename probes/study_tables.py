@@ -139,7 +139,8 @@ def _matrix(
     settings: dict[str, Any] = {}
     warnings: list[str] = []
     for name, joined in tables.items():
-        failed = {part.cell: record.error for part, record in known.items() if part.model == name and record.error}
+        errors = [(part.cell, record.error) for part, record in known.items() if part.model == name and record.error]
+        failed = dict(reversed(errors))  # of several errors of a cell the first
         rows.append(_model_rows(study, by_name[name], joined, index, failed))
         answers = joined["completions"].table
         harmful = answers[answers["prompts"] == "harmful"]

@@ -1,0 +1,68 @@
+"""Run a study and kill it with SIGKILL, again and again; then let it finish. Prints what happened as JSON.
+
+    python -m tests.killed_study FILE OUT SEED
+
+Everything is imported once and every attempt is a fork. Every step is journaled before it measures, and is slowed down
+while it is to be killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from probes import study
+from probes.results import Result
+from probes.study_state import Status
+from probes.study_steps import Bench, Step
+from tests.killed_run import count, fork, until_asked, wait
+
+KILLS = 5
+SECONDS_PER_STEP = 0.3
+measured = Step.results
+
+
+def main(file: str, out: str, seed: str) -> None:
+    moments = random.Random(int(seed))
+    journal, folder = Path(out) / "journal.txt", Path(out) / "run"
+    kills = []
+    for _ in range(KILLS):
+        pid = fork(lambda: run(file, folder, journal, SECONDS_PER_STEP))
+        until_asked(journal, count(journal))
+        time.sleep(moments.uniform(0, 3 * SECONDS_PER_STEP))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        snapshot = Path(out) / "done.json"
+        wait(fork(lambda path=snapshot: path.write_text(json.dumps(done(file, folder)))))
+        asked = count(journal)
+        kills.append({"signal": os.WTERMSIG(status), "done": json.loads(snapshot.read_text()), "asked": asked})
+    ended = wait(fork(lambda: run(file, folder, journal, 0)))
+    print(json.dumps({"kills": kills, "exit": ended, "journal": journal.read_text().splitlines()}))
+
+
+def run(file: str, folder: Path, journal: Path, seconds: float) -> None:
+    def journaled(self: Step, bench: Bench, options: Mapping[str, Any]) -> list[Result]:
+        with journal.open("a") as lines:
+            lines.write(f"{bench.cell} {self.name}\n")
+        time.sleep(seconds)
+        return measured(self, bench, options)
+
+    Step.results = journaled  # type: ignore[method-assign]
+    study._report = lambda path: None  # type: ignore[assignment]
+    study.run_study(study.read_study(file), folder)
+
+
+def done(file: str, folder: Path) -> list[str]:
+    table = study.study_status(study.read_study(file), folder)
+    return [f"{row.cell} {row.step}" for row in table[table["status"] == Status.DONE].itertuples()]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

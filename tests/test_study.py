@@ -1,0 +1,291 @@
+"""A study: one file in, one run folder out, whatever interrupts it or fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from interp.model import load
+from probes import cli, direction, entropy, neurons, pair, study_run
+from probes import study as studies
+from probes.pair import Cells
+from probes.prompts import read_prompts
+from probes.results import read_result
+from probes.study import open_run, read_study, run_study, study_status
+from probes.study_state import RunFolder, Status
+from tests.killed_study import KILLS
+from tests.study_files import PARTS, write_study
+
+ROOT = Path(__file__).parents[1]
+Invoke = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study's files and its finished run."""
+    file = write_study(tmp_path_factory.mktemp("study"))
+    run_study(read_study(file), file.parent / "run")
+    return file.parent
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change; times are kept, and a study does not look at the place."""
+    return shutil.copytree(original, tmp_path / "study", copy_function=shutil.copy2)
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(studies.app)
+        return int(exit_.value.code or 0)
+
+    return run
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The checkpoints that are opened as models from here on."""
+    names: list[str] = []
+
+    def counting(path: Any, **options: Any) -> Any:
+        names.append(Path(path).name)
+        return load(path, **options)
+
+    monkeypatch.setattr(pair, "load", counting)
+    monkeypatch.setattr(study_run, "load", counting)
+    return names
+
+
+def statuses(folder: Path) -> dict[str, list[str]]:
+    """Status → the parts that have it, as `cell step`."""
+    table = study_status(read_study(folder / "study.toml"), folder / "run")
+    parts = table["cell"] + " " + table["step"]
+    return {str(status): list(part) for status, part in parts.groupby(table["status"])}
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_tables_are_those_of_the_probes_on_all_cells_at_once(original: Path) -> None:
+    baseline = load(original / "base", dtype=torch.float32)
+    cells = Cells({"gguf": original / "cell.gguf", "dense": original / "cell"}, baseline)
+    prompts = [read_prompts(original / name) for name in ("harmful.txt", "harmless.txt")]
+    run = open_run(original / "run")
+    for probe in (entropy, direction, neurons):
+        expected = probe.measure(baseline, cells, *prompts, force=True).table
+        name = probe.__name__.removeprefix("probes.")
+        found = read_result(original / "run" / "tiny" / f"{name}.json")
+        pd.testing.assert_frame_equal(found.table, expected, check_dtype=False, rtol=1e-6)
+        assert list(found.settings["cells"]) == ["gguf", "dense"]
+        assert found.seconds is not None
+        assert found.seconds > 0
+        assert run.table(name)["model"].unique().tolist() == ["tiny"]
+
+
+def test_the_run_folder(original: Path) -> None:
+    run = open_run(original / "run")
+    assert run.matrix["cell"].tolist().count("baseline") == 1
+    assert set(run.matrix["cell"]) == {"baseline", "gguf", "dense"}
+    completions = run.table("completions")
+    columns = ["model", "cell", "prompts", "prompt", "text", "n_tokens", "finished", "refused"]
+    assert completions.columns.tolist() == columns
+    assert completions.groupby(["cell", "prompts"]).size().unique().tolist() == [4]
+    assert set(run.table("drift")["cell"]) == {"gguf", "dense"}
+    assert (original / "run" / "study.toml").read_text() == (original / "study.toml").read_text()
+    assert run.report is not None
+    document = json.loads((original / "run" / "study.json").read_text())
+    assert [step["status"] for step in document["steps"]] == ["done"] * PARTS
+    assert all(step["seconds"] > 0 and len(step["key"]) == 64 for step in document["steps"])
+
+
+def test_each_checkpoint_is_opened_once_and_a_second_run_opens_none(folder: Path, opened: list[str]) -> None:
+    shutil.rmtree(folder / "run")
+    study = read_study(folder / "study.toml")
+    run_study(study, folder / "run")
+    assert opened == ["base", "cell.gguf", "cell"]
+    before = (folder / "run" / "tiny" / "parts" / "gguf" / "entropy.parquet").stat()
+    run_study(study, folder / "run")
+    assert opened == ["base", "cell.gguf", "cell"]
+    assert (folder / "run" / "tiny" / "parts" / "gguf" / "entropy.parquet").stat() == before
+
+
+def test_what_changes_makes_stale_what_depends_on_it(folder: Path, opened: list[str]) -> None:
+    assert statuses(folder) == {"done": [f"{cell} {step}" for cell in ("gguf", "dense") for step in STEPS]}
+    change(folder / "study.toml", "max_new_tokens = 4", "max_new_tokens = 5")
+    assert statuses(folder)["stale"] == [f"{c} {s}" for c in ("gguf", "dense") for s in ("completions", "calibration")]
+    change(folder / "study.toml", "max_new_tokens = 5", "max_new_tokens = 4")
+    change(folder / "study.toml", "[[models]]", "[probes.neurons]\nseed = 3\n\n[[models]]")
+    assert statuses(folder)["stale"] == ["gguf neurons", "dense neurons"]
+    (folder / "cell" / "config.json").write_text((folder / "cell" / "config.json").read_text() + "\n")
+    assert statuses(folder)["stale"] == ["gguf neurons", *(f"dense {step}" for step in STEPS)]
+    run_study(read_study(folder / "study.toml"), folder / "run")
+    assert opened == ["base", "cell.gguf", "cell"]
+    assert set(statuses(folder)) == {"done"}
+    assert read_result(folder / "run" / "tiny" / "neurons.json").settings["seed"] == 3
+    change(folder / "harmless.txt", "milk", "a cow")
+    assert set(statuses(folder)) == {"stale"}
+
+
+STEPS = ("completions", "entropy", "direction", "calibration", "neurons")
+
+
+def test_one_failing_cell_does_not_stop_the_others(
+    folder: Path, invoke: Invoke, opened: list[str], capsys: Any
+) -> None:
+    shutil.rmtree(folder / "run")
+    whole = (folder / "cell.gguf").read_bytes()
+    (folder / "cell.gguf").write_bytes(whole[: len(whole) // 2])
+    arguments = (folder / "study.toml", "--out", folder / "run")
+    assert invoke("run", *arguments) == cli.Exit.PARTLY_MEASURED
+    said = " ".join(capsys.readouterr().err.split())
+    assert "failed: tiny · gguf" in said
+    assert "Traceback" not in said
+    found = open_run(folder / "run")
+    matrix = found.matrix.set_index("cell")
+    assert set(matrix.index) == {"baseline", "dense", "gguf"}
+    assert pd.isna(matrix.loc["gguf", "refusal_rate"])
+    assert "cell.gguf" in str(matrix.loc["gguf", "reason"])
+    assert matrix.loc["gguf", "regime"] == "undetermined"
+    assert statuses(folder) == {"done": [f"dense {s}" for s in STEPS], "failed": [f"gguf {s}" for s in STEPS]}
+    assert invoke("status", folder / "run", "--json") == 0
+    steps = json.loads(capsys.readouterr().out)["steps"]
+    assert {s["step"] for s in steps if "cell.gguf" in s["error"]} == {*STEPS} - {"calibration"}
+    assert [s["error"] for s in steps if s["cell"] == "gguf"][3] == "calibration needs completions, which failed."
+
+    (folder / "cell.gguf").write_bytes(whole)
+    opened.clear()
+    assert invoke("run", *arguments) == cli.Exit.MEASURED
+    assert opened == ["base", "cell.gguf"]
+    assert not pd.isna(open_run(folder / "run").matrix["refusal_rate"]).any()
+
+
+def test_a_bug_in_one_step_is_reported_and_the_rest_goes_on(folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    shutil.rmtree(folder / "run")
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(direction, "measure", broken)
+    run = run_study(read_study(folder / "study.toml"), folder / "run")
+    assert run.failures["step"].tolist() == ["direction", "direction"]
+    assert run.failures["error"].tolist() == ["RuntimeError: out of memory"] * 2
+    assert len(run.matrix) == 3
+    assert pd.isna(run.matrix["cosine"]).all()
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_no_baseline_is_nothing_measured(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    shutil.rmtree(folder / "run")
+    (folder / "base" / "model.safetensors").unlink()
+    assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.NOTHING_MEASURED
+    assert "base" in capsys.readouterr().err
+
+
+def unchanged(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_a_folder_in_use_names_the_process(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    with RunFolder.at(folder / "run").lock():
+        before = unchanged(folder)
+        assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.BAD_INPUT
+        assert f"in use by the process {os.getpid()}" in " ".join(capsys.readouterr().err.split())
+        assert unchanged(folder) == before
+    assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.MEASURED
+
+
+@pytest.mark.parametrize("case", ["older", "damaged", "other"])
+def test_a_folder_of_something_else_is_left_alone(case: str, folder: Path, invoke: Invoke, capsys: Any) -> None:
+    state = folder / "run" / "study.json"
+    if case == "older":
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"schema_version": 0}))
+    elif case == "damaged":
+        state.write_text("{")
+    else:
+        state.unlink()
+    before = unchanged(folder)
+    for arguments in (("run", folder / "study.toml", "--out", folder / "run"), ("status", folder / "run")):
+        assert invoke(*arguments) == cli.Exit.BAD_INPUT
+    said = " ".join(capsys.readouterr().err.split())
+    assert {"older": "schema version 0", "damaged": "is damaged", "other": "study.json"}[case] in said
+    assert unchanged(folder) == before
+
+
+def test_init_never_overwrites(invoke: Invoke, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "study.toml"
+    assert invoke("init", file) == 0
+    assert read_study(file).models[0].name == "llama"
+    file.write_text("mine")
+    assert invoke("init", file) == cli.Exit.BAD_INPUT
+    assert file.read_text() == "mine"
+
+
+def test_mistakes_in_the_file_write_nothing(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    change(folder / "study.toml", 'dtype = "float32"', 'dtyp = "float32"')
+    before = unchanged(folder)
+    assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.BAD_INPUT
+    assert "line 16, models[0].dtyp: unknown key; did you mean 'dtype'?" in " ".join(capsys.readouterr().err.split())
+    assert unchanged(folder) == before
+
+
+def test_bounds(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    """A cell that turned three of four answers into refusals."""
+    drift = folder / "run" / "tiny" / "drift.parquet"
+    table = pd.read_parquet(drift)
+    row = (table["cell"] == "dense") & (table["task"] == "over_refusal") & (table["axis"] == "over_refusal")
+    table.loc[row & (table["category"] == "all"), ["n_at_risk", "n_flips", "flip_rate"]] = [4, 3, 0.75]
+    table.to_parquet(drift)
+    change(folder / "study.toml", "[[models]]", "[bounds]\nmax_over_refusal_rise = 0.5\n\n[[models]]")
+    study = read_study(folder / "study.toml")
+    run = studies.StudyRun(folder / "run", study, study_status(study, folder / "run"))
+    assert studies.exit_code(run) == cli.Exit.BOUND_EXCEEDED
+    assert "tiny: dense, over_refusal: 3 of 4 flipped" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_five_kills_lose_and_repeat_nothing(original: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.killed_study", str(original / "study.toml"), str(tmp_path), "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=600, check=True)
+    story = json.loads(ran.stdout)
+    assert story["exit"] == 0
+    assert [kill["signal"] for kill in story["kills"]] == [signal.SIGKILL] * KILLS
+    assert len({kill["asked"] for kill in story["kills"]}) > 2, "the kills hit a run under way"
+    for kill in story["kills"]:
+        assert not set(kill["done"]) & set(story["journal"][kill["asked"] :]), "what was done is not measured again"
+    assert len(story["journal"]) <= PARTS + KILLS, "a kill costs the step that was under way"
+    for result in sorted((original / "run" / "tiny").glob("*.parquet")):
+        interrupted = pd.read_parquet(tmp_path / "run" / "tiny" / result.name)
+        pd.testing.assert_frame_equal(interrupted, pd.read_parquet(result))
+    assert set(study_status(read_study(original / "study.toml"), tmp_path / "run")["status"]) == {Status.DONE}
+
+
+@pytest.mark.slow
+def test_inspect_gives_the_same_answers(folder: Path) -> None:
+    direct = open_run(folder / "run").table("completions")
+    change(folder / "study.toml", "[behaviour]", '[behaviour]\nrunner = "inspect"')
+    change(folder / "study.toml", '"entropy", "direction", "calibration", "neurons"', '"entropy"')
+    run = run_study(read_study(folder / "study.toml"), folder / "inspected")
+    assert run.failures.empty
+    key = ["cell", "prompts", "prompt"]
+    pd.testing.assert_frame_equal(
+        run.table("completions").sort_values(key, ignore_index=True), direct.sort_values(key, ignore_index=True)
+    )
+    assert len(list((folder / "inspected" / "tiny" / "inspect").glob("*/run.json"))) == 3
