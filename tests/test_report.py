@@ -252,7 +252,7 @@ def test_bad_runs_are_refused_in_one_paragraph(copy: Path, tmp_path: Path) -> No
     document.write_text(json.dumps(json.loads(described) | {"n_rows": 5}))
     refused(copy, "has 8 rows")
     document.write_text(described[:100])
-    refused(copy, "damaged")
+    refused(copy, "is not a Quantscope result")
     document.write_text(described)
     Result("matrix", pd.read_parquet(parquet).drop(columns="regime"), {}).write(copy)
     refused(copy, "has no column regime")
