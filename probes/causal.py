@@ -38,8 +38,6 @@ SAME_PROMPTS = (
     "than --prompts"
 )
 GIVEN = "the attribution given is of all harmful prompts, those that it is tested on among them, which flatters it"
-    "the attribution that was given is of all harmful prompts, those included that it is tested on, which flatters it"
-)
 
 
 class Experiment(StrEnum):
