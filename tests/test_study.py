@@ -247,11 +247,11 @@ def test_mistakes_in_the_file_write_nothing(folder: Path, invoke: Invoke, capsys
 
 def test_bounds(folder: Path, invoke: Invoke, capsys: Any) -> None:
     """A cell that turned three of four answers into refusals."""
-    drift = folder / "run" / "tiny" / "drift.parquet"
-    table = pd.read_parquet(drift)
+    drift = read_result(folder / "run" / "tiny" / "drift.json")
+    table = drift.table
     row = (table["cell"] == "dense") & (table["task"] == "over_refusal") & (table["axis"] == "over_refusal")
     table.loc[row & (table["category"] == "all"), ["n_at_risk", "n_flips", "flip_rate"]] = [4, 3, 0.75]
-    table.to_parquet(drift)
+    drift.write(folder / "run" / "tiny")
     change(folder / "study.toml", "[[models]]", "[bounds]\nmax_over_refusal_rise = 0.5\n\n[[models]]")
     study = read_study(folder / "study.toml")
     run = studies.StudyRun(folder / "run", study, study_status(study, folder / "run"))
