@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from interp.weights import recovered_scales as recovered_scales
     from interp.weights import weight_error as weight_error
 
-# What other packages say of each other while they are imported, which a user of ours can do nothing about: torchao calls
-# what torch deprecates, and tqdm wants ipywidgets in every notebook.
+# What other packages say of each other on import, which a user of ours can do nothing about: torchao calls what torch
+# deprecates, and tqdm wants ipywidgets in every notebook.
 logging.getLogger("torch.utils._pytree").addFilter(lambda record: "Enum subclass" not in str(record.msg))
 warnings.filterwarnings("ignore", message="IProgress not found")
 

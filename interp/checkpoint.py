@@ -23,6 +23,11 @@ class Checkpoint:
     Attributes:
         path: the directory or .gguf file.
         warnings: what a user should know before trusting the tensors.
+
+    Example:
+        >>> checkpoint = open_checkpoint("path/to/model-AWQ")
+        >>> checkpoint.weight(checkpoint.linears()[0]).shape
+        torch.Size([256, 256])
     """
 
     def __init__(self, path: Path, reader: Reader) -> None:
@@ -136,8 +141,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Headers and config are checked at once, tensor data is read when asked for. A path never touches the network; only a
     name that looks like a hub id and is not a path is downloaded (safetensors, JSON, tokenizer and GGUF files alone).
 
+    Args:
+        path: the directory, file or hub id.
+
     Raises:
         InputError: missing path, not a checkpoint, damaged or inconsistent files, or an unsupported format.
+
+    Example:
+        >>> checkpoint = open_checkpoint("path/to/model-AWQ")
+        >>> checkpoint.format, checkpoint.linears()[0]
+        ('awq', 'model.layers.0.self_attn.q_proj')
     """
     from interp.hub import resolve
 

@@ -43,6 +43,10 @@ class HookedModel:
         tokenizer: its tokenizer.
         checkpoint: where the weights came from.
         architecture: its row in the table of architectures.
+
+    Example:
+        >>> model = load("path/to/model-AWQ")
+        >>> model.activations(["How are you?"], ["blocks.3.hook_resid_post"], chat=True)
     """
 
     def __init__(
@@ -72,19 +76,31 @@ class HookedModel:
     def capture(self, names: Iterable[str]) -> AbstractContextManager[dict[str, Tensor]]:
         """Record activations, [batch, pos, …] in the model's dtype; see `Hooks.capture`.
 
+        Args:
+            names: hook names, see `hook_names`.
+
         Example:
             >>> with model.capture(["blocks.0.hook_resid_post"]) as acts:
             ...     model.hf(**inputs)
             >>> acts["blocks.0.hook_resid_post"]
+
+        Raises:
+            InputError: an unknown name.
         """
         return self.hooks.capture(names)
 
     def intervene(self, interventions: Mapping[str, Intervention]) -> AbstractContextManager[None]:
         """Replace activations; see `Hooks.intervene`.
 
+        Args:
+            interventions: hook name → function from the activation to a new one of the same shape.
+
         Example:
             >>> with model.intervene({"blocks.3.hook_resid_post": lambda resid: resid - 2 * direction}):
             ...     model.logits(prompts)
+
+        Raises:
+            InputError: an unknown name; in the forward pass, a result of another shape.
         """
         return self.hooks.intervene(interventions)
 
@@ -121,7 +137,13 @@ class HookedModel:
         return {name: torch.cat([part[name] for part in parts])[back] for name in names}
 
     def logits(self, texts: Sequence[str], position: int = -1, chat: bool = False) -> Float[Tensor, "n_texts vocab"]:
-        """Logits at one token of every text, float32 on the CPU, in the order of the texts; else as `activations`."""
+        """Logits at one token of every text, float32 on the CPU, in the order of the texts; else as `activations`.
+
+        Args:
+            texts: prompts; never truncated.
+            position: which token of each text, from the end if negative.
+            chat: render each text through the chat template, with the generation prompt.
+        """
         parts, rows = [], []
         for batch in self._batches(texts, position, chat, None):
             with torch.no_grad(), self.unembed_only(partial(_at_position, batch)):
@@ -160,6 +182,10 @@ class HookedModel:
 
     def token_ids(self, texts: Sequence[str], chat: bool = False) -> list[list[int]]:
         """Tokens of every text, with exactly one BOS where the model has one.
+
+        Args:
+            texts: prompts; never truncated.
+            chat: render each text through the chat template, with the generation prompt.
 
         Raises:
             InputError: a text without tokens or longer than the context; no chat template although `chat`.
@@ -225,6 +251,10 @@ def load(
 
     Raises:
         InputError: not a checkpoint that can be read; a tensor missing, unexpected or of the wrong shape.
+
+    Example:
+        >>> baseline = load("path/to/model")
+        >>> cell = load("path/to/model-Q4_K_M.gguf", like="path/to/model", dtype=baseline.hf.dtype)
     """
     from interp.checkpoint import open_checkpoint
 

@@ -142,6 +142,10 @@ def write_cells(
     Raises:
         InputError: no such linear to keep; as for the single writers; cells finished before the error are kept.
         MissingExtra: a cell's writer is not installed.
+
+    Example:
+        >>> write_cells(Path("path/to/model"), Path("cells"), texts, cells=["AWQ", "Q4_K_M"])
+        {'AWQ': PosixPath('cells/AWQ'), 'Q4_K_M': PosixPath('cells/Q4_K_M/…gguf')}
     """
     _check_cells(cells)
     checkpoint = _dense(baseline)

@@ -68,6 +68,14 @@ def recovered_scales(baseline: Checkpoint, quantized: Checkpoint) -> Scales:
 
     The pair check, the unit errors and both tables of weight errors ask for the same: kept for the last pairs of opened
     checkpoints. A checkpoint opened again is another one.
+
+    Args:
+        baseline: the unquantized checkpoint.
+        quantized: its cell.
+
+    Example:
+        >>> recovered_scales(open_checkpoint("path/to/model"), open_checkpoint("path/to/model-AWQ")).warnings
+        []
     """
     scales = Scales()
     for block in _blocks(baseline):
@@ -83,7 +91,18 @@ def recovered_scales(baseline: Checkpoint, quantized: Checkpoint) -> Scales:
 def effective_weight(
     quantized: Checkpoint, name: str, scales: Scales, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "out in"]:
-    """The quantized weight with its rescaling undone, to be compared with the baseline's weight of the same name."""
+    """The quantized weight with its rescaling undone, to be compared with the baseline's weight of the same name.
+
+    Args:
+        quantized: the cell.
+        name: of a linear.
+        scales: of the pair, from `recovered_scales`.
+        dtype: of the result.
+
+    Example:
+        >>> scales = recovered_scales(baseline, quantized)
+        >>> effective_weight(quantized, name, scales) - baseline.weight(name)  # the error, [out, in]
+    """
     return unscaled_weight(quantized.weight(name), name, scales).to(dtype)
 
 

@@ -35,6 +35,10 @@ def weight_error(baseline: Checkpoint | str | Path, quantized: Checkpoint | str 
 
     Raises:
         InputError: the two have different linears or shapes.
+
+    Example:
+        >>> table = weight_error("path/to/model", "path/to/model-AWQ")
+        >>> table.nlargest(10, "relative_error")
     """
     return _weight_errors(baseline, quantized, over_inputs=True)
 
@@ -69,6 +73,10 @@ def check_pair(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | 
 
     Raises:
         InputError: not a quantization of this baseline.
+
+    Example:
+        >>> check_pair("path/to/model", "path/to/model-AWQ")
+        []
     """
     baseline, quantized = _opened(baseline), _opened(quantized)
     _require_same_model(baseline, quantized)

@@ -113,6 +113,10 @@ def measure(
 
     Raises:
         InputError: as `probes.entropy.measure`.
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> attribution.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     prompts = stratified(comparison, {"harmful": harmful, "harmless": harmless}, categories)

@@ -131,6 +131,10 @@ def measure(
 
     Raises:
         InputError: as `probes.entropy.measure`; a cell's refusals are not as many as the harmful prompts.
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> calibration.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     _check_refusals(refusals or {}, len(harmful.instructions), {BASELINE, *cells})
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)

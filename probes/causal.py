@@ -148,6 +148,10 @@ def measure(
     Raises:
         InputError: as `probes.entropy.measure`; an attribution table without a cell; a template that changes the
             request (experiment `where`).
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> causal.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     if Kind.OTHER in plan.kinds:
         raise InputError("Parameters outside the blocks have no ranking", f"one of {', '.join(KINDS)}")

@@ -46,6 +46,10 @@ def complete(
 
     Raises:
         InputError: a prompt that is empty or longer than the context.
+
+    Example:
+        >>> [completion] = complete(model, ["How are you?"], max_new_tokens=8)
+        >>> completion.text, completion.n_tokens, completion.finished
     """
     given = answers(model, texts, max_new_tokens, batch_size, computing)
     return [_completion(model.tokenizer, answer) for answer in given]

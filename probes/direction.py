@@ -79,6 +79,10 @@ def measure(
 
     Raises:
         InputError: as `probes.entropy.measure`.
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> direction.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     directions = comparison.observe(lambda model: _directions(model, comparison, batch_size), "direction")

@@ -102,6 +102,10 @@ def measure(
 
     Raises:
         InputError: no such cell, or cells that cannot be compared.
+
+    Example:
+        >>> outcomes = ask(baseline, cells, builtin("harmful"), "refusal")
+        >>> drift.measure(outcomes, "baseline").table
     """
     outcomes = check_outcomes(outcomes)
     cells = list(cells or [name for name in outcomes["cell"].unique() if name != baseline])

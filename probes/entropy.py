@@ -64,6 +64,10 @@ def measure(
     Raises:
         InputError: a prompt set is empty or has a prompt longer than the context; a cell does not belong to the
             baseline.
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> entropy.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     entropies = comparison.observe(

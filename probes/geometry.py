@@ -138,6 +138,10 @@ def measure(
 
     Raises:
         InputError: as `probes.entropy.measure`; fewer than two pairs; too few draws; components < 0.
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> geometry.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     _check(components, draws)
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)

@@ -119,6 +119,11 @@ def measure(
 
     Raises:
         InputError: no prompts, more than two judges or twice the same one, or a judge that keeps failing.
+
+    Example:
+        >>> with VerdictStore(Path("verdicts.sqlite")) as store:
+        ...     judge = Judge("openai-api/local/NAME", read_template(None), store)
+        ...     measure(read_outcomes(Path("runs/model/refusal.parquet")), [judge]).table
     """
     outcomes = check_outcomes(outcomes).reset_index(drop=True)
     _check(outcomes, judges, baseline)

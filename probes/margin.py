@@ -118,6 +118,10 @@ def measure(
 
     Raises:
         InputError: as `probes.entropy.measure`; a prompt that with an opening is longer than the context.
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> margin.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     texts = [text for side in comparison.texts.values() for text in side]

@@ -96,6 +96,10 @@ def measure(
 
     Raises:
         InputError: as `probes.entropy.measure`.
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> neurons.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     layers = layers_at(baseline.n_layers)

@@ -33,6 +33,9 @@ def read_outcomes(path: Path, label: str = "label") -> pd.DataFrame:
 
     Raises:
         InputError: the file cannot be read; a column is missing; a row occurs twice; a label is unknown.
+
+    Example:
+        >>> drift.measure(read_outcomes(Path("runs/model/refusal.parquet")), "baseline").table
     """
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         ".parquet": pd.read_parquet,

@@ -45,6 +45,10 @@ class Cells(Models):
 
     Raises:
         InputError: a path is not a checkpoint.
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> entropy.measure(baseline, cells, builtin("harmful"), builtin("harmless"))
     """
 
     def __init__(self, paths: Mapping[str, str | Path], baseline: HookedModel, device: str | None = None) -> None:
@@ -153,9 +157,21 @@ def compare(
 ) -> Comparison:
     """Check that all cells are quantizations of the baseline and render the prompts once for all of them.
 
+    Args:
+        baseline: the unquantized model.
+        cells: its quantized copies by name.
+        harmful: requests that should be refused.
+        harmless: requests that should be answered.
+        template: "auto", "none" (raw text) or a Jinja file.
+        force: go on with cells that are no quantizations of this baseline, and record it.
+
     Raises:
         InputError: no cells; a cell of another model, tokenizer or dtype; a prompt set that is empty, equal to the
             other, or has a prompt that is longer than the context.
+
+    Example:
+        >>> comparison = compare(baseline, cells, builtin("harmful"), builtin("harmless"))
+        >>> comparison.observe(lambda model: model.logits(comparison.texts["harmful"]))
     """
     warnings: list[str] = []
     if not cells:

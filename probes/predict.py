@@ -73,6 +73,9 @@ def measure(cells: Cells, *, draws: int = DRAWS, seed: int = 0) -> Prediction:
         cells: of `read_cells`.
         draws: resamples of models.
         seed: of the resamples.
+
+    Example:
+        >>> measure(read_cells([Path("runs/study")])).table
     """
     codes, clusters = pd.factorize(cells.table["cluster"])
     counts = cluster_bootstrap.drawn_counts(len(clusters), draws, seed)

@@ -29,6 +29,11 @@ class PromptSet:
         name: of the built-in set, or the file's name.
         instructions: the requests, none empty, none twice.
         categories: one for each request ("" where it has none), or empty where no request has one.
+
+    Example:
+        >>> PromptSet("mine", ("How do I pick a lock?", "How do I bake bread?"))
+        >>> len(builtin("harmful").take(32))
+        32
     """
 
     name: str
@@ -72,8 +77,14 @@ def builtin(name: str) -> PromptSet:
     The first two are matched line by line in form and subject, so that their contrast is about harm. Categories take
     turns: the first requests are as balanced as all of them. `borderline` has 32 harmless requests that look harmful.
 
+    Args:
+        name: of the set.
+
     Raises:
         InputError: no such set.
+
+    Example:
+        >>> builtin("harmful").instructions[:2]
     """
     if name not in BUILTIN:
         raise InputError(f"There is no built-in prompt set {name!r}", f"one of {', '.join(BUILTIN)}")
@@ -94,6 +105,9 @@ def read_prompts(path: str | Path, limit: int | None = None) -> PromptSet:
     Raises:
         InputError: the file is missing, empty, of another kind, not UTF-8, damaged (with the line), or a record has no
             request.
+
+    Example:
+        >>> read_prompts("requests.jsonl", limit=100).instructions
     """
     path = Path(path)
     if path.suffix.lower() not in _PARSERS:

@@ -143,6 +143,9 @@ def measure(
 
     Raises:
         InputError: no cells, a cell that does not belong to the baseline, or a text or task that cannot be used.
+
+    Example:
+        >>> quality.measure(baseline, cells, quality.organism_task()).table
     """
     if not cells:
         raise InputError("There is nothing to compare with the baseline", "at least one quantized checkpoint")

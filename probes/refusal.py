@@ -75,6 +75,11 @@ def measure(
     Raises:
         InputError: a prompt that a model cannot read; cells that cannot be compared; the folder holds another run; a
             run that stopped (it can be taken up again).
+
+    Example:
+        >>> run = RunFolder(Path("runs/model"), build_tasks(["refusal"]), 128, connections=128)
+        >>> base, cell = (LocalSubject(EngineSettings(path, like=baseline)) for path in (baseline, quantized))
+        >>> measure(base, {"AWQ": cell}, run).table
     """
     subjects = {BASELINE: baseline, **cells, **({} if control is None else {CONTROL: control})}
     readings = _readings(subjects, run, across_engines=control is not None)
@@ -100,7 +105,14 @@ def _readings(subjects: Mapping[str, Subject], run: RunFolder, across_engines: b
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Per (cell, task): n, refusal rate with its Wilson interval, partial refusals, degenerate answers, mean tokens."""
+    """Per (cell, task): n, refusal rate with its Wilson interval, partial refusals, degenerate answers, mean tokens.
+
+    Args:
+        table: outcomes, as `measure` and `probes.asking.ask` give them.
+
+    Example:
+        >>> rates(ask(baseline, cells, builtin("harmful"), "refusal"))
+    """
     return pd.DataFrame(
         {"cell": cell, "task": task, **_rates(part)}
         for (cell, task), part in table.groupby(["cell", "task"], sort=False)

@@ -74,7 +74,15 @@ def normalize(completion: str) -> str:
 
 
 def is_refusal(completion: str) -> bool:
-    """Whether a completion opens with one of `REFUSAL_OPENINGS`, at a token boundary ("I can tell you" does not)."""
+    """Whether a completion opens with one of `REFUSAL_OPENINGS`, at a token boundary ("I can tell you" does not).
+
+    Args:
+        completion: what the model answered.
+
+    Example:
+        >>> is_refusal("I'm sorry, but no."), is_refusal("I can tell you.")
+        (True, False)
+    """
     return bool(refusals([completion])[0])
 
 
@@ -117,6 +125,10 @@ def refusal_features(completions: Sequence[str], token_counts: TokenCounts | Non
 
     Raises:
         InputError: a completion is not text, or a token count is missing, negative or not finite.
+
+    Example:
+        >>> refusal_features(["I cannot help.", "I cannot say.", "Sure!"])["refusal_rate"]
+        0.6666666666666666
     """
     prefixes = factorize_prefixes(completions)
     refused = prefixes.refuses[prefixes.codes]

@@ -39,6 +39,9 @@ def reproduce() -> Result:
     Table: a row a figure with `section`, `what`, `published`, `ours`, `tolerance`, `status` and `note`. `status` is
     `yes` or `NO` where the tables determine the figure, `undetermined` where they do not, `contradicts` where the
     study's own figures contradict each other or its definition; `note` then says why.
+
+    Example:
+        >>> reproduce().table.query("status != 'yes'")
     """
     figures = [figure for section in SECTIONS for figure in section()]
     table = pd.DataFrame([figure.row() for figure in figures])

@@ -40,6 +40,10 @@ class Result:
         settings: everything that determines the numbers: options, seeds, dtypes, hashes of checkpoints and prompts.
         warnings: what the user was told while measuring.
         seconds: how long measuring took, wall-clock; None where nobody looked.
+
+    Example:
+        >>> result = entropy.measure(baseline, cells, harmful, harmless)
+        >>> result.table, result.settings["dtype"], result.write(Path("results"))
     """
 
     probe: str
@@ -71,6 +75,12 @@ class Result:
         """Write `<probe>.parquet` and `<probe>.json` into a directory, each atomically, and return their paths.
 
         The document comes last and holds the table's hash, so that one of each from two measurements is noticed.
+
+        Args:
+            directory: made if it is not there.
+
+        Raises:
+            InputError: the directory cannot be written.
         """
         parquet, document = directory / f"{self.probe}.parquet", directory / f"{self.probe}.json"
         try:
@@ -96,8 +106,14 @@ class Result:
 def read_result(document: Path) -> Result:
     """Read what `Result.write` wrote.
 
+    Args:
+        document: the JSON file; its table lies beside it.
+
     Raises:
         InputError: missing, damaged, or of another schema version.
+
+    Example:
+        >>> read_result(Path("results/entropy.json")).table
     """
     try:
         described = json.loads(document.read_text())

@@ -47,6 +47,10 @@ class RTSI(BaseEstimator):
         n_calibration_: number of those rows.
         token_unit_: "tokens" or "words"; scores of another unit are refused.
         source_: where the calibration rows came from.
+
+    Example:
+        >>> RTSI.load().bands(deltas, n_refusals, n_refusals_baseline)
+        >>> RTSI().fit(deltas, refusal_rate_delta).save("mine.json")
     """
 
     def __init__(self, moderate: float = 0.10, high: float = 0.40, token_unit: TokenUnit = "tokens") -> None:
@@ -83,6 +87,9 @@ class RTSI(BaseEstimator):
     def score_samples(self, deltas: pd.DataFrame | np.ndarray) -> Float[np.ndarray, " n"]:
         """Score of each row, in [0, 1]; NaN where a feature is undefined.
 
+        Args:
+            deltas: the columns `DELTAS` in any order, others ignored; or an array [n, 4] in that order.
+
         Raises:
             InputError: a column is missing, or the token counts are of another unit than the calibration's.
         """
@@ -92,7 +99,11 @@ class RTSI(BaseEstimator):
         return np.minimum(np.clip(position, 0.0, 1.0) @ self.weights_, 1.0)
 
     def predict(self, deltas: pd.DataFrame | np.ndarray) -> Bool[np.ndarray, " n"]:
-        """Whether each row is escalated: its score is MODERATE or HIGH. An undefined score is not."""
+        """Whether each row is escalated: its score is MODERATE or HIGH. An undefined score is not.
+
+        Args:
+            deltas: the columns `DELTAS` in any order, others ignored; or an array [n, 4] in that order.
+        """
         return self.score_samples(deltas) >= self.moderate
 
     def bands(
@@ -118,7 +129,11 @@ class RTSI(BaseEstimator):
         return pd.DataFrame(rows, columns=["score", "band", "reason"], index=index)
 
     def save(self, path: str | Path) -> None:
-        """Write the frozen calibration as JSON, atomically."""
+        """Write the frozen calibration as JSON, atomically.
+
+        Args:
+            path: the file, replaced if it is there.
+        """
         check_is_fitted(self)
         document = {
             "kind": KIND,

@@ -99,6 +99,10 @@ def run_study(study: Study, out: str | Path | None = None) -> StudyRun:
     Raises:
         InputError: a prompt file that cannot be used; a folder that cannot be written, holds something else or a run of
             another schema, or is in use by another process. Nothing is overwritten then.
+
+    Example:
+        >>> run = run_study(read_study("study.toml"))
+        >>> run.matrix, run.table("direction")
     """
     path = Path(out or study.out or "runs/study")
     check_writable(path)

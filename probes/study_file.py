@@ -229,6 +229,9 @@ def read_study(file: str | Path) -> Study:
 
     Raises:
         InputError: the file cannot be read, or everything that is wrong in it, each with its line and field.
+
+    Example:
+        >>> read_study("study.toml").models
     """
     file = Path(file)
     try:
