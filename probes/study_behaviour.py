@@ -83,7 +83,7 @@ def _completions(outcomes: pd.DataFrame, bench: Bench) -> pd.DataFrame:
         prompts = list(getattr(bench.asked, side).instructions)
         for cell, rows in outcomes[outcomes["task"] == task].groupby("cell", sort=False):
             answered = rows.drop_duplicates("prompt").set_index("prompt").reindex(prompts)
-            texts = answered["response"].fillna("").astype(str)
+            texts = answered["response"].fillna("").astype(str).str.strip()
             parts.append(
                 pd.DataFrame(
                     {
