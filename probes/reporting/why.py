@@ -56,7 +56,7 @@ def _said(shifts: pd.DataFrame) -> str:
     harmful = shifts[shifts["prompts"] == "harmful"]
     if harmful.empty:
         return ""
-    worst = harmful.loc[harmful["shift"].idxmin()]
+    worst = harmful.sort_values("shift").iloc[0]
     below = int((harmful["shift_high"] < 0).sum())
     shift, low, high = (number(worst[name], "+.2f") for name in ("shift", "shift_low", "shift_high"))
     return (
@@ -74,12 +74,11 @@ def draw_shifts(shifts: pd.DataFrame, cells: Sequence[str], key: str) -> Markup:
     axes.axvline(0, color=svg.MUTED, linewidth=0.8)
     for place, (side, offset) in enumerate(zip(SIDES, (0.14, -0.14), strict=True)):
         style = svg.look(place)
-        for row in shifts[shifts["prompts"] == side].itertuples():
-            if row.cell in known:
-                height = len(known) - 1 - known.index(row.cell) + offset
-                axes.plot([row.shift_low, row.shift_high], [height] * 2, color=style.color, linewidth=1.4)
-                told = f"{row.cell}, {side}: {number(row.shift, '+.2f')} nats"
-                axes.plot(row.shift, height, style.marker, color=style.color, markersize=5.5, gid=svg.tip(told))
+        for row in _records(shifts[(shifts["prompts"] == side) & shifts["cell"].isin(known)]):
+            height = len(known) - 1 - known.index(str(row["cell"])) + offset
+            axes.plot([row["shift_low"], row["shift_high"]], [height] * 2, color=style.color, linewidth=1.4)
+            told = f"{row['cell']}, {side}: {number(row['shift'], '+.2f')} nats"
+            axes.plot(row["shift"], height, style.marker, color=style.color, markersize=5.5, gid=svg.tip(told))
         axes.plot([], [], style.marker, color=style.color, linestyle="-", label=side, markersize=5.5)
     axes.set_yticks(range(len(known)), [visible(cell)[:16] for cell in reversed(known)])
     axes.set(ylim=(-0.6, len(known) - 0.4), xlabel="Shift of the refusal margin (nats)")
@@ -107,7 +106,7 @@ def _restore(table: pd.DataFrame, cells: Sequence[str], place: int) -> dict[str,
     """The curves of the cell whose margin fell most, and a row per cell, kind and ranking."""
     chosen = table[(table["aim"] == "restore") & (table["by"] == "weights") & table["kind"].isin(list(KINDS))]
     gap = (table["goal"] - table["start"]).where(table["aim"] == "restore")
-    cell = str(table.loc[gap.idxmax(), "cell"]) if gap.notna().any() else ""
+    cell = str(table["cell"].to_numpy()[int(np.nanargmax(gap.to_numpy(dtype=float)))]) if gap.notna().any() else ""
     plots = []
     for kind in CURVES:
         rows = chosen[(chosen["cell"] == cell) & (chosen["kind"] == kind)]
