@@ -3,6 +3,9 @@
 A list of Hugging Face linear names goes in; what comes out matches exactly those modules and no others, by each
 program's own rules (GPTQModel's `dynamic` matches regular expressions from the start of the name, llama.cpp searches
 them anywhere in the tensor's name, compressed-tensors compares a plain name whole).
+
+Runtimes that fuse q, k and v, or gate and up, into one matrix (vLLM) need such a group kept whole or not at all.
+AWQ may still move a scale out of a kept linear's rows into the next one's columns: the function stays the same.
 """
 
 from __future__ import annotations

@@ -104,6 +104,7 @@ def _kept(found: Explanation) -> Iterator[str]:
     yield f"GPTQModel       dynamic={json.dumps(found.forms['gptqmodel_dynamic'])}"
     yield f"llm-compressor  ignore={json.dumps(found.forms['llm_compressor_ignore'])}"
     yield f"llama-quantize  {' '.join(map(shlex.quote, options))}"
+    yield "Runtimes that fuse q, k and v, or gate and up (vLLM), need such a group kept whole."
 
 
 def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
