@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,23 @@ import pandas as pd
 import pytest
 
 from interp import load
-from probes import attribution, cli
-from probes.margin import measure as measure_margin
-from probes.pair import Cells
+from probes import attribution, cli, margin
 from probes.prompts import PromptSet
 from probes.results import Result, read_result
-from tests.attributed import noisy
+from tests.attributed import OPENINGS, noisy
 from tests.cells import HARMFUL, HARMLESS, Noisy, q8_0
 
 LABELLED = PromptSet(HARMFUL.name, HARMFUL.instructions, ("theft", "theft", "space", "theft"))
 TOLERANCE = 2e-6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_openings() -> Iterator[None]:
+    """A random model never refuses, and the lexicon's openings take one pass for each of many beginnings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (attribution, margin):
+            patch.setattr(module, "find_openings", lambda *_: OPENINGS)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +49,10 @@ def of(result: Result, cell: str, level: str, **where: Any) -> pd.DataFrame:
 
 
 def test_total_is_the_shift_that_the_margin_probe_measures(result: Result, tiny: Callable[[str], Path]) -> None:
-    margin = measure_margin(load(tiny("llama")), {"noisy": noisy(tiny("llama"))}, LABELLED, HARMLESS, template="none")
+    cells = {"noisy": noisy(tiny("llama"))}
+    measured = margin.measure(load(tiny("llama")), cells, LABELLED, HARMLESS, template="none")
     totals = of(result, "noisy", "total").set_index(["prompts", "category"])
-    expected = margin.table[margin.table["cell"] == "noisy"].set_index(["prompts", "category"])
+    expected = measured.table[measured.table["cell"] == "noisy"].set_index(["prompts", "category"])
     assert set(totals.index) == {("harmful", c) for c in ("all", "theft", "space")} | {("harmless", "all")}
     for index, row in totals.iterrows():
         assert row["shift"] == pytest.approx(expected.loc[index, "shift"], abs=1e-5)
@@ -117,7 +125,7 @@ def test_a_cell_that_computes_nan_does_not_stop_the_others(tiny: Callable[[str],
     broken = Noisy(baseline, {"blocks.0.hook_resid_post": lambda resid: resid * float("nan")})
     cells = {"broken": broken, "works": noisy(tiny("llama"))}
     table = attribution.measure(baseline, cells, HARMFUL, HARMLESS, template="none").table
-    assert "finite" in table[table["cell"] == "broken"]["reason"].item() or "NaN" in table["reason"].iloc[-1]
+    assert "NaN" in table[table["cell"] == "broken"]["reason"].item()
     assert (table[table["cell"] == "works"]["reason"] == "").all()
     alone = attribution.measure(baseline, {"broken": broken}, HARMFUL, HARMLESS, template="none").table
     assert list(alone) == list(table)
@@ -142,4 +150,3 @@ def test_command(
     kinds = stored.table[stored.table["level"] == "parameter"]["module"]
     assert {"linear weights", "embedding", "unembedding"} <= set(kinds)
     assert stored.settings["attributed"]["llama-q8"]["complete"]
-    assert Cells({"llama-q8": cell}, load(tiny("llama")))  # the same file opens for the other probes
