@@ -62,6 +62,11 @@ def _blamed(found: Explanation) -> Iterator[str]:
         f"Shares of the shift of {found.n_ranked} harmful prompts ({total['shift']:+.3f}), nats; all parts add up to "
         f"{total['attribution']:+.3f}."
     )
+    shares = found.modules["attribution"]
+    yield (
+        f"Pushes towards answering add up to {shares[shares < 0].sum():+.3f}, towards refusing to "
+        f"{shares[shares > 0].sum():+.3f}."
+    )
     yield "z: against errors of the same sizes with random signs."
     for _, row in found.modules[:SHOWN].iterrows():
         interval = Interval(row["attribution"], row["attribution_low"], row["attribution_high"])
@@ -142,16 +147,25 @@ def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator
         f"- {clear} of {len(found.modules)} parts have shares beyond errors with random signs (p < {ALPHA:g}; "
         f"{ALPHA * len(found.modules):.0f} expected by chance)."
     )
-    yield "- " + (
-        "The list gives back more than random ones: a cause, not a correlation, on prompts it was not chosen by."
-        if found.choice.supported and found.held_out
-        else "The list is a guess: it is not shown to be better than random linears of the same sizes."
-        if not found.choice.supported
-        else "The list was chosen and tested on the same prompts, which flatters it."
-    )
+    yield f"- {_list_is(found)}"
     if not variants:
         yield "- A cell written with this list may differ from one with weights put back: the rest is fitted anew."
     yield "- Margins are of how an answer begins. Whether it is refused in the end, only answers show."
+
+
+def _list_is(found: Explanation) -> str:
+    """What the random lists say of the chosen one."""
+    curve = found.curve[(found.curve["kind"] == "module") & (found.curve["ranking"] == "attribution")]
+    p = curve.loc[curve["k"] == len(found.choice.linears), "p"] if "p" in curve else pd.Series(dtype=float)
+    if not len(p) or not p.iloc[0] <= ALPHA:
+        return "The list is a guess: it is not shown to do more than random linears of the same sizes."
+    if not found.held_out:
+        return "The list does more than random ones, on the prompts that it was chosen by, which flatters it."
+    if not found.choice.supported:
+        return (
+            "The list moves the margin more than random ones of its sizes do, but there is no loss that it gives back."
+        )
+    return "The list gives back more than random ones: a cause, not a correlation, on prompts it was not chosen by."
 
 
 def _of(row: Mapping[str, Any], name: str) -> Interval:

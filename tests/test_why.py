@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,18 @@ def test_page_says_what_was_found(explained: Explanation) -> None:
     assert f'ignore=["lm_head", "{GUILTY}"]' in text
     assert f"{explained.shift.estimate:+.2f}" in text
     assert "Written again" not in text
+
+
+def test_page_does_not_claim_what_the_random_lists_do_not_show(explained: Explanation) -> None:
+    def said(p: float, supported: bool, held_out: bool = True) -> str:
+        told = explained.curve.assign(p=p)
+        chosen = replace(explained.choice, supported=supported)
+        return page(replace(explained, curve=told, choice=chosen, held_out=held_out))
+
+    assert "not shown to do more than random" in said(0.2, supported=False)
+    assert "no loss that it gives back" in said(0.04, supported=False)
+    assert "a cause, not a correlation" in said(0.04, supported=True)
+    assert "which flatters it" in said(0.04, supported=True, held_out=False)
 
 
 def curve(shares: list[float], p: list[float]) -> pd.DataFrame:
