@@ -29,7 +29,7 @@ def test_shares_add_up_to_the_shift(tiny: Tiny, name: str) -> None:
     """With noise in every parameter there is, on every prompt; each forward hook is gone afterwards."""
     baseline, cell = load(tiny(name)), noisy(tiny(name))
     found = attribute(baseline, cell, PROMPTS, MARGIN)
-    assert found.shift.abs().max() > 0.03
+    assert found.shift.abs().max() > 0.02
     assert found.complete()
     torch.testing.assert_close(found.total, found.shift, rtol=0.01, atol=3e-4)
     names = {n for n, _ in baseline.hf.named_parameters(remove_duplicate=False)}
