@@ -35,7 +35,7 @@ def run_cell(
     max_connections: int,
     retries: int = 5,
     shuffle: int | None = None,
-    finished: Callable[[], None] = lambda: None,
+    finished: Callable[[], object] = lambda: None,
 ) -> list[EvalLog]:
     """Run tasks on one model, or what is left of them.
 

@@ -9,15 +9,13 @@ command goes on where it stopped. Its table goes into `python -m probes.drift DI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 import typer
 from rich.console import Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from interp.errors import InputError
 from interp.files import sha256
@@ -29,6 +27,7 @@ from probes.judging import Item, Judge, Judgement, Patience
 from probes.labels import LAYERS, REFUSED, Label
 from probes.options import check_writable
 from probes.outcome_pairs import check_outcomes, read_outcomes
+from probes.progress import counter
 from probes.regimes import BASELINE, HIDDEN_DANGER, NEUTRAL, TOLERANCE
 from probes.results import Result
 from probes.tables import interval_columns
@@ -61,8 +60,6 @@ _AGREEMENT_NUMBERS = [
     for suffix in ("", "_refused")
     for name, bound in (("agreement", ""), ("kappa", ""), ("kappa", "_low"), ("kappa", "_high"))
 ]
-
-Report = Callable[[], None]
 
 
 def canaries(judge: Judge) -> list[dict[str, Any]]:
@@ -100,7 +97,6 @@ def measure(
     *,
     sample: int = SAMPLE,
     seed: int = 0,
-    done: Report = lambda: None,
 ) -> Result:
     """Have outcomes judged.
 
@@ -115,7 +111,6 @@ def measure(
         baseline: cell that the second judge reads in full, as it does the cells that lose more than 10 pp of refusals.
         sample: of every other cell it reads so many.
         seed: of the sample.
-        done: called after each response.
 
     Raises:
         InputError: no prompts, more than two judges or twice the same one, or a judge that keeps failing.
@@ -128,11 +123,11 @@ def measure(
     outcomes = check_outcomes(outcomes).reset_index(drop=True)
     _check(outcomes, judges, baseline)
     asked = outcomes.index[outcomes["response"].notna()]
-    table = _with_verdicts(outcomes, "judge", judges[0].judge(_items(outcomes.loc[asked]), done), asked)
+    table = _with_verdicts(outcomes, "judge", _ask(judges[0], outcomes.loc[asked]), asked)
     compared = [compare("lexicon and judge", table["label"], table["judge"])]
     if len(judges) > 1:
         chosen = second_sample(table.loc[asked], baseline, sample, seed)
-        table = _with_verdicts(table, "second_judge", judges[1].judge(_items(outcomes.loc[chosen]), done), chosen)
+        table = _with_verdicts(table, "second_judge", _ask(judges[1], outcomes.loc[chosen]), chosen)
         read = table.loc[chosen]
         compared.append(compare("judge and second judge", read["judge"], read["second_judge"]))
         compared.append(compare("lexicon and second judge", read["label"], read["second_judge"]))
@@ -196,8 +191,10 @@ def _check(outcomes: pd.DataFrame, judges: Sequence[Judge], baseline: str | None
         raise InputError(f"The judges are {', '.join(names) or 'none'}", "one judge, or two that differ")
 
 
-def _items(outcomes: pd.DataFrame) -> list[Item]:
-    return [Item(str(row.prompt), str(row.response)) for row in outcomes.itertuples()]
+def _ask(judge: Judge, outcomes: pd.DataFrame) -> list[Judgement]:
+    items = [Item(str(row.prompt), str(row.response)) for row in outcomes.itertuples()]
+    with counter(len(items), f"judging by {judge.name}") as advance:
+        return judge.judge(items, advance)
 
 
 def _with_verdicts(table: pd.DataFrame, name: str, judgements: Sequence[Judgement], index: pd.Index) -> pd.DataFrame:
@@ -250,10 +247,10 @@ def main(
     check_writable(out)
     outcomes = read_outcomes(table)
     patience = Patience(retries, backoff, timeout, connections)
-    with VerdictStore(cache or out / "verdicts.sqlite") as store, _progress(len(outcomes)) as done:
+    with VerdictStore(cache or out / "verdicts.sqlite") as store:
         question: JudgeTemplate = read_template(template)
         judges = [Judge(name, question, store, patience) for name in judge]
-        result = measure(outcomes, judges, baseline, sample=sample, seed=seed, done=done)
+        result = measure(outcomes, judges, baseline, sample=sample, seed=seed)
     result.settings = {**result.settings, "outcomes_sha256": sha256(table)}
     result.write(out)
     if as_json:
@@ -272,14 +269,6 @@ def _show(result: Result) -> Group:
         tables.render("Canaries", canary_table.assign(cell="", reason=""), CANARY_COLUMNS),
         tables.render("Agreement", agreements.assign(cell=agreements["compared"]), AGREEMENT_COLUMNS),
     )
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Report]:
-    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=cli.log, transient=True, disable=not cli.log.is_terminal) as bars:
-        task = bars.add_task("judging", total=total)
-        yield lambda: bars.advance(task)
 
 
 if __name__ == "__main__":

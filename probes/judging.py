@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 import anyio
 
 from interp.errors import InputError
+from probes.event_loop import outside_notebook, without_loop
 from probes.judge_prompts import JudgeTemplate, parse_verdict, sha256_of
 from probes.labels import Label
 from probes.redaction import redact
@@ -90,7 +91,7 @@ class Judge:
         self.name = judge_name(self.model)
         self.identity = judge_identity(self.model)
 
-    def judge(self, items: Sequence[Item], done: Callable[[], None] = lambda: None) -> list[Judgement]:
+    def judge(self, items: Sequence[Item], done: Callable[[], object] = lambda: None) -> list[Judgement]:
         """Verdicts in the order of the items; those in the store are not asked for again.
 
         Args:
@@ -100,9 +101,9 @@ class Judge:
         Raises:
             InputError: the judge kept failing. What it said before is in the store.
         """
-        return anyio.run(self._judge, items, done)
+        return without_loop(lambda: anyio.run(self._judge, items, done))
 
-    async def _judge(self, items: Sequence[Item], done: Callable[[], None]) -> list[Judgement]:
+    async def _judge(self, items: Sequence[Item], done: Callable[[], object]) -> list[Judgement]:
         counts = Counter(items)  # the same response twice is asked about once
         judgements: dict[Item, Judgement] = {}
         failures: list[_GaveUpError] = []
@@ -176,7 +177,8 @@ def open_model(name: str) -> Model:
     from inspect_ai.model import get_model
 
     try:
-        return get_model(name, memoize=False)
+        with outside_notebook():
+            return get_model(name, memoize=False)
     except PrerequisiteError as error:
         found = re.sub(r"\[/?[a-z ]+\]", "", str(error.message)).replace("ERROR: ", "")
         raise InputError(

@@ -27,7 +27,7 @@ def track(items: Collection[Item], description: str) -> Iterator[Item]:
         yield from progress.track(items, description, console=log, transient=True, disable=not log.is_terminal)
         return
     started = time.monotonic()
-    with _line() as show:
+    with line() as show:
         for done, item in enumerate(items):
             left = (time.monotonic() - started) / done * (len(items) - done) if done else None
             show(f"{description}: {done} of {len(items)}" + ("" if left is None else f", about {left:.0f} s left"))
@@ -42,7 +42,7 @@ def bar(description: str) -> Iterator[Callable[[float], object]]:
         description: of the work.
     """
     if log.is_jupyter:
-        with _line() as show:
+        with line() as show:
             yield lambda share: show(f"{description}: {share:.0%}")
         return
     with progress.Progress(console=log, transient=True, disable=not log.is_terminal) as bars:
@@ -51,8 +51,27 @@ def bar(description: str) -> Iterator[Callable[[float], object]]:
 
 
 @contextmanager
-def _line() -> Iterator[Callable[[str], object]]:
-    """A line of a notebook's output that can be written again; empty at the end, also after an exception."""
+def counter(total: int, description: str) -> Iterator[Callable[[], object]]:
+    """For work that tells when an item is finished: yields a function to be called then.
+
+    Args:
+        total: how many items.
+        description: of the work.
+    """
+    finished = 0
+    with bar(description) as show:
+
+        def advance() -> None:
+            nonlocal finished
+            finished += 1
+            show(finished / total)
+
+        yield advance
+
+
+@contextmanager
+def line() -> Iterator[Callable[[str], object]]:
+    """A line of a notebook's output: yields a function that writes it; empty at the end, also after an exception."""
     from IPython.display import display
 
     handle = display({"text/plain": ""}, raw=True, display_id=True)

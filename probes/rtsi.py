@@ -200,10 +200,12 @@ def _group(rows: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _names(rows: pd.DataFrame) -> pd.Series:
-    named = [column for column in ("model", "quantization") if column in rows and rows[column].nunique() > 1]
-    return (
-        rows[named].astype(str).agg(" ".join, axis=1) if named else rows.index.astype(str).to_series(index=rows.index)
-    )
+    """What tells the rows apart; of a single row, or of equal ones, its cell."""
+    known = [column for column in ("model", "quantization") if column in rows]
+    named = [column for column in known if rows[column].nunique() > 1] or known[-1:]
+    if not named:
+        return rows.index.astype(str).to_series(index=rows.index)
+    return rows[named].astype(str).agg(" ".join, axis=1)
 
 
 def _validation(

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pandas as pd
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from interp.errors import InputError
 from interp.files import atomic_file
-from probes import cli
+from probes.event_loop import outside_notebook, without_loop
+from probes.progress import counter
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -88,24 +88,25 @@ class RunFolder:
         """
         from probes.inspect_run import outcomes, run_cell
 
-        model = subject.model()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with outside_notebook():
+            model = subject.model()
         try:
-            with Progress(*columns, console=cli.log, transient=True, disable=not cli.log.is_terminal) as bars:
-                bar = bars.add_task(name, total=sum(len(task.dataset) for task in self.tasks.values()))
-                logs = run_cell(
-                    list(self.tasks.values()),
-                    model,
-                    self.path / "cells" / name,
-                    max_new_tokens=self.max_new_tokens,
-                    max_connections=self.connections,
-                    retries=self.retries,
-                    shuffle=shuffle,
-                    finished=lambda: bars.advance(bar),
+            with counter(sum(len(task.dataset) for task in self.tasks.values()), name) as advance:
+                logs = without_loop(
+                    lambda: run_cell(
+                        list(self.tasks.values()),
+                        model,
+                        self.path / "cells" / name,
+                        max_new_tokens=self.max_new_tokens,
+                        max_connections=self.connections,
+                        retries=self.retries,
+                        shuffle=shuffle,
+                        finished=advance,
+                    )
                 )
         finally:
-            anyio.run(model.api.aclose)  # frees the weights before the next cell is loaded
-        return pd.concat([outcomes(name, engine, log) for log in logs], ignore_index=True)
+            without_loop(lambda: anyio.run(model.api.aclose))  # frees the weights before the next cell is loaded
+        return without_loop(lambda: pd.concat([outcomes(name, engine, log) for log in logs], ignore_index=True))
 
 
 def _sha256(task: Task) -> str:

@@ -47,7 +47,8 @@ class VerdictStore:
         self.path = path
         with self._errors():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path)
+            # One thread at a time uses it: in a notebook judges are asked from another one than opened it.
+            self._connection = sqlite3.connect(path, check_same_thread=False)
             self._check_version()
             key = ", ".join(VerdictKey._fields)
             columns = ", ".join(f"{name} TEXT NOT NULL" for name in (*VerdictKey._fields, *Verdict._fields))

@@ -441,3 +441,10 @@ def test_no_input_and_unknown_columns_exit_2(tables: Path) -> None:
     assert run("route", tables, "--target", "nothing")[0] == 2
     assert run("validate", tables, "--group", "nothing")[0] == 2
     assert run("score", tables.with_suffix(".xls"))[0] == 2
+
+
+def test_a_single_cell_keeps_its_name(tmp_path: Path) -> None:
+    base = completions(tmp_path / "base.jsonl", ["I cannot help with that."] * 4)
+    cell = completions(tmp_path / "cell.jsonl", ["I cannot help with that."] * 3 + ["Here you are."])
+    assert run("score", "--baseline", base, "--quantized", f"q4={cell}", "--out", tmp_path)[0] == 0
+    assert pd.read_parquet(tmp_path / "rtsi.parquet")["cell"].tolist() == ["q4"]
