@@ -106,6 +106,7 @@ def run_study(study: Study, out: str | Path | None = None) -> StudyRun:
     """
     path = Path(out or study.out or "runs/study")
     check_writable(path)
+    _check_copy(path, study)
     folder = RunFolder.at(path)
     with folder.lock():
         folder = RunFolder.at(path)  # another process may have finished meanwhile
@@ -133,6 +134,17 @@ def study_status(study: Study, out: str | Path) -> pd.DataFrame:
     """
     folder = RunFolder.at(Path(out))
     return as_table(records(study, folder, {model.name: located(study, model) for model in study.models}))
+
+
+def _check_copy(path: Path, study: Study) -> None:
+    """A run keeps a copy of its study file, which must not replace another file of that name."""
+    copy = path / COPY
+    if copy.exists() and not (path / STATE).exists() and copy.read_bytes().strip() != study.text.encode().strip():
+        raise InputError(
+            f"{copy} is there already, and no run is: the copy of the study file would replace it",
+            "a new folder, or that of a run",
+            "Give another one with --out",
+        )
 
 
 def _study_of(path: Path) -> Study:
@@ -264,7 +276,8 @@ def show(found: StudyRun) -> None:
 
 
 def _show_matrix(matrix: Result) -> None:
-    for _, rows in matrix.table.groupby("model", sort=False):
+    measured = matrix.table.groupby("model")["refusal_rate"].transform("count") > 0
+    for _, rows in matrix.table[measured].groupby("model", sort=False):
         console.print(render(rows, console.width))
         for cell, note in rows.loc[rows["note"].fillna("") != "", ["cell", "note"]].itertuples(index=False):
             console.print(f"{cell}: {note}", markup=False, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 from interp.errors import InputError
 from probes.pair import BASELINE
-from probes.study_file import DIRECT, INSPECT, Problem, Study, suggest
+from probes.study_file import DIRECT, INSPECT, NAME, Problem, Study, suggest
 
 URL = ("http://", "https://")
+FILES = ("study.json", "study.toml", "matrix.json", "matrix.parquet", "report.html", "report.md")
+"""What a run folder holds beside the models' folders."""
 
 
 def check(document: dict[str, Any], directory: Path) -> Iterator[Problem]:
@@ -25,6 +28,8 @@ def check(document: dict[str, Any], directory: Path) -> Iterator[Problem]:
     models = [model for model in _list(document, "models") if isinstance(model, dict)]
     yield from _repeated([model.get("name") for model in models], "two models are named", ("models",))
     for place, model in enumerate(models):
+        if model.get("name") in FILES:
+            yield Problem(("models", place, "name"), f"{model['name']!r} is a file of the run folder; give another")
         yield from _model(model, place, finder)
     yield from _prompts(_dict(document, "prompts"), finder)
     yield from _behaviour(_dict(document, "behaviour"), finder)
@@ -71,6 +76,8 @@ def _cells(
         where = (*here, "cells", number)
         if name == BASELINE:
             yield Problem((*where, "name"), f"{BASELINE!r} is the baseline's name; give the cell another")
+        if "name" not in cell and name is not None and not re.fullmatch(NAME, name):
+            yield Problem(where, f"{name!r}, the last part of its path, cannot be its name; give it one with name = …")
         if name is not None and name in written:
             yield Problem((*where, "name"), f"two cells are named {name!r}; one of them is written by quantize")
         if isinstance(cell.get("path"), str):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from interp.errors import InputError
 from probes.toml_lines import Location, key_lines, line_of
 
 DIRECT, INSPECT = "direct", "inspect"
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$"
 """Names of models and cells are names of folders too."""
 
 
@@ -32,7 +33,7 @@ class Cell(_Table):
 
     Attributes:
         path: a directory, a .gguf file or a hub id.
-        name: of the cell; by default the last part of the path.
+        name: of the cell; by default the last part of the path, where that can be a name.
         format: checked when the checkpoint is opened: dense, awq, gptq, compressed-tensors or gguf.
     """
 
@@ -173,7 +174,7 @@ class Study(_Table):
         rtsi: calibration of the score.
         probes: `run` names the probes, by default the cheap ones; a table of a probe's name holds its options.
         bounds: limits for the exit code.
-        out: the run folder; by default runs/NAME beside where the command runs, NAME being the file's.
+        out: the run folder, relative to where the command runs; by default runs/NAME, NAME being the file's.
         text: the file's content.
         directory: what relative paths in it start from.
     """
@@ -191,7 +192,7 @@ class Study(_Table):
 
     def path(self, given: str) -> str:
         """A path of the file as it is from here: relative ones start from the file's folder, hub ids stay."""
-        local = self.directory / Path(given).expanduser()
+        local = self.directory / os.path.expanduser(given)  # Path.expanduser raises where there is no such user
         return str(local) if local.exists() or not _may_be_hub_id(given) else given
 
 

@@ -97,7 +97,9 @@ class RunFolder:
             return cls(path)
         try:
             document = json.loads(file.read_text())
-            version, steps = document["schema_version"], document["steps"]
+            version = document["schema_version"]
+            steps = document["steps"] if version == SCHEMA_VERSION else []
+            failed = {Part(s["model"], s["cell"], s["step"]): (s["key"], s["error"]) for s in steps if s["error"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged ({error})", "what a study wrote", "Give another --out") from error
         if version != SCHEMA_VERSION:
@@ -106,7 +108,6 @@ class RunFolder:
                 f"version {SCHEMA_VERSION}",
                 "Measure again into another folder with --out; nothing was changed in this one",
             )
-        failed = {Part(s["model"], s["cell"], s["step"]): (s["key"], s["error"]) for s in steps if s["error"]}
         return cls(path, failed)
 
     def folder(self, part: Part) -> Path:
@@ -119,8 +120,8 @@ class RunFolder:
             document = json.loads((self.folder(part) / f"{part.step}.key.json").read_text())
         except (OSError, ValueError):
             return None
-        whole = all((self.folder(part) / f"{name}.{kind}").exists() for name in document["results"] for kind in _KINDS)
-        return document if whole else None
+        documents = [self.folder(part) / f"{name}.json" for name in document["results"]]
+        return document if all(map(_is_whole, documents)) else None
 
     def write(self, part: Part, key: str, results: Sequence[Result], seconds: float) -> None:
         """Keep a part's results, and last what says that they are whole."""
@@ -156,7 +157,7 @@ class RunFolder:
             "versions": versions(),
             "steps": steps,
         }
-        for name, text in ((STATE, json.dumps(document, indent=1)), (COPY, study.text)):
+        for name, text in ((COPY, study.text), (STATE, json.dumps(document, indent=1))):
             with atomic_file(self.path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
@@ -186,7 +187,22 @@ class RunFolder:
             ) from error
 
 
-_KINDS = ("parquet", "json")
+def _is_whole(document: Path) -> bool:
+    """Whether a result is as it was written; what a disk or a hand has damaged is measured again."""
+    try:
+        stamp = tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in (document, document.with_suffix(".parquet")))
+    except OSError:
+        return False
+    return _is_as_written(document, stamp)
+
+
+@lru_cache(maxsize=100_000)
+def _is_as_written(document: Path, stamp: tuple[tuple[int, int], ...]) -> bool:
+    try:
+        expected = json.loads(document.read_text()).get("table_sha256")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return expected in (None, sha256_of(document.with_suffix(".parquet")))
 
 
 def parts_of(study: Study) -> list[Part]:
@@ -226,6 +242,8 @@ class Keys:
 
     def _step(self, step: Step) -> list[Any]:
         options = {name: _option(value) for name, value in options_of(self.study, step).items()}
+        if step.name == "quality" and self.study.prompts.limit is not None:  # it takes as many of its own requests
+            options["limit"] = self.study.prompts.limit
         if step.name != "completions":
             return [step.name, options]
         behaviour = self.study.behaviour.model_dump()

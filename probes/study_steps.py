@@ -212,6 +212,7 @@ STEPS: Sequence[Step] = (
     probe("margin"),
     probe("geometry"),
     probe("attribution", default=False),
+    probe("causal", default=False),
 )
 """In the order in which they run on a cell."""
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}

@@ -21,6 +21,7 @@ from probes.rtsi_index import RTSI
 from probes.study_file import Model, Study
 from probes.study_models import located
 from probes.study_state import Part, Record, RunFolder, Status
+from probes.study_steps import ALWAYS
 from probes.summary import (
     add_regimes,
     describe_cells,
@@ -36,7 +37,8 @@ QUALITY_NOTE = "BERTScore F1 against the references, vectors: "
 def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> Result | None:
     """Write every model's tables, and the matrix; None where no cell is measured.
 
-    A cell whose step failed has a row that is all undefined, with the reason. Judges that fail are added to `known`.
+    A cell that could not be measured has a row that is all undefined, with the reason. Judges that fail are added to
+    `known`.
     """
     tables: dict[str, dict[str, Result]] = {}
     for model in study.models:
@@ -55,6 +57,7 @@ def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> 
             result.write(folder.path / model.name)
         tables[model.name] = joined
     if not tables:
+        _forget_matrix(folder)
         return None
     matrix = _matrix(study, folder, tables, known)
     matrix.write(folder.path)
@@ -67,6 +70,12 @@ def _forget(folder: RunFolder, model: str) -> None:
     for name in {name for marker in markers for name in json.loads(marker.read_text())["results"]}:
         for kind in ("json", "parquet"):
             (folder.path / model / f"{name}.{kind}").unlink(missing_ok=True)
+
+
+def _forget_matrix(folder: RunFolder) -> None:
+    """Remove the matrix and the report of an earlier version of the study: they tell of what is not measured today."""
+    for name in ("matrix.json", "matrix.parquet", "report.html", "report.md"):
+        (folder.path / name).unlink(missing_ok=True)
 
 
 def _joined(folder: RunFolder, own: Mapping[Part, Record]) -> dict[str, Result]:
@@ -129,6 +138,10 @@ def _calibration(study: Study) -> Path | None:
     return None if study.rtsi.calibration is None else Path(study.path(study.rtsi.calibration))
 
 
+UNMEASURED = {"regime": "undetermined", "action": "direct_safety_eval"}
+"""Of the cells of a model without any measured cell; those of others get the same from `probes.regimes`."""
+
+
 def _matrix(
     study: Study, folder: RunFolder, tables: Mapping[str, Mapping[str, Result]], known: Mapping[Part, Record]
 ) -> Result:
@@ -148,6 +161,12 @@ def _matrix(
         settings[name] = _settings(joined, index)
         warnings += dict.fromkeys(f"{name}: {said}" for result in joined.values() for said in result.warnings)
     matrix = add_regimes(pd.concat(rows, ignore_index=True), refused)
+    lost = [
+        {"model": part.model, "cell": part.cell, "reason": record.error, **UNMEASURED}
+        for part, record in known.items()
+        if part.step == ALWAYS and part.model not in tables
+    ]
+    matrix = pd.concat([matrix, pd.DataFrame(lost)], ignore_index=True) if lost else matrix
     seconds = sum(record.seconds or 0.0 for record in known.values())
     return Result("matrix", matrix, settings | STUDY.describe(), warnings, round(seconds, 3))
 

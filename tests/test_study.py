@@ -211,20 +211,23 @@ def test_a_folder_in_use_names_the_process(folder: Path, invoke: Invoke, capsys:
     assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.MEASURED
 
 
-@pytest.mark.parametrize("case", ["older", "damaged", "other"])
+@pytest.mark.parametrize("case", ["older", "damaged", "steps", "other"])
 def test_a_folder_of_something_else_is_left_alone(case: str, folder: Path, invoke: Invoke, capsys: Any) -> None:
     state = folder / "run" / "study.json"
     if case == "older":
         state.write_text(json.dumps(json.loads(state.read_text()) | {"schema_version": 0}))
     elif case == "damaged":
         state.write_text("{")
+    elif case == "steps":
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"steps": [{"model": "tiny"}]}))
     else:
         state.unlink()
     before = unchanged(folder)
     for arguments in (("run", folder / "study.toml", "--out", folder / "run"), ("status", folder / "run")):
         assert invoke(*arguments) == cli.Exit.BAD_INPUT
     said = " ".join(capsys.readouterr().err.split())
-    assert {"older": "schema version 0", "damaged": "is damaged", "other": "study.json"}[case] in said
+    expected = {"older": "schema version 0", "damaged": "is damaged", "steps": "is damaged", "other": "study.json"}
+    assert expected[case] in said
     assert unchanged(folder) == before
 
 
@@ -289,3 +292,64 @@ def test_inspect_gives_the_same_answers(folder: Path) -> None:
         run.table("completions").sort_values(key, ignore_index=True), direct.sort_values(key, ignore_index=True)
     )
     assert len(list((folder / "inspected" / "tiny" / "inspect").glob("*/run.json"))) == 3
+
+
+def test_a_damaged_table_is_measured_again(folder: Path, opened: list[str]) -> None:
+    table = folder / "run" / "tiny" / "parts" / "dense" / "entropy.parquet"
+    whole = pd.read_parquet(table)
+    table.write_bytes(table.read_bytes()[:-20])
+    assert statuses(folder)["missing"] == ["dense entropy"]
+    assert run_study(read_study(folder / "study.toml"), folder / "run").failures.empty
+    assert opened == ["base", "cell"]
+    pd.testing.assert_frame_equal(pd.read_parquet(table), whole)
+
+
+def test_a_model_that_cannot_be_measured_is_in_the_matrix(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    shutil.copytree(folder / "base", folder / "broken")
+    (folder / "broken" / "model.safetensors").unlink()
+    more = '[[models]]\nname = "broken"\nbaseline = "broken"\n[[models.cells]]\nname = "dense"\npath = "cell"\n'
+    text = (folder / "study.toml").read_text()
+    (folder / "study.toml").write_text(text.replace("[[models]]", more + "[[models]]"))
+    assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.PARTLY_MEASURED
+    capsys.readouterr()
+    matrix = open_run(folder / "run").matrix.set_index(["model", "cell"])
+    row = matrix.loc[("broken", "dense")]
+    assert pd.isna(row["refusal_rate"])
+    assert "broken" in row["reason"]
+    assert row["regime"] == "undetermined"
+    assert len(matrix) == 4
+    assert "broken dense could not be measured" in (folder / "run" / "report.html").read_text()
+
+
+def test_nothing_measured_leaves_no_older_matrix(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    weights = folder / "base" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.unlink()
+    arguments = ("run", folder / "study.toml", "--out", folder / "run")
+    assert invoke(*arguments) == cli.Exit.NOTHING_MEASURED
+    assert "cells, " not in capsys.readouterr().out
+    run = open_run(folder / "run")
+    assert run.matrix.empty
+    assert run.report is None
+    weights.write_bytes(whole)
+    assert invoke(*arguments) == cli.Exit.MEASURED
+
+
+def test_the_copy_replaces_no_other_study_file(folder: Path, invoke: Invoke) -> None:
+    other = folder / "elsewhere" / "study.toml"
+    other.parent.mkdir()
+    other.write_text("# another study\n")
+    assert invoke("run", folder / "study.toml", "--out", other.parent) == cli.Exit.BAD_INPUT
+    assert other.read_text() == "# another study\n"
+    assert os.listdir(other.parent) == ["study.toml"]
+
+
+def test_fewer_requests_make_quality_stale(folder: Path) -> None:
+    """A limit above the number of prompts changes none of them, but quality has requests of its own."""
+    change(folder / "study.toml", '"neurons"', '"neurons", "quality"')
+    study = read_study(folder / "study.toml")
+    before = study_status(study, folder / "run")
+    change(folder / "study.toml", "[prompts]", "[prompts]\nlimit = 9")
+    after = study_status(read_study(folder / "study.toml"), folder / "run")
+    changed = before["key"] != after["key"]
+    assert set(after.loc[changed, "step"]) == {"quality"}

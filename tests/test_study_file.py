@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from interp.errors import InputError
 from probes.study import TEMPLATE
 from probes.study_file import parse_study, read_study
-from probes.study_steps import chosen_steps, options_of
+from probes.study_steps import PROBES, chosen_steps, options_of
 from probes.toml_lines import key_lines, line_of
 
 GOOD = """
@@ -120,6 +121,11 @@ quantize = [
     ("change", "line", "part"),
     [
         (('name = "tiny"', 'name = "../up"'), 3, "pattern"),
+        (('name = "tiny"', 'name = "study.json"'), 3, "is a file of the run folder"),
+        (('name = "tiny"', f'name = "{"x" * 101}"'), 3, "pattern"),
+        (('path = "cells/q4.gguf"', 'path = "cells/.."'), 6, "'..', the last part of its path, cannot be its name"),
+        (('path = "cells/q4.gguf"', 'path = "/"'), 6, "'', the last part of its path, cannot be its name"),
+        (('baseline = "base"', 'baseline = "~nobody-is-called-so/base"'), 4, "does not exist"),
         (('name = "awq"', 'name = "baseline"'), 10, "baseline's name"),
         (('name = "awq"', 'name = "q4"'), 10, "two cells are named 'q4'"),
         (('baseline = "base"', 'baseline = "bass"'), 4, "does not exist"),
@@ -181,6 +187,9 @@ def test_the_template_is_a_study_and_so_is_what_it_shows_in_comments() -> None:
     study = parse_study("\n".join(uncommented), Path.cwd())
     assert study.models[1].cell_names == ["AWQ", "GPTQ-Int4"]
     assert study.bounds.max_refusal_drop == 0.05
+    named = re.search(r"also (.+)$", text, re.MULTILINE)
+    assert named is not None
+    assert set(re.findall(r'"(\w+)"', named[1])) <= set(PROBES)
 
 
 def test_the_example_in_the_repository() -> None:
