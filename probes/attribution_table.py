@@ -92,7 +92,8 @@ def _with_intervals(
                 "module": part.module or None,
                 "unit": part.index if part.index >= 0 else None,
             }
-            yield row(str(kind), found.per_prompt(part), _of_part(part), **where)
+            null_of = parameters(found.uses(part.module)) if kind is Kind.OTHER else _of_part(part)
+            yield row(str(kind), found.per_prompt(part), null_of, **where)
 
 
 def _of_part(part: Part) -> Callable[[Moments], Tensor]:

@@ -49,7 +49,11 @@ class Half:
     tested: Mapping[str, Int[Tensor, _]]
 
     def nulls(self, draws: int, seed: int) -> dict[str, Float[Tensor, "draws d_model rank"]]:
-        """Random subspaces of each of `NULLS`; the same ones for all cells."""
+        """Random subspaces of each of `NULLS`; the same ones for all cells.
+
+        Both halves of a layer are given one seed: the refusal subspaces of the halves are nearly one subspace, so a
+        draw has to be nearly one, too. Drawn apart, two halves would average two draws, and the null be too narrow.
+        """
         generator = torch.Generator().manual_seed(seed)
         d_model, rank = self.refusal.shape
         return {
@@ -168,8 +172,8 @@ def share_rows(
         return
     energies = {side: _Energies() for side in SIDES}
     held: list[dict[str, float]] = []
-    for which, half in enumerate(layer.halves):
-        nulls = half.nulls(draws, 2 * seed + which)
+    for half in layer.halves:
+        nulls = half.nulls(draws, seed)
         held.append({"": _share(half.varying, half.refusal)} | {n: _share(half.varying, nulls[n]) for n in STRICT})
         for side, tested in half.tested.items():
             energies[side].add(after[side][tested] - before[side][tested], half, nulls)

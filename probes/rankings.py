@@ -14,7 +14,7 @@ from interp.errors import InputError
 from interp.model import HookedModel
 from interp.statistics import RunningStats
 from probes.neuron_metrics import contrast
-from probes.parts import Kind, Part, Parts, linear_weight
+from probes.parts import Axis, Kind, Part, Parts, linear_weight
 from probes.shares import Attribution
 from probes.sites import Place, Site, as_units
 
@@ -46,9 +46,7 @@ def tabulated_scores(table: pd.DataFrame, cell: str, parts: Parts, kind: Kind) -
     Raises:
         InputError: not such a table; it has no rows for the cell.
     """
-    if missing := {"cell", "prompts", "category", "level", "layer", "module", "unit", "attribution", "shift"} - {
-        *table
-    }:
+    if missing := {*ATTRIBUTION_COLUMNS} - {*table}:
         raise InputError(f"The attribution table has no column {min(missing)!r}", "what probes.attribution wrote")
     rows = table[(table["cell"] == cell) & (table["prompts"] == "harmful") & (table["category"] == "all")]
     total, listed = rows[rows["level"] == "total"], rows[rows["level"] == str(kind)]
@@ -93,12 +91,13 @@ def contrast_scores(
 
 def weight_error_scores(baseline: HookedModel, cell: HookedModel, parts: Parts, kind: Kind) -> Scores:
     """‖Ŵ − W‖ (Frobenius) over the weights of each part; the cell in the baseline's coordinates."""
-    squares: dict[str, Tensor] = {}
-    for linear in parts.shapes:
+    squares: dict[tuple[str, Axis], Tensor] = {}
+    for linear in parts.shapes:  # sums over rows and columns alone are kept: all errors would be a model in float64
         ours, theirs = (linear_weight(m.hf.get_submodule(linear), m.architecture) for m in (baseline, cell))
-        squares[linear] = (theirs.double() - ours.double()).square()
+        error = (theirs.to(ours.device).double() - ours.double()).square()
+        squares[linear, Axis.ROWS], squares[linear, Axis.COLUMNS] = error.sum(1).cpu(), error.sum(0).cpu()
     return {
-        part: sum(piece.share * piece.of(squares[piece.linear]).sum().item() for piece in parts.slices(part)) ** 0.5
+        part: sum(p.share * squares[p.linear, p.axis][p.start : p.stop].sum().item() for p in parts.slices(part)) ** 0.5
         for part in parts.every(kind)
     }
 

@@ -154,14 +154,17 @@ class Attribution:
             case Kind.HEAD:
                 return self.heads[part.layer][:, part.index] if part.layer in self.heads else zeros
             case Kind.OTHER:
-                uses = [name for name in self.parameters if self.tied.get(name, name) == part.module]
-                return sum((self.parameters[name] for name in uses), zeros)
+                return sum((self.parameters[name] for name in self.uses(part.module)), zeros)
             case Kind.MODULE:
                 names = [part.module]
             case _:
                 names = [name for name in self.parts.shapes if self.parts.layer_of(name) == part.layer]
         owned = [self.parameters.get(f"{name}.{leaf}", zeros) for name in names for leaf in ("weight", "bias")]
         return sum(owned, zeros)
+
+    def uses(self, parameter: str) -> list[str]:
+        """The names under which a parameter has shares: two where it is the unembedding as well as the embedding."""
+        return [name for name in self.parameters if self.tied.get(name, name) == parameter]
 
     def neurons(self, layer: int) -> Float64[Tensor, "stratum neuron"]:
         """Shares of the MLP neurons of a layer: rows (with biases) of what writes them, columns of what reads them."""

@@ -86,6 +86,9 @@ class Spectrum(NamedTuple):
     ) -> Float[Tensor, "draws d_model rank"]:
         """Subspaces spanned by Gaussian vectors with the covariance of the vectors: where these vary, they vary.
 
+        The Gaussian vectors are drawn in the space itself, not in coordinates of `directions`: generators in one state
+        give similar subspaces for similar spectra.
+
         Args:
             rank: of each.
             draws: how many.
@@ -96,7 +99,8 @@ class Spectrum(NamedTuple):
             InputError: the vectors vary in fewer dimensions than `rank`.
         """
         self._check(rank)
-        gaussian = torch.randn(draws, len(self.sizes), rank, generator=generator, dtype=torch.float64)
+        white = torch.randn(draws, self.directions.shape[1], rank, generator=generator, dtype=torch.float64)
+        gaussian = self.directions @ white
         spread = (self.sizes / self.sizes[0]) ** power
         return self.directions.T @ torch.linalg.qr(spread[:, None] * gaussian).Q
 

@@ -94,6 +94,21 @@ def test_null_of_independent_parts_adds_up(result: Result) -> None:
     assert of(result, "noisy", "module", category="theft")["z"].isna().all()
 
 
+def test_null_of_a_tied_embedding_is_of_both_of_its_uses(tiny: Callable[[str], Path]) -> None:
+    cells = {"noisy": noisy(tiny("gpt2"))}
+    found = attribution.measure(load(tiny("gpt2")), cells, HARMFUL, HARMLESS, template="none", max_steps=1)
+    chosen = {"prompts": "harmful"}
+    tied = of(found, "noisy", "other", **chosen, module="transformer.wte.weight").iloc[0]
+    uses = [of(found, "noisy", "parameter", **chosen, module=f"{use}embedding").iloc[0] for use in ("", "un")]
+    position = of(found, "noisy", "other", **chosen, module="transformer.wpe.weight").iloc[0]
+    for column, power in (("attribution", 1), ("first_order", 1), ("null_sd", 2)):
+        expected = sum(use[column] ** power for use in uses) - position[column] ** power
+        assert tied[column] ** power == pytest.approx(expected, rel=1e-4)
+    levels = (of(found, "noisy", level, **chosen)["null_sd"].pow(2).sum() for level in ("layer", "other", "total"))
+    layer, other, total = levels
+    assert layer + other == pytest.approx(total)
+
+
 def test_an_equal_cell_is_zero_everywhere(result: Result) -> None:
     same = result.table[result.table["cell"] == "same"]
     assert (same["attribution"] == 0).all()

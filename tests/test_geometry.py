@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from interp import HookedModel, load
 from interp.errors import InputError
 from probes import geometry
-from probes.crossfit import fit, random_halves, share_rows
+from probes.crossfit import NULLS, fit, random_halves, share_rows
 from probes.prompts import PromptSet
 from probes.results import read_result
-from probes.subspaces import isotropic
+from probes.subspaces import energy_inside, isotropic
 from tests.cells import HARMFUL, HARMLESS, Noisy
 
 THINGS = ("a car", "a bank", "the moon", "x", "tea", "a pen", "milk", "gold", "a door", "the sea", "an egg", "jam")
@@ -75,11 +76,27 @@ def test_error_without_a_preference_is_what_random_subspaces_hold() -> None:
     errors = {"harmful": normal(N, D, seed=3), "harmless": normal(N, D, seed=4)}
     table = rows_of(before, {side: found + 0.1 * errors[side] for side, found in before.items()})
     np.testing.assert_allclose(table["share"], 3 / D, atol=0.03)
-    np.testing.assert_allclose(table[["random", "covariance", "matched"]], 3 / D, atol=0.02)
+    np.testing.assert_allclose(table[["random", "covariance", "matched"]], 3 / D, atol=0.025)
     for name in ("random", "covariance", "matched"):
         assert (table[f"{name}_low"] <= table[name]).all()
         assert (table[name] <= table[f"{name}_high"]).all()
     assert ((table["share_low"] < table["share"]) & (table["share"] < table["share_high"])).all()
+
+
+def test_null_of_two_halves_is_as_wide_as_that_of_one_subspace() -> None:
+    """The same error for every prompt: what a random subspace of 3 of 24 dimensions holds of it is Beta(3/2, 21/2)."""
+    before = activations(3 * 0.7 ** torch.arange(D, dtype=torch.float64))
+    push = normal(D, seed=7)
+    layer = fit(before, random_halves(dict.fromkeys(before, N), 0), 2, seed=0)
+    assert not isinstance(layer, str)
+    after = {side: found + push for side, found in before.items()}
+    row = pd.DataFrame(share_rows(before, after, layer, 4000, 0)).iloc[0]
+    expected = stats.beta.ppf([0.025, 0.975], 1.5, 10.5)
+    np.testing.assert_allclose(row[["random_low", "random_high"]].astype(float), expected, atol=0.012)
+    first, second = (half.nulls(400, 5) for half in layer.halves)
+    for name in NULLS:  # the halves' spectra differ by chance alone, and so do their draws
+        inside = [energy_inside(push[None], bases[name])[:, 0].numpy() for bases in (first, second)]
+        assert np.corrcoef(inside)[0, 1] > 0.4
 
 
 def test_error_proportional_to_activations_is_explained_by_their_variance() -> None:
