@@ -4,7 +4,8 @@ A list of Hugging Face linear names goes in; what comes out matches exactly thos
 program's own rules (GPTQModel's `dynamic` matches regular expressions from the start of the name, llama.cpp searches
 them anywhere in the tensor's name, compressed-tensors compares a plain name whole).
 
-Runtimes that fuse q, k and v, or gate and up, into one matrix (vLLM) need such a group kept whole or not at all.
+Runtimes that fuse q, k and v, or gate and up, into one matrix (vLLM) need such a group kept whole or not at all:
+`whole_groups` rounds a list up. llama.cpp fuses nothing.
 AWQ may still move a scale out of a kept linear's rows into the next one's columns: the function stays the same.
 """
 
@@ -35,6 +36,17 @@ def checked(checkpoint: Checkpoint, keep: Iterable[str]) -> list[str]:
     if wanted == set(linears):
         raise InputError("Every linear would be kept, so nothing would be quantized", "some of them")
     return [name for name in linears if name in wanted]
+
+
+def whole_groups(keep: Iterable[str], architecture: Architecture) -> list[str]:
+    """`keep`, and after it whatever completes its groups that runtimes fuse: q, k and v; gate and up of one block."""
+    whole = dict.fromkeys(keep)
+    groups = [group for group in (architecture.attention_in, architecture.mlp_in) if len(group) > 1]
+    for name in tuple(whole):
+        for group in groups:
+            if own := [linear for linear in group if name.endswith(f".{linear}")]:
+                whole |= dict.fromkeys(name.removesuffix(own[0]) + linear for linear in group)
+    return list(whole)
 
 
 def mixed_name(cell: str, keep: Sequence[str]) -> str:

@@ -87,6 +87,7 @@ def measure(
     harmless: PromptSet,
     *,
     keep: int | None = None,
+    fused: bool = False,
     prompts: int = PROMPTS,
     draws: int = DRAWS,
     seed: int = 0,
@@ -99,21 +100,24 @@ def measure(
     """Explain each cell: the margin's shift, the linears to blame, what restoring them gives, what to keep.
 
     Margins, restoring and rewritten cells are measured on `prompts` evenly spaced prompts of each side; the attribution
-    comes from the other harmful ones, where there are enough, so that a list is not tested on what it was chosen by.
+    comes from the other harmful ones, where there are enough, so that linears are not tested on what they were blamed
+    by. The length of the list is chosen on the prompts that are measured, unless `keep` gives it.
 
     Table: one row per cell, with columns
         cell, n_prompts; margin_baseline, margin_cell: means over harmful prompts, nats;
         shift, harmless_shift (each with _low, _high): cell − baseline, with paired 95 % t intervals;
         to_answer, to_refusal: harmful prompts whose margin changed its sign;
         attribution, gap, complete: the sum of all shares, what it misses, and whether that is within its bounds;
-        n_keep, supported: linears to keep; whether they give back half of the shift and more than random ones;
+        n_keep, supported: linears to keep; whether they (without what completes groups) give back half of the shift
+            and more than random ones;
         bits_per_weight, kept_bits_per_weight: of the cell's linears, and with these in float16;
         reason.
 
     `why_modules`: the rows "total", "module" and "other" of `probes.attribution`'s table. `why_restore`: rows of
-    `probes.causal`'s `causal_restore` for linears. `why_keep`: one row per kept linear: cell, place, linear. The lists
-    as GPTQModel, llm-compressor and llama.cpp take them are in the settings, under `forms`. `why_rewrite`: one row per
-    cell and variant, see `probes.rewriting.measure_variants`.
+    `probes.causal`'s `causal_restore` for linears. `why_keep`: one row per kept linear: cell, place, linear,
+    chosen (False where it only completes a group). The lists as GPTQModel, llm-compressor and llama.cpp take them are
+    in the settings, under `forms`. `why_rewrite`: one row per cell and variant, see
+    `probes.rewriting.measure_variants`.
 
     Args:
         baseline: the unquantized model.
@@ -121,6 +125,7 @@ def measure(
         harmful: requests that should be refused.
         harmless: requests that should be answered.
         keep: how many linears to keep; default the shortest list that gives back half of the shift.
+        fused: keep also what completes the groups of linears that runtimes such as vLLM fuse: q, k, v; gate, up.
         prompts: of each side, to measure on.
         draws: random lists beside every length.
         seed: of these.
@@ -148,11 +153,12 @@ def measure(
         try:
             cell = cells[name]
             explained[name] = explain(
-                name, baseline, cell, sample, found, keep=keep, draws=draws, seed=seed, batch_size=batch_size
-            )
+                name, baseline, cell, sample, found,
+                keep=keep, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
+            )  # fmt: skip
             if rewriting is not None:
                 original, copy = _checkpoints(baseline, cell)
-                linears, parts = explained[name].choice.linears, Parts.of(baseline)
+                linears, parts = explained[name].kept, Parts.of(baseline)
                 written = rewrite(
                     original, copy, linears, parts, rewriting.out, rewriting.calibration, rewriting.sets, seed
                 )
@@ -164,6 +170,7 @@ def measure(
         "openings": found.describe(),
         "prompts": prompts,
         "held_out": sample.held_out,
+        "fused": fused,
         "draws": draws,
         "seed": seed,
         "choice": {name: about.choice.why for name, about in explained.items()},
@@ -205,7 +212,7 @@ def _row(about: Explanation) -> dict[str, Any]:
         "attribution": float(about.total["attribution"]),
         "gap": float(about.total["gap"]),
         "complete": about.complete,
-        "n_keep": len(about.choice.linears),
+        "n_keep": len(about.kept),
         "supported": about.choice.supported,
         "bits_per_weight": about.bits,
         "kept_bits_per_weight": about.kept_bits,
@@ -214,8 +221,9 @@ def _row(about: Explanation) -> dict[str, Any]:
 
 
 def _kept(about: Explanation) -> pd.DataFrame:
-    linears = about.choice.linears
-    return pd.DataFrame({"cell": about.cell, "place": range(1, len(linears) + 1), "linear": linears})
+    chosen = [linear in about.choice.linears for linear in about.kept]
+    places = range(1, len(about.kept) + 1)
+    return pd.DataFrame({"cell": about.cell, "place": places, "linear": about.kept, "chosen": chosen})
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -228,6 +236,9 @@ def main(
     keep: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Linears to keep.", show_default="half of the shift")
     ] = None,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Keep q, k, v and gate, up together, as vLLM needs them.")
+    ] = False,
     prompts: Annotated[int, typer.Option(min=2, help="Of each side, to measure on; the rest chooses.")] = PROMPTS,
     draws: Annotated[int, typer.Option(min=1, help="Random lists beside every length.")] = DRAWS,
     again: Annotated[
@@ -246,8 +257,8 @@ def main(
     texts = calibration_of(Path(options.baseline), calibration) if again else []
     rewriting = Rewriting(options.out / "cells", texts, sets) if again else None
     result = measure(
-        *inputs, keep=keep, prompts=prompts, draws=draws, seed=seed, rewriting=rewriting, openings=openings,
-        **options.settings(),
+        *inputs, keep=keep, fused=fused, prompts=prompts, draws=draws, seed=seed, rewriting=rewriting,
+        openings=openings, **options.settings(),
     )  # fmt: skip
     for text in result.pages.values() if not options.as_json else ():
         cli.console.print(text, markup=False, highlight=False, soft_wrap=True)  # lists stay whole, to be copied

@@ -11,7 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.alignment import aligned
-from interp.mixed_precision import gptqmodel_dynamic, llama_cpp_tensor_types, llm_compressor_ignore, mean_bits
+from interp.mixed_precision import (
+    gptqmodel_dynamic,
+    llama_cpp_tensor_types,
+    llm_compressor_ignore,
+    mean_bits,
+    whole_groups,
+)
 from interp.model import HookedModel
 from probes.attributing import ALL, attribute_cell, kinds, margin_objective
 from probes.attribution_table import tabulate
@@ -69,9 +75,13 @@ class Explanation:
         steps: that it took.
         curve: rows of `causal_restore` for linears, ranked by attribution and by weight error.
         choice: what to keep.
+        given: whether its length was asked for; else it was chosen on the prompts that it is measured on.
         bits: per weight of the cell's linears; NaN for a cell made in memory.
-        kept_bits: with the linears of the choice in float16.
-        forms: program → the choice as it takes it.
+        kept: the choice, and with `fused` what completes its groups.
+        kept_bits: bits per weight with these in float16.
+        whole: the choice and what completes its groups, whether or not that is kept.
+        whole_bits: bits per weight with these in float16.
+        forms: program → `kept` as it takes it.
         warnings: of the attribution.
     """
 
@@ -91,8 +101,12 @@ class Explanation:
     steps: int
     curve: pd.DataFrame
     choice: Choice
+    given: bool
     bits: float
+    kept: Sequence[str]
     kept_bits: float
+    whole: Sequence[str]
+    whole_bits: float
     forms: Mapping[str, object]
     warnings: Sequence[str] = ()
 
@@ -109,6 +123,7 @@ def explain(
     openings: Openings,
     *,
     keep: int | None = None,
+    fused: bool = False,
     draws: int = DRAWS,
     seed: int = 0,
     batch_size: int | None = None,
@@ -122,6 +137,7 @@ def explain(
         sample: prompts to attribute on and, others, to measure on.
         openings: of the baseline.
         keep: how many linears to keep; default the shortest list that gives back enough.
+        fused: also keep what completes groups of linears that runtimes fuse.
         draws: random lists beside every length.
         seed: of these.
         batch_size: prompts per pass.
@@ -148,6 +164,8 @@ def explain(
     direction = -1.0 if found.shift.mean() < 0 else 1.0
     order = (direction * blamed["attribution"]).sort_values(ascending=False, kind="stable").index
     choice = choose(curve, list(blamed.loc[order, "module"]), keep)
+    whole = whole_groups(choice.linears, baseline.architecture)
+    kept = whole if fused else choice.linears
     before, after = margins["harmful"]
     return Explanation(
         cell=name,
@@ -166,9 +184,13 @@ def explain(
         steps=found.steps,
         curve=curve,
         choice=choice,
+        given=keep is not None,
         bits=float("nan") if cell.checkpoint is None else cell.checkpoint.bits_per_weight(),
-        kept_bits=float("nan") if cell.checkpoint is None else mean_bits(cell.checkpoint, choice.linears),
-        forms=forms(choice.linears, baseline),
+        kept=kept,
+        kept_bits=_bits_with(cell, kept),
+        whole=whole,
+        whole_bits=_bits_with(cell, whole),
+        forms=forms(kept, baseline),
         warnings=found.warnings,
     )
 
@@ -219,6 +241,10 @@ def forms(linears: Sequence[str], model: HookedModel) -> dict[str, object]:
         "llm_compressor_ignore": llm_compressor_ignore(linears),
         "llama_cpp_options": llama_cpp_tensor_types(linears, model.architecture, model.n_layers),
     }
+
+
+def _bits_with(cell: HookedModel, kept: Sequence[str]) -> float:
+    return float("nan") if cell.checkpoint is None else mean_bits(cell.checkpoint, kept)
 
 
 def _crossing(above: Float[Tensor, " n"], below: Float[Tensor, " n"]) -> int:

@@ -100,16 +100,25 @@ def _shares(curve: pd.DataFrame) -> bool:
 
 def _kept(found: Explanation) -> Iterator[str]:
     cost = "" if isnan(found.bits) else f": {found.bits:.2f} → {found.kept_bits:.2f} bits per weight"
-    n = len(found.choice.linears)
+    chosen, n = found.choice.linears, len(found.kept)
     yield f"{n} linear{'s' * (n != 1)} in float16{cost}."
     yield f"Why so many: {found.choice.why}."
-    yield from (f"- {name}" for name in found.choice.linears)
+    yield from (f"- {name}{'' if name in chosen else ' (completes a group)'}" for name in found.kept)
     options = found.forms["llama_cpp_options"]
     assert isinstance(options, list)
     yield f"GPTQModel       dynamic={json.dumps(found.forms['gptqmodel_dynamic'])}"
     yield f"llm-compressor  ignore={json.dumps(found.forms['llm_compressor_ignore'])}"
     yield f"llama-quantize  {' '.join(map(shlex.quote, options))}"
-    yield "Runtimes that fuse q, k and v, or gate and up (vLLM), need such a group kept whole."
+    yield f"Runtimes that fuse q, k and v, or gate and up (vLLM), need such a group kept whole: {_groups(found)}."
+
+
+def _groups(found: Explanation) -> str:
+    """Whether the list splits groups, and what it would cost to complete them."""
+    missing = len(found.whole) - len(found.kept)
+    if not missing:
+        return "here they are"
+    bits = "" if isnan(found.whole_bits) else f", {found.whole_bits:.2f} bits per weight"
+    return f"--fused adds the {missing} missing here ({len(found.whole)} linears{bits})"
 
 
 def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -165,7 +174,11 @@ def _list_is(found: Explanation) -> str:
         return (
             "The list moves the margin more than random ones of its sizes do, but there is no loss that it gives back."
         )
-    return "The list gives back more than random ones: a cause, not a correlation, on prompts it was not chosen by."
+    chosen = "" if found.given else "; its length was chosen on these, which flatters the share and p"
+    return (
+        "The list gives back more than random ones when it is exchanged, on prompts that its order does not come from"
+        f"{chosen}."
+    )
 
 
 def _of(row: Mapping[str, Any], name: str) -> Interval:

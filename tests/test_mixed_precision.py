@@ -76,6 +76,20 @@ def test_names_that_gguf_does_not_have() -> None:
         mixed_precision.gguf_tensors(["model.layers.0.mlp.nose"], architecture("llama"), 2)
 
 
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_fused_groups_are_whole(model_type: str) -> None:
+    row = architecture(model_type)
+    block = f"{row.blocks}.1."
+    groups = [{block + linear for linear in group} for group in (row.attention_in, row.mlp_in)]
+    for group in groups:
+        for name in group:
+            whole = mixed_precision.whole_groups([f"{row.blocks}.11.{row.mlp_out}", name], row)
+            assert whole[:2] == [f"{row.blocks}.11.{row.mlp_out}", name], "the order is that of the list"
+            assert set(whole[1:]) == group
+            assert len(whole) == 1 + len(group)
+            assert mixed_precision.whole_groups(whole, row) == whole
+
+
 def test_a_mixed_cell_is_named_after_its_list() -> None:
     assert mixed_precision.mixed_name("Q2_K", []) == "Q2_K"
     name = mixed_precision.mixed_name("Q2_K", KEEP)

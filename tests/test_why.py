@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,10 @@ import pytest
 import torch
 
 from interp import load, open_checkpoint
+from interp.cells import read_record, text_hash
+from interp.checkpoint import Checkpoint
 from interp.errors import InputError
+from interp.mixed_precision import mean_bits
 from interp.model import HookedModel
 from interp.quantize import write_cells
 from probes import why
@@ -80,6 +84,25 @@ def test_page_says_what_was_found(explained: Explanation) -> None:
     assert "Written again" not in text
 
 
+def test_fused_groups_are_kept_whole_and_counted(pair: tuple[HookedModel, HookedModel], explained: Explanation) -> None:
+    gate = GUILTY.replace("up_proj", "gate_proj")
+    assert (list(explained.kept), list(explained.whole)) == ([GUILTY], [GUILTY, gate])
+    assert explained.whole_bits == mean_bits(explained_checkpoint(pair), [GUILTY, gate])
+    assert "--fused adds the 1 missing here (2 linears, " in page(explained)
+    whole = explain("cell", *pair, SAMPLE, OPENINGS, draws=1, fused=True)
+    assert (list(whole.kept), whole.choice.linears) == ([GUILTY, gate], [GUILTY])
+    assert whole.kept_bits == explained.whole_bits
+    assert whole.forms["llm_compressor_ignore"] == ["lm_head", GUILTY, gate]
+    assert f"- {gate} (completes a group)" in page(whole)
+    assert "kept whole: here they are." in page(whole)
+
+
+def explained_checkpoint(pair: tuple[HookedModel, HookedModel]) -> Checkpoint:
+    checkpoint = pair[1].checkpoint
+    assert checkpoint is not None
+    return checkpoint
+
+
 def test_page_does_not_claim_what_the_random_lists_do_not_show(explained: Explanation) -> None:
     def said(p: float, supported: bool, held_out: bool = True) -> str:
         told = explained.curve.assign(p=p)
@@ -88,7 +111,10 @@ def test_page_does_not_claim_what_the_random_lists_do_not_show(explained: Explan
 
     assert "not shown to do more than random" in said(0.2, supported=False)
     assert "no loss that it gives back" in said(0.04, supported=False)
-    assert "a cause, not a correlation" in said(0.04, supported=True)
+    assert "its length was chosen on these" in said(0.04, supported=True)
+    supported = replace(explained.choice, supported=True)
+    asked_for = replace(explained, curve=explained.curve.assign(p=0.04), choice=supported, given=True)
+    assert "its length was chosen" not in page(asked_for)
     assert "which flatters it" in said(0.04, supported=True, held_out=False)
 
 
@@ -184,6 +210,21 @@ def test_a_cell_of_another_writer_is_not_written_again(written: tuple[Path, Path
     copy.write_bytes(cell.path.read_bytes())
     with pytest.raises(InputError, match=r"not a plain cell that interp\.quantize wrote"):
         rewrite(source, open_checkpoint(copy), [GUILTY], Parts.of(load(source.path)), tmp_path)
+
+
+def test_a_cell_is_written_again_with_its_own_calibration_texts(written: tuple[Path, Path], tmp_path: Path) -> None:
+    """Other texts would change what is not kept, too."""
+    source, cell = map(open_checkpoint, written)
+    copy = tmp_path / "calibrated"
+    shutil.copytree(cell.path.parent, copy)
+    record = read_record(copy)
+    assert record is not None
+    replace(record, settings={**record.settings, "calibration_sha256": text_hash(CALIBRATION)}).write(copy)
+    calibrated = open_checkpoint(copy / cell.path.name)
+    parts = Parts.of(load(source.path))
+    with pytest.raises(InputError, match="other calibration texts"):
+        rewrite(source, calibrated, [GUILTY], parts, tmp_path / "out", CALIBRATION[:2], sets=1)
+    assert len(rewrite(source, calibrated, [GUILTY], parts, tmp_path / "out", CALIBRATION, sets=0)) == 2
 
 
 def test_result_has_a_row_a_page_and_the_three_lists(
