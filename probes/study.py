@@ -38,7 +38,9 @@ from probes.summary import render
 __all__ = ["Study", "StudyRun", "open_run", "parse_study", "read_study", "run_study", "study_status"]
 
 TEMPLATE = Path(__file__).with_name("data") / "study.toml"
-SHORT = {Status.DONE: "✓", Status.STALE: "stale", Status.FAILED: "FAILED", Status.MISSING: "·"}
+SHORT = {Status.DONE: "✓", Status.STALE: "~", Status.FAILED: "✗", Status.MISSING: "·"}
+HEADER = 4
+"""Letters of a step's name above its column, so that ten steps fit on 80 columns beside long names."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _out(study: Study, file: Path, out: Path | None) -> Path:
 
 def _summary(table: pd.DataFrame) -> str:
     counts = table["status"].value_counts()
-    return ", ".join(f"{counts[status]} {status}" for status in Status if status in counts)
+    return ", ".join(f"{SHORT[status]} {counts[status]} {status}" for status in Status if status in counts)
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
@@ -232,7 +234,8 @@ def _wide(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _columns(table: pd.DataFrame) -> tables.Columns:
-    return {name: tables.text(name) for name in ("model", "cell", *table["step"].drop_duplicates())}
+    steps = {step[:HEADER]: tables.text(step) for step in table["step"].drop_duplicates()}
+    return {"model": tables.text("model"), "cell": tables.text("cell"), **steps}
 
 
 def exit_code(found: StudyRun) -> Exit:

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 from interp.model import load
 from probes import cli, direction, entropy, neurons, pair, study_run
@@ -24,6 +25,7 @@ from probes.prompts import read_prompts
 from probes.results import read_result
 from probes.study import open_run, read_study, run_study, study_status
 from probes.study_state import RunFolder, Status
+from probes.study_steps import BY_NAME
 from tests.killed_study import KILLS
 from tests.study_files import PARTS, write_study
 
@@ -353,3 +355,27 @@ def test_fewer_requests_make_quality_stale(folder: Path) -> None:
     after = study_status(read_study(folder / "study.toml"), folder / "run")
     changed = before["key"] != after["key"]
     assert set(after.loc[changed, "step"]) == {"quality"}
+
+
+def test_status_fits_on_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = "mistral-seed0-x1", "qwen2-seed2-x0.25"
+    states = dict(zip(BY_NAME, [*Status] * len(BY_NAME), strict=False))
+    rows = [
+        {"model": name, "cell": "Q5_K_M", "step": step, "status": status, "error": ""}
+        for name in names
+        for step, status in states.items()
+    ]
+    monkeypatch.setattr(studies, "console", Console(width=80))
+    monkeypatch.setattr(studies, "study_status", lambda *_: pd.DataFrame(rows))
+    monkeypatch.setattr(studies, "_study_of", lambda *_: None)
+    studies.status(Path.cwd())
+    lines = capsys.readouterr().out.splitlines()
+    (header,) = (line.split() for line in lines if line.split()[:1] == ["model"])
+    assert header == ["model", "cell", *(step[:4] for step in BY_NAME)]
+    assert len(set(header)) == len(header)
+    signs = [studies.SHORT[status] for status in states.values()]
+    for name in names:
+        assert [name, "Q5_K_M", *signs] in [line.split() for line in lines]
+    assert all(
+        f"{studies.SHORT[status]} {list(states.values()).count(status) * 2} {status}" in lines[0] for status in Status
+    )
