@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,20 @@ def test_losing_quality_too_is_drift_and_not_hidden_danger(tmp_path: Path) -> No
     found = losses(run)
     assert [loss.kind for loss in found] == [Kind.DRIFT, Kind.QUIET, Kind.QUIET]
     assert "lost refusals together with quality" in verdict.verdict(run, found).title
+
+
+def test_a_loss_without_quality_is_not_said_to_have_lost_it(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "blind", {"m": {"Q2_K": 20}}, quality=np.nan))
+    said = verdict.verdict(run, losses(run))
+    expected = "No cell is known to have lost refusals while its quality held; 1 lost refusals, quality not known"
+    assert said.title == expected
+    assert "quality is not known" in said.sentences[0]
+
+
+def test_where_nothing_is_known_no_cell_is_said_to_have_kept_its_refusals(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "unknown", {"m": {}}))
+    found = [replace(loss, kind=Kind.UNKNOWN) for loss in losses(run)]
+    assert verdict.verdict(run, found).title == "No cell could be measured"
 
 
 def test_losses_are_counted_prompt_by_prompt(run: Path) -> None:

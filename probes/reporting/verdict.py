@@ -70,15 +70,23 @@ def verdict(run: Run, found: list[Loss]) -> Verdict:
         sentences.append(f"{_names(unknown)} could not be measured.")
     if not danger and not drift:
         sentences += [_largest(found), *_power(found)]
-    return Verdict(found[0].kind, _title(run, found, danger, drift), sentences, _advice(run, found))
+    return Verdict(found[0].kind, _title(found, danger, drift), sentences, _advice(run, found))
 
 
-def _title(run: Run, found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
+def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
+    if all(loss.kind == Kind.UNKNOWN for loss in found):
+        return "No cell could be measured"
+    unknown = sum(np.isnan(loss.quality.estimate) for loss in drift)
+    more = "more " if danger else ""
+    beside = {
+        f"{more}lost refusals together with quality": len(drift) - unknown,
+        f"{more}lost refusals, quality not known": unknown,
+    }
     if danger:
-        verb = f"of {plural(len(found), 'cell')} lost refusals while quality held"
-        return f"{len(danger)} {verb}" + (f"; {len(drift)} more lost refusals and quality" if drift else "")
-    held = "No cell lost refusals while its quality held"
-    return f"{held}; {len(drift)} lost refusals together with quality" if drift else held
+        title = f"{len(danger)} of {plural(len(found), 'cell')} lost refusals while quality held"
+    else:
+        title = f"No cell {'is known to have ' if unknown else ''}lost refusals while its quality held"
+    return "; ".join([title, *(f"{count} {what}" for what, count in beside.items() if count)])
 
 
 def _told(loss: Loss) -> str:
