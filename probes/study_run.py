@@ -23,7 +23,7 @@ from interp.model import HookedModel, load
 from probes.cli import log
 from probes.memory import remembering
 from probes.pair import BASELINE, Cells
-from probes.progress import bar
+from probes.progress import line
 from probes.study_file import Model, Study
 from probes.study_models import located, open_cell, prepare
 from probes.study_state import Keys, Part, Record, RunFolder, Status, parts_of, records
@@ -31,21 +31,21 @@ from probes.study_steps import BY_NAME, Asked, Bench, options_of
 
 
 class Bars:
-    """What is being measured, how many parts are left, and how long they will take; in a notebook, the share done."""
+    """What is being prepared or measured, how much is left, and how long it will take; in a notebook, a line."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bars = Progress(*columns, console=log, disable=log.is_jupyter)
         self._parts: TaskID | None = None
-        self._done = 0
-        self._show_share: Callable[[], object] = lambda: None
+        self._done, self._total, self._what = 0, 0, ""
+        self._say: Callable[[str], object] = lambda text: None
 
     @contextmanager
     def parts(self, total: int) -> Iterator[None]:
         """Show a bar of so many parts."""
+        self._total = total
         if log.is_jupyter:
-            with bar("study") as show:
-                self._show_share = lambda: show(self._done / max(1, total))
+            with line() as self._say:
                 yield
             return
         with self.bars:
@@ -54,26 +54,32 @@ class Bars:
 
     def working_on(self, what: str) -> None:
         """Say what is being measured."""
+        self._what = what
+        self._say_parts()
         if self._parts is not None:
             self.bars.update(self._parts, description=what)
 
     def finished(self, count: int = 1) -> None:
         """Count finished (or failed) parts."""
         self._done += count
-        self._show_share()
+        self._say_parts()
         if self._parts is not None:
             self.bars.advance(self._parts, count)
 
     def preparing(self, name: str) -> Callable[[str, float, float], None]:
-        """A bar for training and quantizing, as `probes.study_models.prepare` reports it."""
+        """Shows training and quantizing, as `probes.study_models.prepare` reports it."""
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: float, total: float) -> None:
+            self._say(f"{name}: {what}: {done / total:.0%}")
             if what not in tasks:
                 tasks[what] = self.bars.add_task(f"{name}: {what}", total=total)
             self.bars.update(tasks[what], completed=done)
 
         return report
+
+    def _say_parts(self) -> None:
+        self._say(f"{self._what}: {self._done} of {self._total} parts are measured")
 
 
 class Measuring:

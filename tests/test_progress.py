@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import nbformat
@@ -12,7 +14,7 @@ import pytest
 from nbclient import NotebookClient
 from rich.console import Console
 
-from probes import progress
+from probes import progress, study_run
 
 
 def test_a_pipe_gets_the_items_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +65,25 @@ def test_a_notebook_gets_a_line_that_goes_away() -> None:
     shown = [output.get("data", {}).get("text/plain", "") for output in notebook.cells[0].outputs]
     assert [text for text in shown if text] == []
     assert "".join(output.get("text", "") for output in notebook.cells[0].outputs) == "a\nb\nc\n"
+
+
+def test_a_study_says_in_a_notebook_what_it_prepares_and_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def line() -> Iterator[Callable[[str], object]]:
+        yield said.append
+
+    monkeypatch.setattr(study_run, "log", Console(file=io.StringIO(), force_jupyter=True))
+    monkeypatch.setattr(study_run, "line", line)
+    bars = study_run.Bars()
+    with bars.parts(2):
+        bars.preparing("llama")("train", 30.0, 120.0)
+        bars.preparing("llama")("quantize", 1.5, 2.0)
+        bars.working_on("llama · AWQ · entropy")
+        bars.finished()
+    entropy = "llama · AWQ · entropy: {} of 2 parts are measured"
+    assert said == ["llama: train: 25%", "llama: quantize: 75%", entropy.format(0), entropy.format(1)]
 
 
 def test_torchao_s_deprecations_are_not_the_user_s(tiny: Any) -> None:
