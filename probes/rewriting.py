@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.cells import read_record
+from interp.cells import read_record, text_hash
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.model import HookedModel
@@ -59,9 +59,10 @@ def rewrite(
         seed: of these.
 
     Raises:
-        InputError: a cell of another writer, or with other settings than `interp.quantize.write_cells` gives.
+        InputError: a cell of another writer, with other settings than `interp.quantize.write_cells` gives, or with
+            other calibration texts: what they change would be taken for what keeping linears does.
     """
-    kind = _kind(cell)
+    kind = _kind(cell, calibration)
     chosen = [Part(Kind.MODULE, parts.layer_of(name), module=name) for name in keep]
     drawn = [[part.module for part in parts_] for parts_ in matched_draws(chosen, parts, sets, seed)]
     lists = {KEPT: list(keep)} | {f"random {number + 1}": names for number, names in enumerate(drawn)}
@@ -74,7 +75,7 @@ def rewrite(
     return variants
 
 
-def _kind(cell: Checkpoint) -> str:
+def _kind(cell: Checkpoint, calibration: Sequence[str]) -> str:
     record = read_record(cell.path)
     if record is None or record.cell not in CELLS:
         raise InputError(
@@ -86,6 +87,12 @@ def _kind(cell: Checkpoint) -> str:
         raise InputError(
             f"{cell.path} was written with {dict(record.settings)}", f"groups of {GROUP_SIZE}, no act-order"
         )
+    if record.settings.get("calibration_sha256") not in (None, text_hash(calibration)):
+        raise InputError(
+            f"{cell.path} was written with other calibration texts than the {len(calibration)} given now",
+            "the same, so that nothing but the list differs",
+            "Give its texts with --calibration, or write the cell anew",
+        )
     return record.cell
 
 
@@ -96,7 +103,9 @@ def measure_variants(
     openings: Openings,
     batch_size: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Margins and refusals of every variant and of the baseline, on the prompts that nothing was chosen by.
+    """Margins and refusals of every variant and of the baseline, on prompts that no linear was blamed by.
+
+    The length of the list may have been chosen by these (`probes.why_cell.choose`); random lists have the same.
 
     Returns:
         A row a model, the baseline's first, the plain cell's second, with variant, n_kept, kept, bits_per_weight;
