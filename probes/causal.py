@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -73,7 +73,7 @@ def measure(
     harmful: PromptSet,
     harmless: PromptSet,
     *,
-    experiments: Collection[Experiment] = (Experiment.ALL,),
+    experiments: Sequence[Experiment] = (Experiment.ALL,),
     attribution: pd.DataFrame | None = None,
     plan: Plan = PLAN,
     prompts: int = PROMPTS,

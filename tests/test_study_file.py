@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from interp.errors import InputError
+from probes.causal import Experiment
 from probes.study import TEMPLATE
 from probes.study_file import parse_study, read_study
-from probes.study_steps import PROBES, chosen_steps, options_of
+from probes.study_steps import BY_NAME, PROBES, STEPS, Step, chosen_steps, options_of
 from probes.toml_lines import key_lines, line_of
 
 GOOD = """
@@ -158,7 +160,6 @@ def test_what_is_no_toml_names_the_line(folder: Path) -> None:
 
 def test_options_have_the_probes_types(folder: Path) -> None:
     from probes.sites import Site
-    from probes.study_steps import BY_NAME
 
     (folder / "task.jsonl").touch()
     more = '[probes.neurons]\nsites = ["mlp"]\ndraws = 2000\n[probes.quality]\nreferences = "task.jsonl"\n'
@@ -167,6 +168,17 @@ def test_options_have_the_probes_types(folder: Path) -> None:
     assert options_of(study, BY_NAME["quality"]) == {"references": folder / "task.jsonl"}
     found = mistakes(GOOD + '[probes.entropy]\nseed = 1\n[probes.neurons]\nsites = ["mpl"]\n', folder)
     assert [line.split(":")[0] for line in found] == ["line 14, probes.entropy.seed", "line 16, probes.neurons.sites"]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_every_option_of_every_step_can_be_read_from_a_file(step: Step) -> None:
+    for parameter in step.options.values():
+        TypeAdapter(parameter.annotation)
+
+
+def test_the_experiments_of_causal(folder: Path) -> None:
+    study = parse_study(GOOD + '[probes.causal]\nexperiments = ["restore"]\nprompts = 2\n', folder)
+    assert options_of(study, BY_NAME["causal"]) == {"experiments": [Experiment.RESTORE], "prompts": 2}
 
 
 def test_what_a_step_needs_is_measured_too(folder: Path) -> None:
