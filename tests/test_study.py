@@ -228,7 +228,10 @@ def test_a_folder_of_something_else_is_left_alone(case: str, folder: Path, invok
     for arguments in (("run", folder / "study.toml", "--out", folder / "run"), ("status", folder / "run")):
         assert invoke(*arguments) == cli.Exit.BAD_INPUT
     said = " ".join(capsys.readouterr().err.split())
-    expected = {"older": "schema version 0", "damaged": "is damaged", "steps": "is damaged", "other": "study.json"}
+    expected = {"older": "schema version 0", "damaged": "is damaged", "steps": "is damaged"}
+    expected["other"] = (
+        "no study.json: it was not written by a study. Expected a new folder, or one of this study. Move it"
+    )
     assert expected[case] in said
     assert unchanged(folder) == before
 
