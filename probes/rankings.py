@@ -56,6 +56,11 @@ def tabulated_scores(table: pd.DataFrame, cell: str, parts: Parts, kind: Kind) -
             f"rows for one of its cells, {', '.join(dict.fromkeys(map(str, table['cell'])))}",
             "Give the cell the same name as there, with --quantized NAME=PATH",
         )
+    if len(total) > 1:
+        raise InputError(
+            f"The attribution table has {len(total)} totals of the cell {cell!r} on harmful prompts",
+            "one run of probes.attribution, with every cell once",
+        )
     direction = _sign(total["shift"].item())
     scores = dict.fromkeys(parts.every(kind), 0.0)
     for layer, module, unit, share in listed[["layer", "module", "unit", "attribution"]].itertuples(index=False):

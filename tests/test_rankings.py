@@ -89,5 +89,7 @@ def test_scores_from_the_table_of_the_attribution_probe() -> None:
         tabulated_scores(table, "Q2_K", parts, Kind.HEAD)
     with pytest.raises(InputError, match="one of its cells, Q2_K"):
         tabulated_scores(table, "GPTQ", parts, Kind.NEURON)
+    with pytest.raises(InputError, match="2 totals of the cell 'Q2_K'"):
+        tabulated_scores(pd.concat([table, table[:1]]), "Q2_K", parts, Kind.NEURON)
     with pytest.raises(InputError, match="no column 'cell'"):
         tabulated_scores(table.drop(columns="cell"), "GPTQ", parts, Kind.NEURON)
