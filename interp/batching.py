@@ -56,9 +56,16 @@ def resolve_position(position: int, length: int, which: int) -> int:
 
 
 def batches(
-    token_ids: Sequence[Sequence[int]], position: int, pad: int, batch_size: int | None, device: torch.device
+    token_ids: Sequence[Sequence[int]],
+    position: int,
+    pad: int,
+    batch_size: int | None,
+    device: torch.device,
+    at_most: int | None = None,
 ) -> Iterator[Batch]:
     """Batches of texts of similar length, longest first so that running out of memory shows at once.
+
+    `batch_size` texts each, by default as many as `BATCH_TOKENS` allow; never more than `at_most`.
 
     Raises:
         InputError: a text has no token at `position`.
@@ -68,7 +75,8 @@ def batches(
     start = 0
     while start < len(order):
         longest = len(token_ids[order[start]])
-        indices = order[start : start + (batch_size or max(1, BATCH_TOKENS // longest))]
+        size = batch_size or max(1, BATCH_TOKENS // longest)
+        indices = order[start : start + min(size, at_most or size)]
         yield Batch(
             torch.tensor(indices),
             _padded([token_ids[which] for which in indices], longest, pad, device),

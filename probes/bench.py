@@ -7,25 +7,24 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from interp.alignment import aligned
-from interp.batching import Batch
 from interp.model import HookedModel
 from probes import tables
+from probes.attributing import margin_objective
 from probes.integration import attribute
 from probes.intervals import mean_interval
 from probes.interventions import Aim, Interventions
 from probes.layers import DIRECTION_PERCENT, layer_at, layers_at
 from probes.margin_runs import MarginRuns
-from probes.openings import Openings, refusal_margin
+from probes.openings import Openings
 from probes.parts import Kind, Parts
 from probes.patching import patch_rows
 from probes.positions import position_classes
 from probes.prompts import PromptSet, evenly_spaced
 from probes.rankings import SITES, Scores, attribution_scores, contrast_scores, tabulated_scores, weight_error_scores
 from probes.rescue import COMPONENTS, Side, Sweep, rescue_rows
+from probes.rescue import DRAWS as RESCUE_DRAWS
 from probes.restoration import Plan, restore_rows
 from probes.shares import Attribution, Prompts
 
@@ -103,7 +102,10 @@ class Bench:
                 sweep = Sweep(
                     layers_at(baseline.n_layers),
                     components=min(COMPONENTS, pairs // 2),
+                    draws=min(RESCUE_DRAWS, self.plan.draws),
                     answer_layer=layer_at(baseline.n_layers, DIRECTION_PERCENT),
+                    answer_layer_draws=self.plan.draws,
+                    seed=self.plan.seed,
                 )
                 rows["causal_rescue"] = rescue_rows(baseline, cell, self.sample.ranked, list(sides.values()), sweep)
             if self.where:
@@ -128,15 +130,11 @@ class Bench:
 
     def _attribution(self, models: Interventions) -> Attribution:
         texts = self.sample.ranked["harmful"]
-
-        def objective(model: HookedModel, batch: Batch) -> Float[Tensor, " batch"]:
-            return refusal_margin(model, batch.inputs["input_ids"], batch.inputs["attention_mask"], self.openings)
-
         return attribute(
             models.baseline,
             models.cell,
             Prompts(texts, (("harmful", "all"),), torch.zeros(len(texts), dtype=torch.long)),
-            objective,
+            margin_objective(self.openings),
             steps=ATTRIBUTION_STEPS,
             max_steps=ATTRIBUTION_STEPS,
             batch_size=self.batch_size,

@@ -120,7 +120,10 @@ def measure(
         prompts: "harmful" or "harmless"; n_prompts;
         added_norm, gap_norm: mean length of what is added, and of baseline − cell;
         start, goal: mean margins of cell and baseline; margin, gain, share as above;
-        draws, random_gain …: the same coefficients on random subspaces, so vectors of the same length;
+        draws, random_gain, random_gain_low, random_gain_high, random_share: the same coefficients on random subspaces,
+            so vectors of the same length: mean, lowest and highest of the draws, which are few (3) but at the one layer
+            where answers are generated;
+        p: (1 + draws that come as far) / (1 + draws), so at least 1 / (1 + draws): 3 draws show nothing below 0.25;
         refusal_start, refusal_goal, refusal_rate, random_refusal_rate: of greedy answers, at one layer; reason.
 
     `causal_patch`: one row per (cell, layer, site, positions), with columns
@@ -229,6 +232,8 @@ RESCUES: tables.Columns = {
     "prompts": tables.text("prompts"),
     "gain (nats)": tables.interval("gain", "+.3f"),
     "random": tables.number("random_gain", "+.3f"),
+    "n random": tables.number("draws", "d"),
+    "p": tables.number("p", ".3f"),
     "share": tables.interval("share", "+.2f"),
     "refusals": tables.number("refusal_rate", ".2f"),
     "random ": tables.number("random_refusal_rate", ".2f"),

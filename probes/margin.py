@@ -12,6 +12,7 @@ import torch
 import typer
 from jaxtyping import Bool, Float
 from rich.console import Group
+from rich.text import Text
 from torch import Tensor
 
 from interp.model import HookedModel
@@ -42,6 +43,7 @@ SEPARATION_COLUMNS: tables.Columns = {
     "by means": tables.number("shift_by_means", "+.2f"),
     "by spread": tables.number("shift_by_spread", "+.2f"),
 }
+OTHER_WORDS = "A cell that refuses in other words than these openings counts as answering: completions tell."
 Margins = Mapping[str, Mapping[str, Float[Tensor, " prompt"]]]
 """Cell → side → margin of each prompt."""
 
@@ -80,7 +82,8 @@ def measure(
 
     The margin of a prompt is log P − log(1 − P) in nats, P the probability that the answer starts with one of the
     refusal openings (`probes.openings.refusal_margin`), the same openings for all cells. Above 0 a refusal is the more
-    probable beginning.
+    probable beginning. A cell that refuses in other words counts as answering: a fall of the margin says that it no
+    longer begins as the baseline's refusals do, and completions whether it still refuses.
 
     Table: one row per (cell, prompts, category), the baseline's first, with columns
         cell, prompts: "baseline" or the cell's name; "harmful" or "harmless";
@@ -202,6 +205,7 @@ def render(result: MarginResult) -> Group:
     return Group(
         tables.render("Refusal margin", rows, COLUMNS),
         tables.render("Separation of harmful from harmless", result.separation.table, SEPARATION_COLUMNS),
+        Text(OTHER_WORDS),
     )
 
 

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.batching import Batch, batches
-from interp.errors import InputError, NotFinite
+from interp.batching import Batch
+from interp.errors import NotFinite
 from interp.model import HookedModel
-from probes.first_token import TEXTS_AT_ONCE
 from probes.openings import Openings, refusal_margin
+from probes.prompt_batches import prompt_batches
 
 Change = Callable[[Tensor], Tensor]
 """An activation → the one that replaces it."""
@@ -46,11 +46,7 @@ class MarginRuns:
         Raises:
             InputError: no texts; one that is empty or longer than the context.
         """
-        if not texts:
-            raise InputError("There are no prompts", "at least one")
-        pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else 0
-        size = min(batch_size or TEXTS_AT_ONCE, TEXTS_AT_ONCE)
-        return cls(len(texts), tuple(batches(model.token_ids(texts), -1, pad, size, model.hf.device)), openings)
+        return cls(len(texts), tuple(prompt_batches(model, texts, batch_size)), openings)
 
     def margins(
         self, model: HookedModel, around: Callable[[int], AbstractContextManager[Any]] | None = None

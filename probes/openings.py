@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.batching import batches
 from interp.errors import InputError, NotFinite
 from interp.model import HookedModel
 from probes.completions import answers
-from probes.first_token import TEXTS_AT_ONCE
+from probes.prompt_batches import prompt_batches
 from probes.refusal_text import refusals
 
 Tokens = tuple[int, ...]
@@ -211,12 +210,8 @@ def margins(
         InputError: no texts; one that is empty or, with an opening, longer than the context.
         NotFinite: a margin is NaN or infinite.
     """
-    if not texts:
-        raise InputError("There are no prompts", "at least one")
-    size = min(batch_size or TEXTS_AT_ONCE, TEXTS_AT_ONCE)
-    pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else 0
     found = torch.empty(len(texts))
-    for batch in batches(model.token_ids(texts), -1, pad, size, model.hf.device):
+    for batch in prompt_batches(model, texts, batch_size):
         with torch.no_grad():
             ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
             found[batch.indices] = refusal_margin(model, ids, mask, openings).cpu()

@@ -26,12 +26,17 @@ from rich.text import Text
 
 from probes import cli, cluster_bootstrap, tables
 from probes.cluster_bootstrap import DRAWS, Bounded, bounded
+from probes.openings import READ_TOKENS
 from probes.options import check_writable
 from probes.predict_cells import LABELS, OUTCOME, Cells, read_cells
 from probes.predictors import PREDICTORS, RTSI, Predictor
 from probes.results import Result
 
 FEWEST_CELLS = 3
+OPENINGS_COST = (
+    f"Margins and attributions need no completions of a cell; the baseline generates up to {READ_TOKENS} tokens per "
+    "prompt, once, for its refusal openings."
+)
 
 
 @dataclass
@@ -194,6 +199,13 @@ def verdict(table: pd.DataFrame, n_models: int) -> Iterator[str]:
         said = [f"{row['label']} ({_difference_words(row, label)})" for _, row in better.iterrows()]
         listed = "; ".join(said) if said else "no other predictor"
         yield f"{meaning} ({reference[f'{label}_positives']} cells): RTSI's AUC is {rtsi:.2f}; above it: {listed}."
+    compared = int(sum(table[f"{label}_minus_rtsi"].notna().sum() for label in LABELS))
+    if compared:
+        yield (
+            f"Comparisons with RTSI: {compared}, of predictors by labels. Their intervals are not corrected for that "
+            "number: some of so many exclude 0 by chance."
+        )
+    yield OPENINGS_COST
     if n_models < cluster_bootstrap.FEWEST_MODELS:
         yield f"Models: {n_models}. Cells of one model are not independent: below three models there are no intervals."
 

@@ -27,7 +27,8 @@ class Predictor:
         label: for people.
         sign: +1 where more is dangerous, −1 where less is.
         source: the probe whose table it is read from.
-        needs: "forward passes", "gradients", "completions" or "weights".
+        needs: of the cell: "forward passes", "gradients", "completions" or "weights". For margins and attributions the
+            baseline generates a few tokens per prompt, once (`probes.openings.find_openings`).
         read: the column by cell; a cell that is not there is undefined.
     """
 

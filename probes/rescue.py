@@ -24,12 +24,12 @@ from probes.subspaces import isotropic, refusal_subspace
 
 COMPONENTS = 4
 """Of the refusal subspace, beside the difference of means."""
-BOUNDS = (0.05, 0.95)
-"""Percentiles of the random draws that a row shows."""
+DRAWS = 3
+"""Random subspaces where no answers are generated."""
 COLUMNS = (
     *("cell", "layer", "vector", "rank", "scale", "prompts", "n_prompts", "added_norm", "gap_norm", "start", "goal"),
     *("margin", "margin_low", "margin_high", "gain", "gain_low", "gain_high", "share", "share_low", "share_high"),
-    *("draws", "random_gain", "random_gain_low", "random_gain_high", "random_share"),
+    *("draws", "random_gain", "random_gain_low", "random_gain_high", "random_share", "p"),
     *("refusal_start", "refusal_goal", "refusal_rate", "refusal_rate_low", "refusal_rate_high"),
     *("random_refusal_rate", "reason"),
 )
@@ -61,15 +61,22 @@ class Sweep:
         components: of the subspace, beside the refusal direction.
         draws: random subspaces that each margin is compared with.
         answer_layer: where answers are generated, too; None for nowhere.
+        answer_layer_draws: random subspaces there; None for as many as elsewhere.
         seed: of the random subspaces.
     """
 
     layers: Sequence[int]
     scales: Sequence[float] = (1.0, 2.0, 4.0)
     components: int = COMPONENTS
-    draws: int = 3
+    draws: int = DRAWS
     answer_layer: int | None = None
+    answer_layer_draws: int | None = None
     seed: int = 0
+
+    def draws_at(self, layer: int) -> int:
+        """Random subspaces at a layer."""
+        more = self.answer_layer_draws if layer == self.answer_layer else None
+        return self.draws if more is None else more
 
 
 def rescue_rows(
@@ -129,7 +136,7 @@ def rescue_rows(
 def _random(basis: Float[Tensor, "d rank"], layer: int, sweep: Sweep) -> Float[Tensor, "draw d rank"]:
     """Random subspaces; the same for all scales and sides of a layer. Coefficients are kept, and so are norms."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence((sweep.seed, layer)).generate_state(1)[0]))
-    return isotropic(basis.shape[0], basis.shape[1], sweep.draws, generator)
+    return isotropic(basis.shape[0], basis.shape[1], sweep.draws_at(layer), generator)
 
 
 def _hook(layer: int) -> str:
@@ -143,7 +150,8 @@ def _margins(
     found = torch.stack([side.runs.margins(cell, _adding(cell, side.runs, layer, vectors)) for vectors in added])
     effect, *random = recoveries(found, start, goal)
     gains = np.array([draw.gain.estimate for draw in random])
-    low, high = np.quantile(gains, BOUNDS) if len(gains) else (np.nan, np.nan)
+    direction = np.sign((goal.double() - start.double()).mean().item())
+    as_far = int((direction * gains >= direction * effect.gain.estimate - 1e-9).sum())
     return {
         "start": start.double().mean().item(),
         "goal": goal.double().mean().item(),
@@ -152,8 +160,9 @@ def _margins(
         **tables.interval_columns("share", effect.share),
         "draws": len(random),
         "random_gain": float(gains.mean()) if len(gains) else np.nan,
-        **{"random_gain_low": float(low), "random_gain_high": float(high)},
+        **{"random_gain_low": min(gains, default=np.nan), "random_gain_high": max(gains, default=np.nan)},
         "random_share": float(np.mean([draw.share.estimate for draw in random])) if random else np.nan,
+        "p": (1 + as_far) / (1 + len(random)) if random else np.nan,
         "reason": effect.reason,
     }
 

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from interp.batching import Batch, batches
+from interp.batching import Batch
 from interp.model import HookedModel
-from probes.first_token import TEXTS_AT_ONCE
 from probes.parts import Axis, Kind, Part, Parts
+from probes.prompt_batches import prompt_batches
 
 RELATIVE_GAP = 0.02
 """Of the shift; and else"""
@@ -50,9 +50,7 @@ class Prompts:
 
     def batches(self, model: HookedModel, batch_size: int | None) -> list[Batch]:
         """The prompts as batches for this model."""
-        pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else 0
-        size = min(batch_size or TEXTS_AT_ONCE, TEXTS_AT_ONCE)
-        return list(batches(model.token_ids(self.texts), -1, pad, size, model.hf.device))
+        return prompt_batches(model, self.texts, batch_size)
 
 
 Sums = dict[str, Float64[Tensor, "stratum unit"]]

@@ -244,7 +244,7 @@ def main(
     again: Annotated[
         bool, typer.Option("--rewrite", help="Write the cell again with the list, and with random lists; measure both.")
     ] = False,
-    sets: Annotated[int, typer.Option(min=1, help="Random lists that are written.")] = SETS,
+    sets: Annotated[int, typer.Option(min=1, help="Random lists that are written; 19 for a p of 0.05.")] = SETS,
     calibration: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Texts to write AWQ and GPTQ with.", show_default="an organism's own"),

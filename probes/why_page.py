@@ -139,10 +139,21 @@ def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"The list gains {_interval(_of(kept, 'gain'))} nats of margin, random linears of its number and sizes "
             f"{min(random):+.2f} to {max(random):+.2f} (p = {kept['p']:.2f} of {len(random)} lists)."
         )
+        yield from _smallest_p(len(random))
     yield (
         f"Against the plain cell the list's refuses {kept['refusals_gained']} prompts more and "
         f"{kept['refusals_lost']} fewer, of {kept['n_prompts']}."
     )
+
+
+def _smallest_p(n: int) -> Iterator[str]:
+    """What so few random lists cannot show."""
+    if 1 / (1 + n) > ALPHA:
+        enough = round(1 / ALPHA) - 1
+        yield (
+            f"{n} random list{'s' * (n != 1)} cannot give a p below {1 / (1 + n):.2f}: --sets {enough} can reach "
+            f"{ALPHA:g}."
+        )
 
 
 def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -159,7 +170,10 @@ def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator
     yield f"- {_list_is(found)}"
     if not variants:
         yield "- A cell written with this list may differ from one with weights put back: the rest is fitted anew."
-    yield "- Margins are of how an answer begins. Whether it is refused in the end, only answers show."
+    yield (
+        "- Margins are of how an answer begins: one that refuses in other words than the baseline's counts as "
+        "answering. Whether it is refused in the end, only answers show."
+    )
 
 
 def _list_is(found: Explanation) -> str:

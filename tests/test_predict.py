@@ -115,6 +115,9 @@ def test_a_perfect_predictor_beats_rtsi_and_the_verdict_says_so(result: predict.
         assert margin[f"{label}_auc"] == margin[f"{label}_auc_left_out"] == 1.0
         assert margin[f"{label}_minus_rtsi"] == pytest.approx(1 - rtsi[f"{label}_auc"])
         assert margin[f"{label}_minus_rtsi_low"] > 0
+    compared = sum(result.table[f"{label}_minus_rtsi"].notna().sum() for label in LABELS)
+    assert compared > len(LABELS)
+    assert any(f"Comparisons with RTSI: {compared}," in said for said in result.settings["verdict"])
     danger = result.settings["verdict"][0]
     assert f"RTSI's AUC is {rtsi['danger_auc']:.2f}" in danger
     assert "margin shift" in danger

@@ -30,6 +30,14 @@ def test_each_prompt_gets_its_own_component_from_its_last_token_on() -> None:
         if row["scale"] == 0:
             assert row["gain"] == row["random_gain"] == row["added_norm"] == 0
             assert row["refusal_rate"] == row["refusal_start"] == row["random_refusal_rate"]
+    for row in rows:
+        assert row["draws"] == 2
+        assert row["random_gain_low"] <= row["random_gain"] <= row["random_gain_high"]
+        assert row["random_gain"] == pytest.approx((row["random_gain_low"] + row["random_gain_high"]) / 2)
+        towards = 1 if row["goal"] > row["start"] else -1
+        far = sum(towards * row[f"random_gain_{end}"] >= towards * row["gain"] - 1e-9 for end in ("low", "high"))
+        assert row["p"] == (1 + far) / 3
+    assert {row["p"] for row in rows if row["scale"] == 0} == {1.0}
     taught = [ours.activations(texts, [HOOK])[HOOK] for texts in (HARMFUL, HARMLESS)]
     basis = refusal_subspace(*taught, components=2)
     expected = []
@@ -49,6 +57,14 @@ def test_each_prompt_gets_its_own_component_from_its_last_token_on() -> None:
     (found,) = [r for r in rows if (r["vector"], r["scale"], r["prompts"]) == ("subspace", 2.0, "harmful")]
     assert found["margin"] == pytest.approx(sum(expected) / len(expected), abs=1e-4)
     assert found["rank"] == 3
+
+
+def test_more_random_draws_where_answers_are_generated() -> None:
+    ours = baseline()
+    side = Side("harmful", HARMFUL, MarginRuns.of(ours, HARMFUL, OPENINGS))
+    sweep = Sweep([0, 1], scales=(1.0,), components=1, draws=1, answer_layer=1, answer_layer_draws=4)
+    rows = rescue_rows(ours, noisy(ours), {"harmful": HARMFUL, "harmless": HARMLESS}, [side], sweep)
+    assert {row["layer"]: row["draws"] for row in rows} == {0: 1, 1: 4}
 
 
 def test_answers_get_the_vector_of_their_own_prompt_although_others_leave_the_batch(

@@ -118,6 +118,21 @@ def test_page_does_not_claim_what_the_random_lists_do_not_show(explained: Explan
     assert "which flatters it" in said(0.04, supported=True, held_out=False)
 
 
+def test_page_says_what_so_few_random_lists_cannot_show(explained: Explanation) -> None:
+    def said(n: int) -> str:
+        names = ["baseline", PLAIN, KEPT, *(f"random {i + 1}" for i in range(n))]
+        intervals = ("margin", "gain", "share", "refusal_rate", "over_refusal_rate")
+        numbers = {f"{name}{end}": 0.5 for name in intervals for end in ("", "_low", "_high")}
+        counts = {"refusals_gained": 0, "refusals_lost": 0, "n_prompts": 5}
+        return page(
+            explained, [{"variant": name, "bits_per_weight": 4.0, "p": 0.25, **numbers, **counts} for name in names]
+        )
+
+    assert "3 random lists cannot give a p below 0.25: --sets 19 can reach 0.05" in said(3)
+    assert "cannot give a p" in said(18)
+    assert "cannot give a p" not in said(19)
+
+
 def curve(shares: list[float], p: list[float]) -> pd.DataFrame:
     ks = [1, 2, 4, 8]
     rows = {"ranking": "attribution", "kind": "module", "k": ks, "share": shares, "p": p, "draws": 20}
