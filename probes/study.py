@@ -30,7 +30,18 @@ from probes.results import Result, read_result
 from probes.study_file import Study, parse_study, read_study
 from probes.study_models import located
 from probes.study_run import measure_all
-from probes.study_state import COPY, STATE, RunFolder, Status, as_table, records
+from probes.study_state import (
+    COPY,
+    STATE,
+    Part,
+    Record,
+    RunFolder,
+    Status,
+    as_table,
+    judge_records,
+    other_versions,
+    records,
+)
 from probes.study_steps import ALWAYS
 from probes.study_tables import write_tables
 from probes.summary import render
@@ -118,14 +129,15 @@ def run_study(study: Study, out: str | Path | None = None) -> StudyRun:
 
 
 def open_run(path: str | Path) -> StudyRun:
-    """A run folder as it is; nothing is measured.
+    """A run folder as it is; nothing is measured, and neither checkpoints nor prompts have to be there.
 
     Raises:
         InputError: no study's run folder, or one of another schema.
     """
     path = Path(path)
     study, page = _study_of(path), path / "report.html"
-    return StudyRun(path, study, study_status(study, path), page if page.exists() else None)
+    table = as_table(_records(study, RunFolder.at(path), looking=True))
+    return StudyRun(path, study, table, page if page.exists() else None)
 
 
 def study_status(study: Study, out: str | Path) -> pd.DataFrame:
@@ -135,7 +147,12 @@ def study_status(study: Study, out: str | Path) -> pd.DataFrame:
         One row per (model, cell, step): status, key (hash of what determines the part), seconds, error.
     """
     folder = RunFolder.at(Path(out))
-    return as_table(records(study, folder, {model.name: located(study, model) for model in study.models}))
+    return as_table(_records(study, folder))
+
+
+def _records(study: Study, folder: RunFolder, looking: bool = False) -> dict[Part, Record]:
+    places = {model.name: located(study, model) for model in study.models}
+    return records(study, folder, places, looking) | judge_records(study, folder)
 
 
 def _check_copy(path: Path, study: Study) -> None:
@@ -154,7 +171,7 @@ def _study_of(path: Path) -> Study:
     if not (path / STATE).exists():
         raise InputError(f"{path} is no run folder: it has no {STATE}", "a folder that `probes.study run` wrote")
     directory = Path(json.loads((path / STATE).read_text())["directory"])
-    return parse_study((path / COPY).read_text(encoding="utf-8"), directory, str(path / COPY))
+    return parse_study((path / COPY).read_text(encoding="utf-8"), directory, str(path / COPY), on_disk=False)
 
 
 def _report(path: Path) -> Path | None:
@@ -207,7 +224,11 @@ def status(
     else:
         study = read_study(where)
         path = _out(study, where, out)
-    table = study_status(study, path)
+    folder = RunFolder.at(path)
+    found = _records(study, folder, looking=where.is_dir())
+    table = as_table(found)
+    for line in other_versions(folder, found):
+        cli.warn(line)
     if as_json:
         typer.echo(json.dumps({"run": str(path), "steps": json.loads(table.to_json(orient="records"))}, indent=1))
         return
@@ -230,7 +251,7 @@ def _wide(table: pd.DataFrame) -> pd.DataFrame:
     shown = table.assign(shown=table["status"].map(lambda status: SHORT[Status(status)]))
     wide = shown.pivot(index=["model", "cell"], columns="step", values="shown")
     order = pd.MultiIndex.from_frame(table[["model", "cell"]].drop_duplicates())
-    return wide.reindex(order).reset_index()
+    return wide.reindex(order).fillna("").reset_index()  # judges have a row of their own
 
 
 def _columns(table: pd.DataFrame) -> tables.Columns:
@@ -285,7 +306,8 @@ def _show_matrix(matrix: Result) -> None:
         for cell, note in rows.loc[rows["note"].fillna("") != "", ["cell", "note"]].itertuples(index=False):
             console.print(f"{cell}: {note}", markup=False, highlight=False)
     about = matrix.settings[str(matrix.table["model"].iloc[0])]
-    console.print(f"quality: {about['quality']}", markup=False, highlight=False)
+    if "quality" in about:
+        console.print(f"quality: {about['quality']}", markup=False, highlight=False)
     console.print(f"RTSI calibration: {about['rtsi_calibration']}", markup=False, highlight=False)
     for warning in matrix.warnings:
         cli.warn(warning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from probes.pair import BASELINE
 from probes.study_file import DIRECT, INSPECT, NAME, Problem, Study, suggest
 
 URL = ("http://", "https://")
+JUDGE = r"[A-Za-z][A-Za-z0-9_.-]*/\S.*"
 FILES = ("study.json", "study.toml", "matrix.json", "matrix.parquet", "report.html", "report.md")
 """What a run folder holds beside the models' folders."""
 
@@ -33,6 +35,7 @@ def check(document: dict[str, Any], directory: Path) -> Iterator[Problem]:
         yield from _model(model, place, finder)
     yield from _prompts(_dict(document, "prompts"), finder)
     yield from _behaviour(_dict(document, "behaviour"), finder)
+    yield from _judges(_list(_dict(document, "judges"), "models"))
     yield from _files(document, finder)
     yield from _probes(_dict(document, "probes"), finder)
 
@@ -51,6 +54,8 @@ def _model(model: dict[str, Any], place: int, finder: Study) -> Iterator[Problem
         yield Problem((*here, "organism"), "a model has a baseline or is an organism, not both")
     if isinstance(organism, str) and organism not in ARCHITECTURES:
         yield Problem((*here, "organism"), f"there is no organism {organism!r}; {suggest(organism, ARCHITECTURES)}")
+    if isinstance(model.get("device"), str) and (wrong := _device_error(model["device"])):
+        yield Problem((*here, "device"), wrong)
     if isinstance(model.get("baseline"), str):
         yield from _checkpoint(model["baseline"], (*here, "baseline"), finder)
     if organism is None:
@@ -82,6 +87,16 @@ def _cells(
             yield Problem((*where, "name"), f"two cells are named {name!r}; one of them is written by quantize")
         if isinstance(cell.get("path"), str):
             yield from _checkpoint(cell["path"], (*where, "path"), finder)
+
+
+def _device_error(device: str) -> str:
+    import torch
+
+    try:
+        torch.device(device)
+    except RuntimeError:
+        return f"there is no device {device!r}; expected cpu, cuda, cuda:1, mps …"
+    return ""
 
 
 def _name(cell: dict[str, Any]) -> str | None:
@@ -141,6 +156,18 @@ def _behaviour(behaviour: dict[str, Any], finder: Study) -> Iterator[Problem]:
             yield Problem(("behaviour", task), f"{finder.path(behaviour[task])} is no file")
 
 
+def _judges(names: list[Any]) -> Iterator[Problem]:
+    """Whether they can be names; which of them can be reached is known when they are asked."""
+    yield from _repeated(names, "this judge is there twice:", ("judges", "models"), named=False)
+    for number, name in enumerate(names):
+        if isinstance(name, str) and not re.fullmatch(JUDGE, name):
+            yield Problem(
+                ("judges", "models", number),
+                f"{name!r} is no model of Inspect; expected for example openai-api/SERVICE/MODEL or "
+                "quantscope/CHECKPOINT",
+            )
+
+
 def _files(document: dict[str, Any], finder: Study) -> Iterator[Problem]:
     from probes.rtsi_index import RTSI
 
@@ -190,8 +217,29 @@ def _options(known: Any, probe: str, options: dict[str, Any], finder: Study) -> 
         except ValidationError as error:
             yield Problem(where, f"is {value!r:.60}: {error.errors()[0]['msg']}")
             continue
+        if wrong := _out_of_bounds(probe, key, converted):
+            yield Problem(where, f"is {value!r:.60}: {wrong}")
         if isinstance(converted, Path) and not Path(finder.path(str(converted))).is_file():
             yield Problem(where, f"{finder.path(str(converted))} is no file")
+
+
+def _out_of_bounds(probe: str, key: str, value: Any) -> str:
+    """What the probe's command says of a number: the bounds of its options hold in a study too."""
+    from importlib import import_module
+
+    from typer.models import OptionInfo
+
+    command = import_module(f"probes.{probe}").main
+    parameter = inspect.signature(command, eval_str=True).parameters.get(key)
+    if parameter is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    options = [about for about in getattr(parameter.annotation, "__metadata__", ()) if isinstance(about, OptionInfo)]
+    for option in options:
+        if option.min is not None and not value >= option.min:
+            return f"expected at least {option.min}"
+        if option.max is not None and not value <= option.max:
+            return f"expected at most {option.max}"
+    return ""
 
 
 def _repeated(names: list[Any], message: str, where: tuple[str | int, ...], named: bool = True) -> Iterator[Problem]:

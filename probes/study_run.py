@@ -26,7 +26,7 @@ from probes.pair import BASELINE, Cells
 from probes.progress import line
 from probes.study_file import Model, Study
 from probes.study_models import located, open_cell, prepare
-from probes.study_state import Keys, Part, Record, RunFolder, Status, parts_of, records
+from probes.study_state import Keys, Part, Record, RunFolder, Status, parts_of, reason_of, records
 from probes.study_steps import BY_NAME, Asked, Bench, options_of
 
 
@@ -179,11 +179,10 @@ class Measuring:
         return Cells({cell: self.path(cell)}, self.baseline, self.model.device)[cell]
 
     def _fail(self, part: Part, error: Exception) -> None:
-        known = isinstance(error, InputError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         self.folder.failures[part] = (self.key(part), reason)
         log.print(f"failed: {' · '.join(part)}: {reason}", style="red", markup=False, highlight=False)
-        if not known:
+        if not isinstance(error, InputError):
             log.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
 
     def _is_done(self, part: Part) -> bool:

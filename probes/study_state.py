@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from interp.cells import content_hash, content_key
 from interp.errors import InputError
 from interp.files import atomic_file
 from probes.pair import BASELINE
+from probes.redaction import redact
 from probes.results import SCHEMA_VERSION as RESULT_SCHEMA
 from probes.results import Result, read_result, versions
 from probes.study_file import Model, Study, sha256_of
@@ -29,6 +31,7 @@ from probes.study_steps import BY_NAME, Asked, Step, chosen_steps, options_of
 
 SCHEMA_VERSION = 1
 STATE, COPY, LOCK = "study.json", "study.toml", ".lock"
+JUDGES = "judges"
 _DECIDING = ("quantscope", "torch", "transformers")
 """Packages whose other versions make every part stale."""
 
@@ -74,10 +77,12 @@ class RunFolder:
     Attributes:
         path: of the folder.
         failures: part → the key under which it failed, and why.
+        keys: part → its key when the folder was last written.
     """
 
     path: Path
     failures: dict[Part, tuple[str, str]] = field(default_factory=dict)
+    keys: dict[Part, str] = field(default_factory=dict)
 
     @classmethod
     def at(cls, path: Path) -> RunFolder:
@@ -99,6 +104,7 @@ class RunFolder:
             document = json.loads(file.read_text())
             version = document["schema_version"]
             steps = document["steps"] if version == SCHEMA_VERSION else []
+            keys = {Part(s["model"], s["cell"], s["step"]): s["key"] for s in steps}
             failed = {Part(s["model"], s["cell"], s["step"]): (s["key"], s["error"]) for s in steps if s["error"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged ({error})", "what a study wrote", "Give another --out") from error
@@ -108,7 +114,7 @@ class RunFolder:
                 f"version {SCHEMA_VERSION}",
                 "Measure again into another folder with --out; nothing was changed in this one",
             )
-        return cls(path, failed)
+        return cls(path, failed, keys)
 
     def folder(self, part: Part) -> Path:
         """Where a part's tables lie."""
@@ -266,22 +272,76 @@ def _content(path: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
     return content_hash(Path(path))
 
 
-def records(study: Study, folder: RunFolder, places: Mapping[str, Mapping[str, Path | None]]) -> dict[Part, Record]:
+def records(
+    study: Study, folder: RunFolder, places: Mapping[str, Mapping[str, Path | None]], looking: bool = False
+) -> dict[Part, Record]:
     """What is done, stale, failed or missing.
 
     Args:
         study: the study as it is today.
         folder: of its run.
         places: model → baseline and cells → where they are; see `probes.study_models.located`.
+        looking: at a run with its own copy of the study: what is not on this disk any more counts as unchanged.
     """
-    keys = Keys(study, Asked.of(study))
+    keys = _keys(study, looking)
     by_name = {model.name: model for model in study.models}
     found = {}
     for part in parts_of(study):
         at = places[part.model]
-        key = keys.key(by_name[part.model], BY_NAME[part.step], at.get(BASELINE), at.get(part.cell))
-        found[part] = folder.record(part, key)
+        key = "" if keys is None else keys.key(by_name[part.model], BY_NAME[part.step], at[BASELINE], at[part.cell])
+        found[part] = folder.record(part, key or (folder.keys.get(part, "") if looking else ""))
     return found
+
+
+def _keys(study: Study, looking: bool) -> Keys | None:
+    try:
+        return Keys(study, Asked.of(study))
+    except InputError:  # the prompts are not there
+        if looking:
+            return None
+        raise
+
+
+def judged(model: str) -> Part:
+    """What judges say of all cells of a model: a part that is measured from the tables."""
+    return Part(model, "all", JUDGES)
+
+
+def judge_records(study: Study, folder: RunFolder) -> dict[Part, Record]:
+    """The state of the judges' verdicts of every model; nothing where the study has no judges."""
+    found, key = {}, judges_key(study)
+    for part in (judged(model.name) for model in study.models if study.judges.models):
+        error = folder.failures.get(part, ("", ""))[1]
+        there = (folder.path / part.model / f"{JUDGES}.json").exists()
+        kept = Status.DONE if folder.keys.get(part) == key else Status.STALE
+        found[part] = Record(Status.FAILED if error else kept if there else Status.MISSING, key, error=error)
+    return found
+
+
+def judges_key(study: Study) -> str:
+    """The hash of who judges and what they are asked."""
+    template = study.judges.template
+    return content_key(judges=study.judges.model_dump(), sha256=sha256_of(study.path(template)) if template else "")
+
+
+def reason_of(error: Exception) -> str:
+    """What is recorded of an error; the type of one that nobody foresaw."""
+    return redact(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+
+
+def other_versions(folder: RunFolder, found: Mapping[Part, Record]) -> list[str]:
+    """Packages of which finished parts were measured with versions that are not installed: one line each."""
+    installed = versions()
+    counts: Counter[tuple[str, str]] = Counter()
+    for part in (part for part, record in found.items() if record.status is Status.DONE):
+        marker = folder.marker(part)
+        documents = [folder.folder(part) / f"{name}.json" for name in (marker or {"results": []})["results"]]
+        measured = {pair for file in documents for pair in json.loads(file.read_text()).get("versions", {}).items()}
+        counts.update((name, had) for name, had in measured if installed.get(name, had) != had)
+    return [
+        f"{count} finished parts were measured with {name} {had}, installed is {installed[name]}"
+        for (name, had), count in sorted(counts.items())
+    ]
 
 
 def as_table(found: Mapping[Part, Record]) -> pd.DataFrame:

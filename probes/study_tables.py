@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ import pandas as pd
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from probes import drift
+from probes.cli import log
 from probes.completions import Completion
 from probes.labels import REFUSED, Label
 from probes.pair import BASELINE
+from probes.redaction import redact
 from probes.regimes import STUDY
 from probes.results import Result
 from probes.rtsi_index import RTSI
 from probes.study_file import Model, Study
 from probes.study_models import located
-from probes.study_state import Part, Record, RunFolder, Status
+from probes.study_state import JUDGES, Part, Record, RunFolder, Status, judge_records, judged, judges_key, reason_of
 from probes.study_steps import ALWAYS
 from probes.summary import (
     add_regimes,
@@ -37,8 +40,8 @@ QUALITY_NOTE = "BERTScore F1 against the references, vectors: "
 def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> Result | None:
     """Write every model's tables, and the matrix; None where no cell is measured.
 
-    A cell that could not be measured has a row that is all undefined, with the reason. Judges that fail are added to
-    `known`.
+    A cell that could not be measured has a row that is all undefined, with the reason. How the judges fared is added to
+    `known` and kept; those that failed are asked again by the next run.
     """
     tables: dict[str, dict[str, Result]] = {}
     for model in study.models:
@@ -50,12 +53,18 @@ def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> 
         joined["drift"] = _drift(study, joined["refusal"])
         if study.judges.models:
             try:
-                joined["judges"] = _judged(study, joined["refusal"], folder.path / model.name / "verdicts.sqlite")
-            except InputError as error:
-                known[Part(model.name, "all", "judges")] = Record(Status.FAILED, error=str(error))
+                joined[JUDGES] = _judged(study, joined["refusal"], folder.path / model.name / "verdicts.sqlite")
+                folder.failures.pop(judged(model.name), None)
+                folder.keys[judged(model.name)] = judges_key(study)
+            except Exception as error:  # a judge is a server or a model: whatever it does, the rest is measured
+                folder.failures[judged(model.name)] = ("", reason_of(error))
+                if not isinstance(error, InputError):
+                    log.print(redact("".join(traceback.format_exception(error))), markup=False, highlight=False)
         for result in joined.values():
             result.write(folder.path / model.name)
         tables[model.name] = joined
+    known |= judge_records(study, folder)
+    folder.write_state(study, known)
     if not tables:
         _forget_matrix(folder)
         return None
@@ -67,7 +76,8 @@ def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> 
 def _forget(folder: RunFolder, model: str) -> None:
     """Remove tables that an earlier version of the study wrote: some are not measured any more, or fail now."""
     markers = (folder.path / model / "parts").glob("*/*.key.json")
-    for name in {name for marker in markers for name in json.loads(marker.read_text())["results"]}:
+    named = {name for marker in markers for name in json.loads(marker.read_text())["results"]}
+    for name in named | {"drift", JUDGES}:
         for kind in ("json", "parquet"):
             (folder.path / model / f"{name}.{kind}").unlink(missing_ok=True)
 
@@ -152,7 +162,11 @@ def _matrix(
     settings: dict[str, Any] = {}
     warnings: list[str] = []
     for name, joined in tables.items():
-        errors = [(part.cell, record.error) for part, record in known.items() if part.model == name and record.error]
+        own = {part: record for part, record in known.items() if part.model == name and record.error}
+        errors = [(part.cell, record.error) for part, record in own.items() if part.step != JUDGES]
+        warnings += [
+            f"{name}: the judges failed: {record.error}" for part, record in own.items() if part.step == JUDGES
+        ]
         failed = dict(reversed(errors))  # of several errors of a cell the first
         rows.append(_model_rows(study, by_name[name], joined, index, failed))
         answers = joined["completions"].table
@@ -211,10 +225,10 @@ def _answers(rows: pd.DataFrame) -> dict[str, list[Completion]]:
 
 def _settings(joined: Mapping[str, Result], index: RTSI) -> dict[str, Any]:
     """Of one model: what its completions were made with, and what the other columns rest on."""
-    encoder = joined["quality"].settings["encoder"] if "quality" in joined else "none"
+    quality = f"{QUALITY_NOTE}{joined['quality'].settings['encoder']}" if "quality" in joined else ""
     return {
         **joined["completions"].settings,
         "rtsi_calibration": index.source_,
-        "quality": f"{QUALITY_NOTE}{encoder}",
+        **({"quality": quality} if quality else {}),
         "seconds": {name: result.seconds for name, result in joined.items() if result.seconds is not None},
     }

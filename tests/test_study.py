@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from interp.model import load
-from probes import cli, direction, entropy, neurons, pair, study_run
+from probes import cli, direction, entropy, judges, neurons, pair, study_run
 from probes import study as studies
 from probes.pair import Cells
 from probes.prompts import read_prompts
@@ -340,6 +340,64 @@ def test_nothing_measured_leaves_no_older_matrix(folder: Path, invoke: Invoke, c
     assert invoke(*arguments) == cli.Exit.MEASURED
 
 
+def test_judges_that_fail_are_recorded_and_asked_again(folder: Path, invoke: Invoke, monkeypatch: Any) -> None:
+    """Also by an error that nobody foresaw; the matrix and the report are written, and have no cell of that name."""
+    change(folder / "study.toml", "[behaviour]", '[judges]\nmodels = ["mockllm/judge"]\n\n[behaviour]')
+    arguments = ("run", folder / "study.toml", "--out", folder / "run")
+    works = judges.measure
+    (folder / "run" / "matrix.json").unlink()
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the server is on fire")
+
+    monkeypatch.setattr(judges, "measure", broken)
+    assert invoke(*arguments) == cli.Exit.PARTLY_MEASURED
+    for run in (open_run(folder / "run"), open_run(folder / "run")):
+        assert run.failures[["cell", "step", "error"]].values.tolist() == [
+            ["all", "judges", "RuntimeError: the server is on fire"]
+        ]
+        assert set(run.matrix["cell"]) == {"baseline", "gguf", "dense"}
+        assert run.report is not None
+        assert "the server is on fire" in run.report.read_text()
+    assert invoke("status", folder / "run") == 0
+    monkeypatch.setattr(judges, "measure", works)
+    assert invoke(*arguments) == cli.Exit.MEASURED
+    assert set(open_run(folder / "run").status["status"]) == {"done"}
+    assert not open_run(folder / "run").table("judges").empty
+    change(folder / "study.toml", "mockllm/judge", "mockllm/other")
+    assert statuses(folder)["stale"] == ["all judges"]
+
+
+def test_a_run_is_looked_at_without_its_checkpoints(folder: Path, invoke: Invoke) -> None:
+    for name in ("base", "cell"):
+        shutil.rmtree(folder / name)
+    for name in ("cell.gguf", "harmful.txt"):
+        (folder / name).unlink()
+    state = folder / "run" / "study.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"directory": str(folder)}))
+    assert invoke("status", folder / "run") == 0
+    run = open_run(folder / "run")
+    assert set(run.status["status"]) == {"done"}
+    assert len(run.matrix) == 3
+    assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.BAD_INPUT
+
+
+def test_status_tells_of_other_versions(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    assert invoke("status", folder / "run") == 0
+    assert "warning" not in capsys.readouterr().err
+    document = folder / "run" / "tiny" / "parts" / "dense" / "entropy.json"
+    described = json.loads(document.read_text())
+    document.write_text(json.dumps(described | {"versions": described["versions"] | {"numpy": "0.1"}}))
+    assert invoke("status", folder / "run") == 0
+    assert "1 finished parts were measured with numpy 0.1, installed is" in capsys.readouterr().err
+
+
+def test_no_quality_is_not_told_of(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    assert invoke("run", folder / "study.toml", "--out", folder / "run") == 0
+    assert "BERTScore" not in capsys.readouterr().out
+    assert "BERTScore F1 against" not in (folder / "run" / "matrix.json").read_text()
+
+
 def test_the_copy_replaces_no_other_study_file(folder: Path, invoke: Invoke) -> None:
     other = folder / "elsewhere" / "study.toml"
     other.parent.mkdir()
@@ -369,7 +427,8 @@ def test_status_fits_on_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
         for step, status in states.items()
     ]
     monkeypatch.setattr(studies, "console", Console(width=80))
-    monkeypatch.setattr(studies, "study_status", lambda *_: pd.DataFrame(rows))
+    monkeypatch.setattr(studies, "_records", lambda *_, **__: {})
+    monkeypatch.setattr(studies, "as_table", lambda _: pd.DataFrame(rows))
     monkeypatch.setattr(studies, "_study_of", lambda *_: None)
     studies.status(Path.cwd())
     lines = capsys.readouterr().out.splitlines()

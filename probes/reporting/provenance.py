@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from probes.pair import BASELINE
 from probes.reporting.run import Run
 from probes.results import Result
 
+_FOLDERS = re.compile(r"(?<![\w.:/~-])/(?:[^\s/:'\"]+/)+(?=[^\s/])")
 _SHOWN_ELSEWHERE = {"prompts", "baseline", "cells", "template_sha256"}
 
 
@@ -24,8 +26,14 @@ def build(run: Run) -> dict[str, Any]:
         "seconds": _seconds(run),
         "thresholds": matrix.settings.get("thresholds", {}),
         "study": run.study,
-        "state": json.dumps(run.state, indent=2, ensure_ascii=False) if run.state else "",
+        "state": _state(run.state),
     }
+
+
+def _state(state: Mapping[str, Any]) -> str:
+    """What study.json says without the folders of this machine: the page is shared."""
+    shown = {key: value for key, value in state.items() if key != "directory"}
+    return _FOLDERS.sub("", json.dumps(shown, indent=2, ensure_ascii=False)) if shown else ""
 
 
 def _all(run: Run) -> list[tuple[str, Result]]:
