@@ -213,14 +213,13 @@ HEADLINES: tables.Columns = {
 }
 CURVES: tables.Columns = {
     "cell": tables.text("cell"),
-    "by": tables.text("by"),
-    "parts": tables.text("kind"),
+    "parts": lambda row: row["kind"] if row["by"] == "weights" else f"{row['kind']}, by activations",
     "chosen by": tables.text("ranking"),
     "k": tables.number("k", "d"),
     "gain (nats)": tables.interval("gain", "+.3f"),
     "random": tables.number("random_gain", "+.3f"),
     "p": tables.number("p", ".3f"),
-    "share": tables.interval("share", "+.2f"),
+    "share": tables.number("share", "+.2f"),
     "refusals": tables.number("refusal_rate", ".2f"),
     "random ": tables.number("random_refusal_rate", ".2f"),
 }
@@ -232,9 +231,8 @@ RESCUES: tables.Columns = {
     "prompts": tables.text("prompts"),
     "gain (nats)": tables.interval("gain", "+.3f"),
     "random": tables.number("random_gain", "+.3f"),
-    "n random": tables.number("draws", "d"),
     "p": tables.number("p", ".3f"),
-    "share": tables.interval("share", "+.2f"),
+    "share": tables.number("share", "+.2f"),
     "refusals": tables.number("refusal_rate", ".2f"),
     "random ": tables.number("random_refusal_rate", ".2f"),
     "baseline": tables.number("refusal_goal", ".2f"),
