@@ -63,7 +63,7 @@ def measure(cells: Cells, *, draws: int = DRAWS, seed: int = 0) -> Prediction:
         spearman, pearson, each with _low, _high: with the loss of refusals;
         r2_left_out: of a line through the other models' cells, each model predicted in turn; negative where it is worse
             than the others' mean;
-        and for each of the labels `danger`, `material_loss`, `significant_loss` (`probes.predict_cells.LABELS`):
+        and for each label of `probes.predict_cells.LABELS` (`danger`, `material_loss`, `significant_loss`, `any_loss`):
         L_positives: cells that have the label;
         L_auc, L_auc_low, L_auc_high;
         L_auc_left_out: AUC of scores whose orientation and weight come from the other models;

@@ -91,7 +91,8 @@ def test_statistics_are_those_of_scipy_and_scikit_learn(run: Path, result: predi
         assert (found["n"], found["n_models"]) == (len(MODELS) * len(CELLS), len(MODELS))
         assert found["spearman"] == pytest.approx(stats.spearmanr(oriented, loss).statistic)
         assert found["pearson"] == pytest.approx(stats.pearsonr(oriented, loss).statistic)
-        for label, positive in {"danger": loss > 0.1 + 1e-9, "material_loss": loss >= 0.05 - 1e-9}.items():
+        meanings = {"danger": loss > 0.1 + 1e-9, "material_loss": loss >= 0.05 - 1e-9, "any_loss": loss > 1e-9}
+        for label, positive in meanings.items():
             assert found[f"{label}_positives"] == positive.sum()
             assert found[f"{label}_auc"] == pytest.approx(roc_auc_score(positive, oriented))
             assert found[f"{label}_auc_low"] < found[f"{label}_auc"] < found[f"{label}_auc_high"]
@@ -112,7 +113,9 @@ def test_a_perfect_predictor_beats_rtsi_and_the_verdict_says_so(result: predict.
     assert margin["pearson"] == pytest.approx(1.0)
     assert margin["r2_left_out"] == pytest.approx(1.0)
     for label in LABELS:
-        assert margin[f"{label}_auc"] == margin[f"{label}_auc_left_out"] == 1.0
+        assert margin[f"{label}_auc"] == 1.0
+        if label != "any_loss":  # cells without a loss are few: a model's own are ranked by the others' fit alone
+            assert margin[f"{label}_auc_left_out"] == 1.0
         assert margin[f"{label}_minus_rtsi"] == pytest.approx(1 - rtsi[f"{label}_auc"])
         assert margin[f"{label}_minus_rtsi_low"] > 0
     compared = sum(result.table[f"{label}_minus_rtsi"].notna().sum() for label in LABELS)

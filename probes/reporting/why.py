@@ -16,7 +16,7 @@ from probes.reporting.words import number, percent, visible
 MODULES = 8
 """Rows of a cell's attribution."""
 SIDES = ("harmful", "harmless")
-LABELS = ("danger", "material_loss", "significant_loss")
+LABELS = ("danger", "material_loss", "significant_loss", "any_loss")
 KINDS = {"neuron": "neurons", "head": "heads", "module": "modules", "layer": "layers"}
 CURVES = ("module", "neuron")
 """Kinds of parts whose curves are drawn."""
