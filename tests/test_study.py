@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from inspect_ai.model import ModelAPI
 from rich.console import Console
 
 from interp.model import load
@@ -361,6 +362,11 @@ def test_judges_that_fail_are_recorded_and_asked_again(folder: Path, invoke: Inv
         assert "the server is on fire" in run.report.read_text()
     assert invoke("status", folder / "run") == 0
     monkeypatch.setattr(judges, "measure", works)
+
+    async def words(_: ModelAPI, text: str) -> int:  # Inspect's own count downloads an encoding
+        return len(text.split())
+
+    monkeypatch.setattr(ModelAPI, "count_text_tokens", words)
     assert invoke(*arguments) == cli.Exit.MEASURED
     assert set(open_run(folder / "run").status["status"]) == {"done"}
     assert not open_run(folder / "run").table("judges").empty
