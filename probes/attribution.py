@@ -16,7 +16,7 @@ from probes import cli
 from probes.attributing import attribute_cell, kinds, margin_objective, stratified
 from probes.attribution_table import COLUMNS, render, tabulate
 from probes.integration import MAX_STEPS, STEPS
-from probes.openings import Source, find_openings
+from probes.openings import Source, common_openings
 from probes.options import Options, finish, with_options
 from probes.pair import Models, compare
 from probes.progress import bar
@@ -120,10 +120,7 @@ def measure(
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     prompts = stratified(comparison, {"harmful": harmful, "harmless": harmless}, categories)
-    found = comparison.of_baseline(
-        "openings", lambda: find_openings(baseline, prompts.texts, openings), source=openings
-    )
-    comparison.warnings += [found.note] if found.note else []
+    found = common_openings(comparison, openings)
     frames: list[pd.DataFrame] = []
     told: dict[str, Any] = {}
     with bar("attribution") as show:

@@ -17,7 +17,7 @@ from interp.model import HookedModel
 from probes import cli, tables
 from probes.bench import ATTRIBUTION_STEPS, Bench, Sample
 from probes.interventions import Aim, By
-from probes.openings import Source, find_openings
+from probes.openings import Source, common_openings
 from probes.options import Options, finish, with_options
 from probes.pair import Models, compare
 from probes.parts import Kind
@@ -60,11 +60,10 @@ class CausalResult(Result):
 
     experiments: list[Result] = field(kw_only=True)
 
-    def write(self, directory: Path) -> tuple[Path, Path]:
-        """Write all, and return the paths of the probe's own two files."""
-        for result in self.experiments:
-            result.write(directory)
-        return super().write(directory)
+    @property
+    def beside(self) -> Sequence[Result]:
+        """The experiments."""
+        return self.experiments
 
 
 def measure(
@@ -160,9 +159,7 @@ def measure(
         raise InputError("Parameters outside the blocks have no ranking", f"one of {', '.join(KINDS)}")
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     sample = Sample.of(comparison.texts, harmful, prompts)
-    texts = [text for side in comparison.texts.values() for text in side]
-    found = comparison.of_baseline("openings", lambda: find_openings(baseline, texts, openings), source=openings)
-    comparison.warnings += [found.note] if found.note else []
+    found = common_openings(comparison, openings)
     comparison.warnings += [] if sample.held_out else [SAME_PROMPTS]
     comparison.warnings += [GIVEN] if attribution is not None and sample.held_out else []
     wanted = _wanted(experiments)
@@ -211,11 +208,7 @@ HEADLINES: tables.Columns = {
     "cell (nats)": tables.number("margin_cell", "+.3f"),
     "shift": tables.interval("shift", "+.3f"),
 }
-CURVES: tables.Columns = {
-    "cell": tables.text("cell"),
-    "parts": lambda row: row["kind"] if row["by"] == "weights" else f"{row['kind']}, by activations",
-    "chosen by": tables.text("ranking"),
-    "k": tables.number("k", "d"),
+EFFECT: tables.Columns = {
     "gain (nats)": tables.interval("gain", "+.3f"),
     "random": tables.number("random_gain", "+.3f"),
     "p": tables.number("p", ".3f"),
@@ -223,18 +216,21 @@ CURVES: tables.Columns = {
     "refusals": tables.number("refusal_rate", ".2f"),
     "random ": tables.number("random_refusal_rate", ".2f"),
 }
+"""Of an exchange or an addition, beside random ones."""
+CURVES: tables.Columns = {
+    "cell": tables.text("cell"),
+    "parts": lambda row: row["kind"] if row["by"] == "weights" else f"{row['kind']}, by activations",
+    "chosen by": tables.text("ranking"),
+    "k": tables.number("k", "d"),
+    **EFFECT,
+}
 RESCUES: tables.Columns = {
     "cell": tables.text("cell"),
     "layer": tables.number("layer", "d"),
     "along": tables.text("vector"),
     "scale": tables.number("scale", "g"),
     "prompts": tables.text("prompts"),
-    "gain (nats)": tables.interval("gain", "+.3f"),
-    "random": tables.number("random_gain", "+.3f"),
-    "p": tables.number("p", ".3f"),
-    "share": tables.number("share", "+.2f"),
-    "refusals": tables.number("refusal_rate", ".2f"),
-    "random ": tables.number("random_refusal_rate", ".2f"),
+    **EFFECT,
     "baseline": tables.number("refusal_goal", ".2f"),
 }
 PATCHES: tables.Columns = {

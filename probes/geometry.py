@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
@@ -68,10 +68,10 @@ class GeometryResult(Result):
 
     angles: Result = field(kw_only=True)
 
-    def write(self, directory: Path) -> tuple[Path, Path]:
-        """Write both, and return the paths of the probe's own two files."""
-        self.angles.write(directory)
-        return super().write(directory)
+    @property
+    def beside(self) -> Sequence[Result]:
+        """The angles."""
+        return (self.angles,)
 
 
 def measure(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from interp.model import HookedModel
 from probes import cli, tables
 from probes.intervals import mean_interval, rate_interval
-from probes.openings import Source, find_openings, margins
+from probes.openings import Source, common_openings, margins
 from probes.options import Options, finish, with_options
 from probes.pair import BASELINE, Comparison, Models, compare
 from probes.prompts import PromptSet
@@ -60,11 +60,10 @@ class MarginResult(Result):
     separation: Result = field(kw_only=True)
     prompts: Result = field(kw_only=True)
 
-    def write(self, directory: Path) -> tuple[Path, Path]:
-        """Write all three, and return the paths of the probe's own two files."""
-        self.separation.write(directory)
-        self.prompts.write(directory)
-        return super().write(directory)
+    @property
+    def beside(self) -> Sequence[Result]:
+        """The separation and the prompts."""
+        return self.separation, self.prompts
 
 
 def measure(
@@ -127,9 +126,7 @@ def measure(
         >>> margin.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
-    texts = [text for side in comparison.texts.values() for text in side]
-    found = comparison.of_baseline("openings", lambda: find_openings(baseline, texts, openings), source=openings)
-    comparison.warnings += [found.note] if found.note else []
+    found = common_openings(comparison, openings)
     observed: Margins = comparison.observe(
         lambda model: {side: margins(model, texts, found, batch_size) for side, texts in comparison.texts.items()},
         f"margin with openings of {openings}",

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.errors import InputError, NotFinite
 from interp.model import HookedModel
 from probes.completions import answers
+from probes.pair import Comparison
 from probes.prompt_batches import prompt_batches
 from probes.refusal_text import refusals
 
@@ -100,6 +101,14 @@ def find_openings(model: HookedModel, texts: Sequence[str], source: Source = "ba
     given = [tuple(answer.tokens) for answer in answers(model, texts, READ_TOKENS)]
     refused = refusals([model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in given]).tolist()
     return openings_of(given, refused, model.tokenizer)
+
+
+def common_openings(comparison: Comparison, source: Source) -> Openings:
+    """The openings that all cells of a comparison are measured with, its baseline's; their note becomes a warning."""
+    texts = [text for side in comparison.texts.values() for text in side]
+    found = comparison.of_baseline("openings", lambda: find_openings(comparison.baseline, texts, source), source=source)
+    comparison.warnings += [found.note] if found.note else []
+    return found
 
 
 def openings_of(given: Sequence[Tokens], refused: Sequence[bool], tokenizer: Any) -> Openings:

@@ -143,6 +143,28 @@ def check_writable(directory: Path) -> None:
         )
 
 
+def publish(result: Result, rendered: RenderableType, out: Path, as_json: bool, beside: Iterable[Result] = ()) -> None:
+    """Write a result, print it, and repeat its warnings.
+
+    Args:
+        result: of the command.
+        rendered: what is printed of it.
+        out: directory to write into.
+        as_json: print the result as JSON instead.
+        beside: further results, written after it; may be computed as they are asked for.
+    """
+    parquet, document = result.write(out)
+    for further in beside:
+        further.write(out)
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        cli.console.print(rendered)
+    for warning in result.warnings:
+        cli.warn(warning)
+    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+
+
 def finish(result: Result, rendered: RenderableType, options: Options, beside: Iterable[Result] = ()) -> None:
     """Write a result, print it, repeat its warnings, and end with exit code 4 if no cell could be measured.
 
@@ -152,16 +174,7 @@ def finish(result: Result, rendered: RenderableType, options: Options, beside: I
         options: of the command.
         beside: further results, written after it; may be computed as they are asked for.
     """
-    parquet, document = result.write(options.out)
-    for further in beside:
-        further.write(options.out)
-    if options.as_json:
-        typer.echo(result.to_json())
-    else:
-        cli.console.print(rendered)
-    for warning in result.warnings:
-        cli.warn(warning)
-    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+    publish(result, rendered, options.out, options.as_json, beside)
     cells = result.table.loc[result.table["cell"] != "baseline"]
     if (cells["reason"] != "").all():
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)

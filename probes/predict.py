@@ -13,7 +13,7 @@ redundancy. A predictor that fails here has little to hope for; one that succeed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ from rich.text import Text
 from probes import cli, cluster_bootstrap, tables
 from probes.cluster_bootstrap import DRAWS, Bounded, bounded
 from probes.openings import READ_TOKENS
-from probes.options import check_writable
+from probes.options import check_writable, publish
 from probes.predict_cells import LABELS, OUTCOME, Cells, read_cells
 from probes.predictors import PREDICTORS, RTSI, Predictor
 from probes.results import Result
@@ -45,10 +45,10 @@ class Prediction(Result):
 
     cells: Result = field(kw_only=True)
 
-    def write(self, directory: Path) -> tuple[Path, Path]:
-        """Write both, and return the paths of the probe's own two files."""
-        self.cells.write(directory)
-        return super().write(directory)
+    @property
+    def beside(self) -> Sequence[Result]:
+        """The cells."""
+        return (self.cells,)
 
 
 def measure(cells: Cells, *, draws: int = DRAWS, seed: int = 0) -> Prediction:
@@ -268,14 +268,7 @@ def main(
     target = out or runs[0]
     check_writable(target)
     result = measure(read_cells(runs, cluster))
-    parquet, document = result.write(target)
-    if as_json:
-        typer.echo(result.to_json())
-    else:
-        cli.console.print(render(result))
-    for warning in result.warnings:
-        cli.warn(warning)
-    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+    publish(result, render(result), target, as_json)
     if (result.table["reason"] != "").all():
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)
 

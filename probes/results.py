@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -71,10 +71,16 @@ class Result:
         """The whole result as one JSON document."""
         return json.dumps(self.describe() | {"rows": self.records()}, indent=2)
 
+    @property
+    def beside(self) -> Sequence[Result]:
+        """Further results of the same measurement, written with it; some subclasses have them."""
+        return ()
+
     def write(self, directory: Path) -> tuple[Path, Path]:
         """Write `<probe>.parquet` and `<probe>.json` into a directory, each atomically, and return their paths.
 
-        The document comes last and holds the table's hash, so that one of each from two measurements is noticed.
+        What is `beside` comes first. The document comes last and holds the table's hash, so that one of each from two
+        measurements is noticed.
 
         Args:
             directory: made if it is not there.
@@ -82,6 +88,8 @@ class Result:
         Raises:
             InputError: the directory cannot be written.
         """
+        for result in self.beside:
+            result.write(directory)
         parquet, document = directory / f"{self.probe}.parquet", directory / f"{self.probe}.json"
         try:
             with atomic_file(parquet) as temporary:

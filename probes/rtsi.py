@@ -13,12 +13,13 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from rich.console import Group
 from sklearn.model_selection import BaseCrossValidator, LeaveOneGroupOut, LeaveOneOut
 
 from interp.errors import InputError
 from interp.files import sha256
 from probes import cli, tables
-from probes.options import cell_paths
+from probes.options import cell_paths, publish
 from probes.refusal_text import RefusalFeatures, is_refusal, refusal_features
 from probes.results import Result
 from probes.routing import curve, risk, route
@@ -226,16 +227,11 @@ def _validation(
 
 
 def _finish(result: Result, shown: Mapping[str, tuple[pd.DataFrame, tables.Columns]], out: Path, as_json: bool) -> None:
-    parquet, document = result.write(out)
-    if as_json:
-        typer.echo(result.to_json())
-    else:
-        for title, (table, columns) in shown.items():
-            noted = table if "reason" in table else table.assign(cell="", reason="")
-            cli.console.print(tables.render(title, noted, columns))
-    for warning in result.warnings:
-        cli.warn(warning)
-    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+    noted = {
+        title: (table if "reason" in table else table.assign(cell="", reason=""), columns)
+        for title, (table, columns) in shown.items()
+    }
+    publish(result, Group(*(tables.render(title, *table) for title, table in noted.items())), out, as_json)
 
 
 if __name__ == "__main__":

@@ -133,10 +133,7 @@ class Step:
     def results(self, bench: Bench, options: Mapping[str, Any]) -> list[Result]:
         """Measure: the step's result first, then those that come with it."""
         measured = self.run(bench, **options)
-        if isinstance(measured, list):
-            return measured
-        beside = [value if isinstance(value, list) else [value] for value in vars(measured).values()]
-        return [measured, *(value for values in beside for value in values if isinstance(value, Result))]
+        return measured if isinstance(measured, list) else [measured, *measured.beside]
 
 
 _NOT_OPTIONS = {"template", "force", "batch_size", "refusals", "attribution", "plan"}

@@ -24,7 +24,7 @@ from interp.model import HookedModel
 from interp.quantize import calibration_of
 from probes import cli, tables
 from probes.bench import Sample
-from probes.openings import Source, find_openings
+from probes.openings import Source, common_openings
 from probes.options import Options, finish, with_options
 from probes.pair import Models, compare
 from probes.parts import Parts
@@ -54,11 +54,10 @@ class WhyResult(Result):
     tables: list[Result] = field(kw_only=True)
     pages: dict[str, str] = field(kw_only=True)
 
-    def write(self, directory: Path) -> tuple[Path, Path]:
-        """Write all, and return the paths of the probe's own two files."""
-        for result in self.tables:
-            result.write(directory)
-        return super().write(directory)
+    @property
+    def beside(self) -> Sequence[Result]:
+        """The tables."""
+        return self.tables
 
     def named(self, name: str) -> pd.DataFrame:
         """One of the tables."""
@@ -144,9 +143,7 @@ def measure(
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     sample = Sample.of(comparison.texts, harmful, prompts)
-    texts = [text for side in comparison.texts.values() for text in side]
-    found = comparison.of_baseline("openings", lambda: find_openings(baseline, texts, openings), source=openings)
-    comparison.warnings += [found.note] if found.note else []
+    found = common_openings(comparison, openings)
     explained: dict[str, Explanation] = {}
     variants: dict[str, list[dict[str, Any]]] = {}
     for name in cells:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from interp import load
-from probes import attribution, cli, margin
+from probes import attribution, cli, margin, openings
 from probes.prompts import PromptSet
 from probes.results import Result, read_result
 from tests.attributed import OPENINGS, noisy
@@ -27,8 +27,7 @@ TOLERANCE = 2e-6
 def few_openings() -> Iterator[None]:
     """A random model never refuses, and the lexicon's openings take one pass for each of many beginnings."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (attribution, margin):
-            patch.setattr(module, "find_openings", lambda *_: OPENINGS)
+        patch.setattr(openings, "find_openings", lambda *_: OPENINGS)
         yield
 
 

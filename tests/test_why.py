@@ -21,7 +21,7 @@ from interp.errors import InputError
 from interp.mixed_precision import mean_bits
 from interp.model import HookedModel
 from interp.quantize import write_cells
-from probes import why
+from probes import openings, why
 from probes.bench import Sample
 from probes.openings import margins
 from probes.parts import Parts
@@ -245,7 +245,7 @@ def test_a_cell_is_written_again_with_its_own_calibration_texts(written: tuple[P
 def test_result_has_a_row_a_page_and_the_three_lists(
     pair: tuple[HookedModel, HookedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(why, "find_openings", lambda *_: OPENINGS)
+    monkeypatch.setattr(openings, "find_openings", lambda *_: OPENINGS)
     sets = (PromptSet(name, tuple(texts)) for name, texts in (("harmful", HARMFUL), ("harmless", HARMLESS)))
     baseline, cell = pair
     result = why.measure(baseline, {"noisy": cell}, *sets, keep=1, draws=1, prompts=3, force=True)

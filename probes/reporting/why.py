@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from probes.predict_cells import LABELS
 from probes.reporting import svg
 from probes.reporting.run import Run
 from probes.reporting.words import number, percent, visible
@@ -16,7 +17,6 @@ from probes.reporting.words import number, percent, visible
 MODULES = 8
 """Rows of a cell's attribution."""
 SIDES = ("harmful", "harmless")
-LABELS = ("danger", "material_loss", "significant_loss", "any_loss")
 KINDS = {"neuron": "neurons", "head": "heads", "module": "modules", "layer": "layers"}
 CURVES = ("module", "neuron")
 """Kinds of parts whose curves are drawn."""
