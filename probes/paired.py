@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from interp.errors import InputError
 from probes.intervals import Interval
@@ -75,6 +75,25 @@ def delta_interval(baseline: Bool[np.ndarray, " prompts"], cell: Bool[np.ndarray
     below = np.sqrt((p - p_low) ** 2 - 2 * phi * (p - p_low) * (q_high - q) + (q_high - q) ** 2)
     above = np.sqrt((p_high - p) ** 2 - 2 * phi * (p_high - p) * (q - q_low) + (q - q_low) ** 2)
     return Interval(p - q, p - q - float(below), p - q + float(above))
+
+
+def unpaired_interval(cell: tuple[float, int], baseline: tuple[float, int]) -> Interval:
+    """Cell − baseline, two independent rates, with Newcombe's 95 % interval: wider than a paired one.
+
+    Source: Newcombe (1998), Statistics in Medicine 17, 873–890, method 10: Wilson's intervals of both rates, joined.
+
+    Args:
+        cell: its rate and n. The rate may be rounded, so that rate × n is no whole number.
+        baseline: the same of the baseline.
+
+    Raises:
+        InputError: a rate outside [0, 1], or n < 1.
+    """
+    (rate, n), (reference, m) = cell, baseline
+    if min(n, m) < 1 or not (0 <= rate <= 1 and 0 <= reference <= 1):
+        raise InputError(f"Rates {rate} of {n} and {reference} of {m}", "rates in [0, 1], and n ≥ 1")
+    low, high = confint_proportions_2indep(rate * n, n, reference * m, m, alpha=ALPHA, method="newcomb")
+    return Interval(rate - reference, float(low), float(high))
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

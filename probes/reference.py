@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 CITATION = "arXiv:2606.10154"
+ENGINE_CITATION = "Technical Report 136 of the author of arXiv:2606.10154"
 BASELINE_REGIME = "baseline"
 _DATA = Path(__file__).with_name("data")
 
@@ -36,3 +37,11 @@ def published_probes() -> pd.DataFrame:
 def published_neuron_layers() -> pd.DataFrame:
     """25 rows (model, quantization, layer): errors of safety dimensions and of the others."""
     return pd.read_csv(_DATA / "published_neuron_layers.csv", comment="#")
+
+
+def published_engine_rates() -> pd.DataFrame:
+    """12 rows (model, engine, quantization): AdvBench and jailbreak refusal rates with n, by serving engine.
+
+    Fractions, as `ENGINE_CITATION` prints them: three decimals, so that rate × n need not be a whole number.
+    """
+    return pd.read_csv(_DATA / "published_engines.csv", comment="#")

@@ -5,7 +5,8 @@ python -m probes.reproduce --out results
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import typer
 
-from probes import cli, figures_probes, figures_regimes, figures_rtsi, tables
+from probes import cli, figures_engines, figures_probes, figures_regimes, figures_rtsi, tables
 from probes.figures import Figure, Status
 from probes.reference import CITATION
 from probes.results import Result
@@ -33,19 +34,34 @@ COLUMNS: tables.Columns = {
 app = typer.Typer(add_completion=False)
 
 
-def reproduce() -> Result:
+@dataclass
+class Reproduction(Result):
+    """Every figure, with the engine-matched deltas, written beside it as `reproduce_engines`."""
+
+    engines: Result = field(kw_only=True)
+
+    @property
+    def beside(self) -> Sequence[Result]:
+        """The engine-matched deltas."""
+        return (self.engines,)
+
+
+def reproduce() -> Reproduction:
     """Recompute the study's figures.
 
     Table: a row a figure with `section`, `what`, `published`, `ours`, `tolerance`, `status` and `note`. `status` is
     `yes` or `NO` where the tables determine the figure, `undetermined` where they do not, `contradicts` where the
     study's own figures contradict each other or its definition; `note` then says why.
 
+    `reproduce_engines`: the AWQ and GPTQ deltas of three models against baselines of the cells' own engine family, see
+    `probes.figures_engines.matched`.
+
     Example:
         >>> reproduce().table.query("status != 'yes'")
     """
     figures = [figure for section in SECTIONS for figure in section()]
     table = pd.DataFrame([figure.row() for figure in figures])
-    return Result("reproduce", table, {"source": CITATION})
+    return Reproduction("reproduce", table, {"source": CITATION}, engines=figures_engines.matched())
 
 
 @app.command()
@@ -61,6 +77,9 @@ def main(
     else:
         for section, rows in result.table.groupby("section", sort=False):
             cli.console.print(tables.render(str(section), rows.assign(cell=rows["what"], reason=rows["note"]), COLUMNS))
+        cli.console.print(tables.render(figures_engines.TITLE, *figures_engines.shown(result.engines.table)))
+        for caveat in figures_engines.CAVEATS:
+            cli.console.print(caveat, markup=False, highlight=False)
     from probes import plots  # late: matplotlib
 
     written = [parquet, document, *plots.write_all(out)]

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from interp.errors import InputError
-from probes.paired import delta_interval
+from probes.paired import delta_interval, unpaired_interval
 
 
 def outcomes(both: int, cell_only: int, baseline_only: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,3 +51,16 @@ def test_it_covers_the_truth_as_often_as_it_says(probabilities: tuple[float, ...
 def test_other_prompts_are_refused() -> None:
     with pytest.raises(InputError, match="3 and 2 outcomes"):
         delta_interval(np.ones(3, dtype=bool), np.ones(2, dtype=bool))
+
+
+def test_the_published_example_of_two_independent_rates() -> None:
+    # Newcombe (1998), Statistics in Medicine 17, 873–890, table II, method 10: 56/70 − 48/80 is 0.0524 to 0.3339.
+    found = unpaired_interval((56 / 70, 70), (48 / 80, 80))
+    assert found.estimate == pytest.approx(0.2)
+    assert (round(found.low, 4), round(found.high, 4)) == (0.0524, 0.3339)
+
+
+def test_a_rate_that_is_none_is_refused() -> None:
+    for cell in ((1.2, 10), (0.5, 0)):
+        with pytest.raises(InputError, match="rates in"):
+            unpaired_interval(cell, (0.5, 10))

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from probes import reproduce
+from probes import figures_engines, reproduce
 from probes.figures import Figure, Status, rounding
-from probes.reference import published_cells, published_neuron_layers, published_probes
+from probes.reference import published_cells, published_engine_rates, published_neuron_layers, published_probes
 
 RUNNER = CliRunner()
 
@@ -35,6 +35,35 @@ def test_what_cannot_be_reproduced_says_why(table: pd.DataFrame) -> None:
     assert table.loc[table["status"] == Status.UNDETERMINED, "ours"].eq("–").all()
     loss = table.set_index("what").loc["material losses (≤ −5 pp), as defined"]
     assert (loss["published"], loss["ours"], loss["status"]) == ("17", "18", Status.CONTRADICTS)
+
+
+ENGINE_MATCHED = {
+    "llama3.2-1b AWQ": ("−61.8", "−20.0 [−28.7, −10.8]"),
+    "llama3.2-1b GPTQ": ("−68.2", "−26.4 [−34.8, −17.4]"),
+    "llama3.2-3b AWQ": ("−22.7", "−9.5 [−18.5, −0.3]"),
+    "llama3.2-3b GPTQ": ("−20.9", "−7.7 [−16.7, +1.5]"),
+    "qwen2.5-1.5b AWQ": ("−24.5", "−16.4 [−24.7, −7.6]"),
+    "qwen2.5-1.5b GPTQ": ("−47.7", "−39.5 [−47.5, −30.6]"),
+}
+"""Published, and against vLLM's FP16: worked out by hand from Technical Report 136."""
+
+
+def test_deltas_against_a_baseline_of_the_same_engine_family() -> None:
+    wide, columns = figures_engines.shown(figures_engines.matched().table)
+    assert {row["cell"]: (row["published"], row["vLLM"]) for _, row in wide.iterrows()} == ENGINE_MATCHED
+    assert list(columns) == ["cell", "published (Ollama)", "matched (vLLM FP16)", "matched (TGI FP16)"]
+
+
+def test_the_engine_table_is_printed_with_its_caveats_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "SECTIONS", (lambda: [Figure("s", "w", 1, 1, 0.5)],))
+    monkeypatch.setattr("probes.plots.write_all", lambda out: [])
+    printed = RUNNER.invoke(reproduce.app, ["--out", str(tmp_path)], catch_exceptions=False).stdout
+    for told in ("−68.2", "−26.4 [−34.8, −17.4]", "three harnesses", "unpaired", "regex labels"):
+        assert told in printed
+    written = pd.read_parquet(tmp_path / "reproduce_engines.parquet")
+    assert written.groupby("engine").size().to_dict() == {"TGI": 6, "vLLM": 6}
 
 
 @pytest.mark.parametrize(
@@ -88,3 +117,11 @@ def test_our_tables_carry_the_reference_figures(shared: Path) -> None:
         np.testing.assert_array_equal(ours[column], features[column].reindex(ours.index))
     assert len(published_probes()) == 17
     assert len(published_neuron_layers()) == 25
+    engines = pd.read_csv(shared / "reference" / "engine_refusal_rates.csv", comment="#")
+    carried = published_engine_rates()
+    assert carried[["model", "engine", "quantization"]].to_numpy().tolist() == (
+        engines[["model", "engine", "weights"]].to_numpy().tolist()
+    )
+    for side in ("advbench", "jailbreak"):
+        np.testing.assert_array_equal(carried[f"{side}_refusal_rate"], engines[f"{side}_refusal_rate"])
+        np.testing.assert_array_equal(carried[f"{side}_refusal_rate_n"], engines[f"n_{side}"])

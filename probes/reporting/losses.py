@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.proportion import confint_proportions_2indep
 
 from probes.intervals import Interval
 from probes.pair import BASELINE
-from probes.paired import ALPHA, delta_interval, paired_tests
+from probes.paired import ALPHA, delta_interval, paired_tests, unpaired_interval
 from probes.reporting.run import Run
 from probes.reporting.words import cut
 from probes.summary import QUALITY
@@ -146,8 +145,7 @@ def _unpaired(row: pd.Series, baseline: pd.Series) -> Interval:
     reference, m = baseline["refusal_rate"], baseline["n_total"]
     if pd.isna(cell) or pd.isna(reference):
         return UNKNOWN
-    bounds = confint_proportions_2indep(round(cell * n), n, round(reference * m), m, method="newcomb")
-    return Interval(float(cell - reference), float(bounds[0]), float(bounds[1]))
+    return unpaired_interval((float(cell), int(n)), (float(reference), int(m)))
 
 
 def _quality_halves(run: Run, model: str) -> dict[str, float]:
