@@ -30,14 +30,16 @@ def test_any_text_is_a_value_or_an_input_error(text: str | bytes) -> None:
     for parse in (documents.parse_json, documents.parse_toml):
         if parse is documents.parse_toml and isinstance(text, bytes):
             continue
+        said = "x"
         try:
             parse(text, "x")
         except InputError as error:
-            assert "x" in str(error)
+            said = str(error)
+        assert "x" in said
 
 
 @pytest.mark.parametrize("depth", [documents.MAX_NESTING + 1, 500, 100_000])
-@pytest.mark.parametrize("pair", ["[]", ("{\"a\":", "}")])
+@pytest.mark.parametrize("pair", ["[]", ('{"a":', "}")])
 def test_deep_json_is_refused(depth: int, pair: str | tuple[str, str]) -> None:
     text = pair[0] * depth + ("" if isinstance(pair, str) else "1") + pair[1] * depth
     with pytest.raises(InputError, match="nested"):
@@ -58,7 +60,7 @@ def test_deep_toml_is_refused() -> None:
 
 @pytest.mark.parametrize("digits", ["9" * 21, "9" * 5000, "1" + "0" * 1_000_000, str(2**64)])
 def test_huge_integers_are_refused(digits: str) -> None:
-    with pytest.raises(InputError, match="digits|bits"):
+    with pytest.raises(InputError, match=r"digits|bits"):
         documents.parse_json(f'{{"bits": {digits}}}', "x")
     with pytest.raises(InputError):
         documents.parse_toml(f"bits = {digits}", "x")
