@@ -189,8 +189,8 @@ def _check_nesting(text: str | bytes, document: Any, where: str) -> None:
     if sum(map(text.count, opening)) <= MAX_NESTING:  # type: ignore[arg-type]
         return
     level = [document]
-    for _ in range(MAX_NESTING + 1):
-        level = [child for parent in level for child in _children(parent)]
+    for _ in range(MAX_NESTING):
+        level = [child for parent in level for child in _children(parent) if isinstance(child, (dict, list))]
         if not level:
             return
     _too_deep(where)
