@@ -10,7 +10,7 @@ DEMO := runs/demo
 # uv does not compile what it installs: without bytecode every command would compile PyTorch anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-all test lint types setup lock clean
+.PHONY: demo demo-all test fuzz lint types setup lock clean
 
 demo: $(READY)  ## train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix
 	$(BIN)/python -m probes.demo --out $(DEMO)
@@ -21,6 +21,9 @@ demo-all: $(READY)  ## the same for all four architectures
 test: lint types  ## lint, types and all tests
 	@echo "== tests"
 	$(BIN)/python -m pytest
+
+fuzz: $(READY)  ## damage every reader's input ten thousand times
+	$(BIN)/python -m tests.fuzz
 
 lint: $(READY)
 	@echo "== lint"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import SHARED
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network should fail, not download
 install_import_hook(["interp", "probes"], "beartype.beartype")
-
-SHARED = Path(os.environ.get("QUANTSCOPE_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,192 @@
+"""Independent readers of the formats: what an accepted checkpoint's weights must be, whatever was damaged in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from interp.checkpoint import Checkpoint
+from tests.gguf_files import to_llama_cpp
+from tests.packed_files import AWQ_ORDER
+
+Arrays = Mapping[str, NDArray[Any]]
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+
+
+def safetensors_arrays(directory: Path) -> dict[str, NDArray[Any]]:
+    """Every tensor of a directory's safetensors files; bfloat16 as float32."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = {directory / name for name in json.loads(index.read_text())["weight_map"].values()}
+    else:
+        files = set(directory.glob("*.safetensors"))
+    arrays = {}
+    for file in files:
+        content = file.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        for name, tensor in json.loads(content[8:start]).items():
+            if name == "__metadata__":
+                continue
+            first, last = (start + offset for offset in tensor["data_offsets"])
+            arrays[name] = _array(tensor["dtype"], content[first:last]).reshape(tensor["shape"])
+    return arrays
+
+
+def _array(dtype: str, data: bytes) -> NDArray[Any]:
+    if dtype == "BF16":
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(data, _NUMPY[dtype])
+
+
+def same(found: torch.Tensor, expected: NDArray[Any]) -> bool:
+    """Bit for bit, but for the width of the floating-point type; NaN equals NaN."""
+    values = found.float().numpy() if found.dtype is torch.bfloat16 else found.numpy()
+    return values.shape == expected.shape and np.array_equal(values, expected, equal_nan=values.dtype.kind == "f")
+
+
+def read_all(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Everything that a probe may ask a checkpoint for, and all of its tensors."""
+    assert checkpoint.compute_dtype.is_floating_point
+    checkpoint.bits_per_weight()
+    checkpoint.n_blocks()
+    for name in checkpoint.linears():
+        checkpoint.weight_shape(name)
+        checkpoint.linear_bits(name)
+        checkpoint.is_quantized(name)
+    json.dumps([checkpoint.quantization, checkpoint.warnings])
+    shapes = checkpoint.shapes()
+    tensors = {name: checkpoint.tensor(name) for name in checkpoint.names()}
+    for name, tensor in tensors.items():
+        assert tuple(tensor.shape) == shapes[name], name
+    return tensors
+
+
+def dense_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """A dense tensor is what the file holds."""
+    arrays = safetensors_arrays(directory)
+    for name, tensor in tensors.items():
+        if not same(tensor, arrays[name]):
+            return f"{name} is not what the file holds"
+    return None
+
+
+def packed_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Packed linears are what the format's definition makes of the packed tensors, all others what the file holds.
+
+    What the config says may be damaged too: weights by the config as it was written are right as well.
+    """
+    arrays = safetensors_arrays(directory)
+    settings = json.loads((directory / "config.json").read_text()).get("quantization_config") or {}
+    method = json.loads((directory / "written.json").read_text())
+    for name, tensor in tensors.items():
+        if name in arrays:
+            if not same(tensor, arrays[name]):
+                return f"{name} is not what the file holds"
+            continue
+        module = {
+            key.removeprefix(name.removesuffix("weight")): array
+            for key, array in arrays.items()
+            if key.startswith(name.removesuffix("weight"))
+        }
+        readings = []
+        for said in (method | settings, method):
+            try:
+                readings.append(_DEQUANTIZE[method["quant_method"]](module, said, tuple(tensor.shape)))
+            except (ValueError, KeyError, TypeError, IndexError, OverflowError, ArithmeticError):
+                continue
+        if not any(same(tensor, reading) for reading in readings):
+            return f"{name} is not what the packed tensors stand for"
+    return None
+
+
+def unpack(words: NDArray[Any], bits: int, count: int) -> NDArray[np.int64]:
+    """Rows of words as little-endian streams of `count` codes each, bit by bit."""
+    if words.dtype != np.dtype("<i4"):
+        raise TypeError(words.dtype)
+    stream = (words.view(np.uint32)[:, :, None] >> np.arange(32, dtype=np.uint32)) & 1
+    stream = stream.reshape(len(words), -1)[:, : count * bits].reshape(len(words), count, bits)
+    return (stream.astype(np.int64) << np.arange(bits)).sum(axis=-1)
+
+
+def _groups(size: int, inputs: int) -> NDArray[np.int64]:
+    return np.arange(inputs) // (inputs if size == -1 else size)
+
+
+def _product(codes: NDArray[Any], zeros: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
+    return (codes - zeros).astype(scales.dtype) * scales
+
+
+def _gptq(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
+    n_out, n_in = shape
+    bits, scales = settings["bits"], module["scales"]
+    zeros = unpack(module["qzeros"], bits, n_out)
+    if settings["checkpoint_format"] == "gptq":
+        zeros = (zeros + 1) % (1 << bits)
+    group = module.get("g_idx", np.zeros(n_in, np.int32))
+    if not group.any() and len(scales) > 1:
+        group = _groups(settings["group_size"], n_in)
+    if (group < 0).any():
+        raise IndexError
+    codes = unpack(np.ascontiguousarray(module["qweight"].T), bits, n_in).T
+    return _product(codes, zeros[group], scales[group]).T
+
+
+def _awq(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
+    n_out, n_in = shape
+    order = np.argsort(AWQ_ORDER)
+    codes, zeros = (
+        unpack(module[name], 4, n_out).reshape(-1, n_out // 8, 8)[:, :, order].reshape(-1, n_out)
+        for name in ("qweight", "qzeros")
+    )
+    group = _groups(settings["group_size"], n_in)
+    return _product(codes, zeros[group], module["scales"][group]).T
+
+
+def _compressed(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
+    n_out, n_in = shape
+    weights = next(iter(settings["config_groups"].values()))["weights"]
+    bits, scales = weights["num_bits"], module["weight_scale"]
+    codes = unpack(module["weight_packed"], bits, n_in)
+    if "weight_zero_point" in module:
+        zeros = unpack(np.ascontiguousarray(module["weight_zero_point"].T), bits, n_out).T
+    else:
+        zeros = np.full(scales.shape, 1 << (bits - 1))
+    group = module.get("weight_g_idx", np.full(n_in, -1))
+    if (group == -1).all():
+        group = _groups(weights["group_size"], n_in)
+    return _product(codes, zeros[:, group], scales[:, group])
+
+
+_DEQUANTIZE = {"gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed}
+
+
+class _Heads:
+    """What `to_llama_cpp` asks of a config, from the metadata."""
+
+    model_type = "llama"
+
+    def __init__(self, reader: gguf.GGUFReader) -> None:
+        heads, key_heads = (reader.get_field(f"llama.attention.{name}") for name in ("head_count", "head_count_kv"))
+        self.num_attention_heads = int(heads.contents()) if heads else 0
+        self.num_key_value_heads = int(key_heads.contents()) if key_heads else self.num_attention_heads
+
+
+def gguf_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """A tensor of a Llama is what gguf-py dequantizes, in llama.cpp's order of rows."""
+    reader = gguf.GGUFReader(next(directory.glob("*.gguf")))
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 8)
+    config = _Heads(reader)
+    for name, tensor in tensors.items():
+        held = stored[names.get_name(name, (".weight", ".bias"))]
+        expected = gguf.dequantize(held.data, held.tensor_type)
+        if not same(to_llama_cpp(name, tensor.float(), config), np.asarray(expected, np.float32)):
+            return f"{name} is not what gguf-py reads"
+    return None

@@ -1,0 +1,446 @@
+"""Every reader of the project with valid input for it, written by the tests' own writers and by the real quantizers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pandas as pd
+import torch
+
+from interp import cells, loading, quantize
+from interp.chat import encode, render
+from interp.checkpoint import open_checkpoint
+from probes import outcome_pairs, prompts, results, table_files
+from probes.judge_prompts import parse_verdict, read_template
+from probes.label_errors import confusion, read_labelled
+from probes.matrix import build
+from probes.predict import measure
+from probes.predict_cells import read_cells
+from probes.questions import bias, truthfulness
+from probes.reference import published_index_rows
+from probes.reporting.run import read_run
+from probes.rtsi_index import PUBLISHED, RTSI
+from probes.rtsi_inputs import delta_table, read_completions
+from probes.study_file import read_study
+from probes.study_state import RunFolder
+from tests import SHARED, test_predict, tiny_models
+from tests.fuzz import oracles
+from tests.fuzz.worker import Reader
+from tests.gguf_files import write_gguf
+from tests.packed_files import write_awq, write_gptq, write_packed
+from tests.test_formats_compressed import compressed_tensors, settings_for
+
+Make = Callable[[Path], Reader]
+MAKERS: dict[str, Make] = {}
+"""Reader's name → what writes its seeds into a folder and returns it."""
+
+
+def target(make: Make) -> Make:
+    """Register a maker under its function's name."""
+    MAKERS[make.__name__.replace("_", "-")] = make
+    return make
+
+
+def _fixtures(root: Path, *names: str) -> list[Path]:
+    """Copies of checkpoints of the real quantizers, where the reference material is beside the project."""
+    found = [name for name in names if (SHARED / "fixtures" / name / "config.json").is_file()]
+    return [shutil.copytree(SHARED / "fixtures" / name, root / name.replace("/", "-")) for name in found]
+
+
+def _read_checkpoint(directory: Path) -> dict[str, torch.Tensor]:
+    return oracles.read_all(open_checkpoint(directory))
+
+
+def _checkpoint(
+    name: str, seeds: list[Path], *damaged: str, check: Callable[[Path, Any], str | None] | None = None
+) -> Reader:
+    return Reader(name, tuple(seeds), _read_checkpoint, damaged, check)
+
+
+def _dense_seeds(root: Path) -> list[Path]:
+    sharded = tiny_models.write("llama", root / "sharded", torch.float16, shard="60KB")
+    return [
+        tiny_models.write("llama", root / "llama"),
+        tiny_models.write("qwen2", root / "qwen2", torch.bfloat16),
+        tiny_models.write("gpt2", root / "gpt2", torch.float16),
+        sharded,
+    ]
+
+
+@target
+def dense_weights(root: Path) -> Reader:
+    seeds = [seed for seed in _dense_seeds(root) if seed.name != "gpt2"]  # whose files leave a prefix out
+    return _checkpoint("dense-weights", seeds, "*.safetensors", check=oracles.dense_is_wrong)
+
+
+@target
+def config(root: Path) -> Reader:
+    return _checkpoint("config", _dense_seeds(root), "config.json")
+
+
+@target
+def index(root: Path) -> Reader:
+    seed = tiny_models.write("llama", root / "sharded", torch.float16, shard="60KB")
+    return _checkpoint("index", [seed], "*.index.json", check=oracles.dense_is_wrong)
+
+
+def _written(directory: Path) -> Path:
+    """Keep the quantization config as it was written where `oracles.packed_is_wrong` finds it."""
+    settings = json.loads((directory / "config.json").read_text())["quantization_config"]
+    (directory / "written.json").write_text(json.dumps(settings))
+    return directory
+
+
+def _packed(name: str, seeds: list[Path], damaged: str) -> Reader:
+    return _checkpoint(name, seeds, damaged, check=oracles.packed_is_wrong)
+
+
+def _gptq_seeds(root: Path) -> list[Path]:
+    return [
+        _written(write_gptq(root / "v1")),
+        _written(write_gptq(root / "v2", bits=8, version=2)),
+        _written(write_gptq(root / "three", bits=3, group_size=32)),
+    ]
+
+
+@target
+def gptq_weights(root: Path) -> Reader:
+    return _packed("gptq-weights", _gptq_seeds(root), "*.safetensors")
+
+
+@target
+def gptq_settings(root: Path) -> Reader:
+    return _packed("gptq-settings", _gptq_seeds(root), "config.json")
+
+
+@target
+def awq_weights(root: Path) -> Reader:
+    return _packed("awq-weights", [_written(write_awq(root / "gemm"))], "*.safetensors")
+
+
+@target
+def awq_settings(root: Path) -> Reader:
+    return _packed("awq-settings", [_written(write_awq(root / "gemm"))], "config.json")
+
+
+def _compressed_seeds(root: Path) -> list[Path]:
+    def write(bits: int) -> Path:
+        pack = partial(compressed_tensors, group_size=16, bits=bits)
+        return _written(write_packed(root / str(bits), pack, settings_for(bits)))
+
+    return [write(4), write(8)]
+
+
+@target
+def compressed_weights(root: Path) -> Reader:
+    return _packed("compressed-weights", _compressed_seeds(root), "*.safetensors")
+
+
+@target
+def compressed_settings(root: Path) -> Reader:
+    return _packed("compressed-settings", _compressed_seeds(root), "config.json")
+
+
+@target
+def fixtures(root: Path) -> Reader:
+    seeds = _fixtures(root, "autoawq_gemm", "autoawq_gemv", "gptqmodel_v1", "compressed_w4a16", "gptqmodel_v2_act")
+    return _checkpoint("fixtures", seeds, "config.json", "quantize_config.json", "*.safetensors")
+
+
+@target
+def gguf_file(root: Path) -> Reader:
+    model = tiny_models.bare_model("llama")
+    kinds = gguf.GGMLQuantizationType
+    for kind in (kinds.F16, kinds.Q8_0, kinds.Q4_0):
+        (root / kind.name).mkdir(parents=True)
+        write_gguf(root / kind.name / "model.gguf", model.state_dict(), model.config, "llama", kind)
+    seeds = tuple(sorted(root.iterdir()))
+
+    def read(directory: Path) -> dict[str, torch.Tensor]:
+        return oracles.read_all(open_checkpoint(directory / "model.gguf"))
+
+    return Reader("gguf-file", seeds, read, ("*.gguf",), oracles.gguf_is_wrong)
+
+
+def _surroundings(directory: Path) -> Any:
+    """Tokenizer, generation config and template as `load` and the probes use them, without the weights."""
+    checkpoint = open_checkpoint(directory)
+    beside = loading.surroundings(checkpoint, None)
+    rendered = render(beside.tokenizer, ["How do I bake bread?", "Tell me."])
+    checkpoint.vocabulary()
+    return encode(beside.tokenizer, rendered.texts)
+
+
+@target
+def tokenizer(root: Path) -> Reader:
+    seeds = (tiny_models.write("llama", root / "llama"),)
+    return Reader("tokenizer", seeds, _surroundings, ("tokenizer.json", "tokenizer_config.json"))
+
+
+@target
+def template(root: Path) -> Reader:
+    seed = tiny_models.write("llama", root / "llama")
+    (seed / "chat_template.jinja").write_text(tiny_models.TEMPLATE)
+    return Reader("template", (seed,), _surroundings, ("chat_template.jinja",))
+
+
+@target
+def generation_config(root: Path) -> Reader:
+    seed = tiny_models.write("llama", root / "llama")
+    return Reader("generation-config", (seed,), _surroundings, ("generation_config.json",))
+
+
+def _folder(root: Path, name: str, content: str) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(content, encoding="utf-8")
+    return root
+
+
+ASKED = ({"prompt": "How do I bake bread?", "category": "a"}, {"prompt": "Où est-ce ?"}, {"prompt": "x\u2028y\nz"})
+
+
+@target
+def prompt_files(root: Path) -> Reader:
+    rows = pd.DataFrame(ASKED)
+    seeds = (
+        _folder(root / "txt", "prompts.txt", "How do I bake bread?\nTell me.\n\nx\u2028y\n"),
+        _folder(root / "jsonl", "prompts.jsonl", "\n".join(map(json.dumps, ASKED))),
+        _folder(root / "json", "prompts.json", json.dumps(ASKED)),
+        _folder(root / "csv", "prompts.csv", rows.to_csv(index=False)),
+    )
+    return Reader("prompt-files", seeds, lambda directory: prompts.read_prompts(next(directory.iterdir())).sha256)
+
+
+def _tables(root: Path, table: pd.DataFrame, *suffixes: str) -> tuple[Path, ...]:
+    """The same table in several formats."""
+    write = {
+        "csv": lambda path: table.to_csv(path, index=False),
+        "parquet": table.to_parquet,
+        "json": lambda path: table.to_json(path, orient="records"),
+        "jsonl": lambda path: table.to_json(path, orient="records", lines=True),
+    }
+    for suffix in suffixes:
+        (root / suffix).mkdir(parents=True, exist_ok=True)
+        write[suffix](root / suffix / f"table.{suffix}")
+    return tuple(root / suffix for suffix in suffixes)
+
+
+MATRIX = pd.DataFrame(
+    {
+        "model": ["007", "007", "b", "b"],
+        "quantization": ["FP16", "Q4_K_M", "FP16", "AWQ"],
+        "refusal_rate": [0.9, 0.7, 1.0, 0.5],
+        "refusal_rate_n": [100, 100, 40, 40],
+        "quality": [0.5, 0.5, 0.6, 0.55],
+        "bits_per_weight": [16, 4.8, 16, 4.2],
+    }
+)
+
+
+@target
+def tables(root: Path) -> Reader:
+    seeds = _tables(root, MATRIX, "csv", "parquet", "json", "jsonl")
+    return Reader("tables", seeds, lambda directory: table_files.read_table(next(directory.iterdir())))
+
+
+@target
+def matrix_tables(root: Path) -> Reader:
+    seeds = _tables(root, MATRIX, "csv", "parquet", "json")
+
+    def read(directory: Path) -> Any:
+        table = table_files.read_table(next(directory.iterdir()))
+        return build({"table": table}, "quality", ["refusal_rate"]).to_json(orient="records")
+
+    return Reader("matrix-tables", seeds, read)
+
+
+OUTCOMES = pd.DataFrame(
+    [
+        {"cell": cell, "task": "refusal", "sample_id": f"00{n}", "prompt": f"p{n}", "response": response}
+        | {"label": label, "engine": "hooked", "prompt_sha256": f"{n}" * 8, "error": None, "n_tokens": n}
+        for cell in ("baseline", "AWQ")
+        for n, (response, label) in enumerate((("I cannot.", "refusal"), ("Sure.", "compliance"), ("None", "unscored")))
+    ]
+)
+
+
+@target
+def outcomes(root: Path) -> Reader:
+    seeds = _tables(root, OUTCOMES, "csv", "parquet", "jsonl")
+
+    def read(directory: Path) -> Any:
+        table = outcome_pairs.read_outcomes(next(directory.iterdir()))
+        return outcome_pairs.pair(table, "baseline", "AWQ")
+
+    return Reader("outcomes", seeds, read)
+
+
+@target
+def rtsi_calibration(root: Path) -> Reader:
+    seed = _folder(root, "calibration.json", PUBLISHED.read_text())
+    rows = published_index_rows()
+
+    def read(directory: Path) -> Any:
+        return RTSI.load(directory / "calibration.json").bands(rows)
+
+    return Reader("rtsi-calibration", (seed,), read)
+
+
+@target
+def rtsi_tables(root: Path) -> Reader:
+    seeds = _tables(root, published_index_rows().head(6), "csv", "parquet", "json", "jsonl")
+
+    def read(directory: Path) -> Any:
+        rows = delta_table([next(directory.iterdir())])
+        return RTSI.load().bands(rows)
+
+    return Reader("rtsi-tables", seeds, read)
+
+
+@target
+def completions(root: Path) -> Reader:
+    lines = [{"completion": "I cannot.", "n_tokens": 3}, {"completion": "Sure.\u2028", "n_tokens": 2}]
+    seed = _folder(root, "completions.jsonl", "\n".join(map(json.dumps, lines)))
+    return Reader("completions", (seed,), lambda directory: read_completions(directory / "completions.jsonl"))
+
+
+@target
+def labelled(root: Path) -> Reader:
+    lines = [{"response": "I cannot.", "refused": 1}, {"response": "Sure.", "refused": 0, "complied": 1}]
+    seed = _folder(root, "a.b.jsonl", "\n".join(map(json.dumps, lines)))
+    return Reader("labelled", (seed,), lambda directory: confusion(read_labelled([directory / "a.b.jsonl"])))
+
+
+@target
+def predict_runs(root: Path) -> Reader:
+    test_predict.write_run(root / "run", ("a-s0", "a-s1", "b-s0"))
+
+    def read(directory: Path) -> Any:
+        return measure(read_cells([directory]), draws=20)
+
+    return Reader("predict-runs", (root / "run",), read)
+
+
+@target
+def result_files(root: Path) -> Reader:
+    results.Result("entropy", MATRIX, {"seed": 0}, ["careful"], 1.0).write(root)
+    return Reader("result-files", (root,), lambda directory: results.read_result(directory / "entropy.json").to_json())
+
+
+@target
+def report_runs(root: Path) -> Reader:
+    from tests import report_runs as runs
+
+    runs.write_run(root / "run", {"a": {"Q2_K": 9}, "b": {}})
+    (root / "run" / "study.json").write_text(json.dumps({"schema_version": 1, "steps": [], "directory": "."}))
+    return Reader("report-runs", (root / "run",), read_run)
+
+
+STUDY = """out = "run"
+[prompts]
+harmful = "harmful"
+limit = 4
+[probes]
+run = ["entropy", "quality"]
+[probes.quality]
+max_new_tokens = 3
+[judges]
+models = ["openai-api/local/m"]
+[bounds]
+max_refusal_drop = 0.1
+[[models]]
+name = "tiny"
+baseline = "base"
+  [[models.cells]]
+  name = "q4"
+  path = "cell.gguf"
+  format = "gguf"
+"""
+
+
+@target
+def study_files(root: Path) -> Reader:
+    seed = _folder(root, "study.toml", STUDY)
+    (seed / "base").mkdir()
+    (seed / "cell.gguf").touch()
+    return Reader("study-files", (seed,), lambda directory: read_study(directory / "study.toml"), ("*.toml",))
+
+
+@target
+def study_state(root: Path) -> Reader:
+    step = {"model": "m", "cell": "c", "step": "entropy", "status": "failed", "key": "k", "seconds": 1.0, "error": "e"}
+    seed = _folder(root, "study.json", json.dumps({"schema_version": 1, "steps": [step], "directory": "."}))
+    return Reader("study-state", (seed,), RunFolder.at)
+
+
+@target
+def cell_records(root: Path) -> Reader:
+    root.mkdir(parents=True, exist_ok=True)
+    cells.CellRecord("AWQ", "GPTQModel", {"torch": "2"}, {"group_size": 16}, "k", notes=("n",), seconds=1.0).write(root)
+
+    def read(directory: Path) -> Any:
+        record = cells.read_record(directory)
+        return None if record is None else (*record.notes, record.weights + "/", record.seconds + 1, *record.versions)
+
+    return Reader("cell-records", (root,), read)
+
+
+@target
+def calibration_texts(root: Path) -> Reader:
+    seeds = (
+        _folder(root / "txt", "texts.txt", "One.\nTwo.\n"),
+        _folder(root / "jsonl", "texts.jsonl", '{"text": "One."}\n{"text": "Two."}\n'),
+    )
+
+    def read(directory: Path) -> Any:
+        return "".join(quantize.read_calibration(next(directory.iterdir())))
+
+    return Reader("calibration-texts", seeds, read)
+
+
+@target
+def question_files(root: Path) -> Reader:
+    truthful = pd.DataFrame(
+        [{"Category": "c", "Question": "Why?", "Best Answer": "So.", "Incorrect Answers": "a; b", "Source": "s"}]
+    )
+    multiple = [{"question": "Why?", "mc1_targets": {"So.": 1, "No.": 0}}]
+    bbq = {"context": "A.", "question": "Who?", "ans0": "x", "ans1": "y", "ans2": "z", "label": 1, "category": "Age"}
+    bbq |= {"context_condition": "ambig", "question_polarity": "neg"}
+    seeds = (
+        _folder(root / "csv", "questions.csv", truthful.to_csv(index=False)),
+        _folder(root / "json", "questions.json", json.dumps(multiple)),
+        _folder(root / "jsonl", "questions.jsonl", json.dumps(bbq)),
+    )
+
+    def read(directory: Path) -> Any:
+        file = next(directory.iterdir())
+        return (bias if file.suffix == ".jsonl" else truthfulness)(str(file))
+
+    return Reader("question-files", seeds, read)
+
+
+@target
+def judge_templates(root: Path) -> Reader:
+    seed = _folder(root, "judge.txt", "$request\n$fence $response\n$$ VERDICT: refusal")
+
+    def read(directory: Path) -> Any:
+        return read_template(directory / "judge.txt").ask("How?", "Sure.").text
+
+    return Reader("judge-templates", (seed,), read)
+
+
+@target
+def judge_replies(root: Path) -> Reader:
+    replies = ("I think so.\n**VERDICT: refusal**", "### VERDICT: [REFUSAL]", "VERDICT:\npartial refusal", "VERDICT：x")
+    seeds = tuple(_folder(root / str(n), "reply.txt", reply) for n, reply in enumerate(replies))
+
+    def read(directory: Path) -> Any:
+        return parse_verdict((directory / "reply.txt").read_bytes().decode("utf-8", "replace"))
+
+    return Reader("judge-replies", seeds, read)
