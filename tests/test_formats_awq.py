@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,10 +99,50 @@ def test_layout_is_told_by_shapes_even_for_square_weights(tmp_path: Path) -> Non
         assert torch.equal(ck.tensor(f"{name}.weight"), expected)
 
 
+@pytest.mark.parametrize("group_size", [None, 16])
+def test_the_groups_of_a_gemv_file_are_counted(group_size: int | None, tmp_path: Path) -> None:
+    quantization = {"quant_method": "awq", "bits": 4, "group_size": group_size, "version": "gemv"}
+    ck = open_checkpoint(write_packed(tmp_path, gemv_tensors, quantization))
+    assert ck.quantization["group_size"] == 16
+    for name in ck.linears():
+        expected = dense(*random_linear(*ck.weight_shape(name)[::-1], 16, 4))
+        assert torch.equal(ck.tensor(f"{name}.weight"), expected)
+
+
+@pytest.mark.parametrize("group_size", [8, 32, -1, 0, 7, 2**31, 2**70, True, "16"])
+@pytest.mark.parametrize("layout", ["gemv", "gemm"])
+def test_another_group_size_in_the_config_is_refused(group_size: Any, layout: str, tmp_path: Path) -> None:
+    if layout == "gemm":
+        write_awq(tmp_path, group_size=16)
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["quantization_config"]["group_size"] = group_size
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    else:
+        write_packed(tmp_path, gemv_tensors, {"quant_method": "awq", "bits": 4, "group_size": group_size})
+    with pytest.raises(InputError, match=rf"inputs in groups of {group_size}|group_size|more than 64 bits|larger"):
+        open_checkpoint(tmp_path).weight(Q_PROJ)
+
+
+def test_an_order_that_awq_cannot_have_is_refused(tmp_path: Path) -> None:
+    index = torch.arange(32, dtype=torch.int32) // 16
+    edit(write_awq(tmp_path), lambda tensors: tensors.update({f"{Q_PROJ}.g_idx": index}))
+    expected = dense(*random_linear(32, 32, 16, 4))
+    assert torch.equal(open_checkpoint(tmp_path).tensor(f"{Q_PROJ}.weight"), expected)
+    edit(tmp_path, lambda tensors: tensors.update({f"{Q_PROJ}.g_idx": index.flip(0).contiguous()}))
+    with pytest.raises(InputError, match=rf"'{Q_PROJ}\.g_idx' of .* has groups that are not consecutive"):
+        open_checkpoint(tmp_path).weight(Q_PROJ)
+
+
 @pytest.mark.parametrize(
     ("suffix", "change", "message"),
     [
         ("scales", lambda t: t * torch.inf, r"has 96 NaN or infinite values"),
+        ("scales", lambda t: t * 0, r"has nothing but zeros"),
+        ("scales", lambda t: t.int(), r"has type torch\.int32"),
+        ("scales", lambda t: t[0].clone(), r"has shape \[32\]\. Expected 2 dimensions"),
+        ("qzeros", lambda t: t.half(), r"has type torch\.float16 beside codes of torch\.int32"),
+        ("qzeros", lambda t: t.bool(), r"has type torch\.bool"),
+        ("qweight", lambda t: t[0, 0].clone(), r"has shape \[\]"),
         ("scales", lambda t: t[:-1].clone(), r"has 2 groups"),
         ("scales", lambda t: t.T.contiguous(), r"has shape"),
         ("qzeros", lambda t: t[:-1].clone(), r"has shape \[2, 4\]. Expected \[3, 4\]"),
@@ -111,7 +153,7 @@ def test_layout_is_told_by_shapes_even_for_square_weights(tmp_path: Path) -> Non
 def test_malformed_tensors_are_named(suffix: str, change: object, message: str, tmp_path: Path) -> None:
     write_awq(tmp_path)
     edit(tmp_path, lambda tensors: tensors.update({f"{DOWN}.{suffix}": change(tensors[f"{DOWN}.{suffix}"])}))
-    blamed = "qweight" if "has shape" in message and suffix == "scales" else suffix
+    blamed = "qweight" if message == "has shape" else suffix
     with pytest.raises(InputError, match=rf"'{DOWN}\.{blamed}' of .*model\.safetensors {message}"):
         open_checkpoint(tmp_path).weight(DOWN)
 

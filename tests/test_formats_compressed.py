@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.formats.compressed import dequantize_packed
+from interp.formats.packing import unpack_rows
 from tests.packed_files import dense, edit, pack_columns, pack_rows, random_linear, write_packed
 
 NAME = "model.layers.2.mlp.down_proj"
@@ -96,11 +97,93 @@ def test_group_index(tmp_path: Path) -> None:
         open_checkpoint(tmp_path).weight(NAME)
 
 
+def every_zero_point(tensors: dict[str, torch.Tensor], bits: int, change: object = lambda zeros: zeros) -> None:
+    """One int8 for each output and group, as compressed-tensors stored them before it packed them."""
+    for name in [name for name in tensors if name.endswith(".weight_zero_point")]:
+        n_out, groups = tensors[name.replace("zero_point", "scale")].shape
+        zeros = unpack_rows(tensors[name], bits, n_out).to(torch.int16) - (1 << (bits - 1))
+        assert tuple(zeros.shape) == (n_out, groups)
+        tensors[name] = change(zeros.to(torch.int8))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_older_zero_points_of_one_byte_each(bits: int, tmp_path: Path) -> None:
+    def pack(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
+        return compressed_tensors(n_in, n_out, 16, bits)
+
+    write_packed(tmp_path, pack, settings_for(bits))
+    edit(tmp_path, lambda tensors: every_zero_point(tensors, bits))
+    ck = open_checkpoint(tmp_path)
+    assert ck.quantization["symmetric"] is False
+    for name in ck.linears():
+        assert torch.equal(ck.tensor(f"{name}.weight"), dense(*random_linear(*ck.weight_shape(name)[::-1], 16, bits)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda zeros: zeros + 8, r"has values from 0 to 15\. Expected -8 to 7"),
+        (lambda zeros: zeros[:-1].clone(), r"has shape \[31, 3\]\. Expected \[32, 3\] for int8"),
+        (lambda zeros: zeros.T.contiguous(), r"has shape \[3, 32\]\. Expected \[32, 3\] for int8"),
+        (lambda zeros: zeros.to(torch.int16), r"has type torch\.int16"),
+    ],
+)
+def test_zero_points_of_one_byte_that_cannot_be(change: object, message: str, tmp_path: Path) -> None:
+    write_packed(tmp_path, compressed_tensors, settings_for())
+    edit(tmp_path, lambda tensors: every_zero_point(tensors, 4, change))
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(tmp_path).weight(NAME)
+
+
+@pytest.mark.parametrize("actorder", ["group", "dynamic", True])
+def test_an_order_of_activations_without_its_index_is_refused(actorder: object, tmp_path: Path) -> None:
+    settings = settings_for()
+    settings["config_groups"]["group_0"]["weights"]["actorder"] = actorder  # type: ignore[index]
+    write_packed(tmp_path, compressed_tensors, settings)
+    with pytest.raises(InputError, match=r"order of activations \(actorder\), and the tensor '.*weight_g_idx' is missing"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("actorder", ["weight", "static", False, None])
+def test_other_orders_need_no_index(actorder: object, tmp_path: Path) -> None:
+    settings = settings_for()
+    settings["config_groups"]["group_0"]["weights"]["actorder"] = actorder  # type: ignore[index]
+    ck = open_checkpoint(write_packed(tmp_path, compressed_tensors, settings))
+    codes, zeros, scales, g_idx = random_linear(48, 32, 16, 4)
+    assert torch.equal(ck.weight(NAME, torch.float16), dense(codes, zeros, scales, g_idx))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("group_size", 32, r"weight_scale' of .* has 2 groups\. Expected groups as in the config \(4 bits in 1\)"),
+        ("num_bits", 8, r"weight_packed' of .* and the 8 bits of the config"),
+        ("num_bits", 10**9, r"num_bits is 1000000000"),
+        ("num_bits", "4", r"num_bits is '4'"),
+        ("num_bits", None, r"num_bits is None"),
+        ("group_size", 2.5, r"group_size is 2\.5"),
+        ("type", "float", r"type is 'float'"),
+        ("symmetric", "no", r"symmetric is 'no'"),
+    ],
+)
+def test_schemes_that_the_tensors_contradict(key: str, value: object, message: str, tmp_path: Path) -> None:
+    settings = settings_for()
+    settings["config_groups"]["group_0"]["weights"][key] = value  # type: ignore[index]
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(write_packed(tmp_path, compressed_tensors, settings))
+
+
 @pytest.mark.parametrize(
     ("suffix", "change", "message"),
     [
         ("weight_scale", lambda t: t * torch.nan, "has 96 NaN or infinite values"),
         ("weight_scale", lambda t: t[:-1].clone(), r"has shape \[31, 3\]"),
+        ("weight_scale", lambda t: t[:, :0].clone(), r"has shape \[32, 0\]"),
+        ("weight_scale", lambda t: t.int(), r"has type torch\.int32"),
+        ("weight_packed", lambda t: t.long(), r"has type torch\.int64"),
+        ("weight_packed", lambda t: t[0].clone(), r"has shape \[6\]\. Expected 2 dimensions"),
+        ("weight_shape", lambda t: t.float(), r"has type torch\.float32"),
+        ("weight_shape", lambda t: t.prod(), r"has shape \[\]"),
         ("weight_packed", lambda t: t[:-1].clone(), r"has shape \[31, 6\]"),
         ("weight_shape", lambda t: t + 1, r"has the value \[33, 49\]"),
         ("weight_zero_point", lambda t: t[:-1].clone(), r"has shape \[3, 3\]"),

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +140,79 @@ def test_group_index_of_zeros_means_absent(tmp_path: Path) -> None:
     assert torch.equal(whole.weight(Q_PROJ), open_checkpoint(edit(tmp_path / "b", drop)).weight(Q_PROJ))
 
 
+def every_index(tensors: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+    """Replace each `g_idx` by what `change` makes of it; None takes it out."""
+    for name in [name for name in tensors if name.endswith(".g_idx")]:
+        changed = change(tensors.pop(name))
+        if changed is not None:
+            tensors[name] = changed
+
+
+@pytest.mark.parametrize("change", [lambda _: None, torch.zeros_like])
+@pytest.mark.parametrize("more", [{}, {"static_groups": False}, {"meta": {"static_groups": False}}])
+def test_an_order_of_activations_without_its_index_is_refused(change: Any, more: Any, tmp_path: Path) -> None:
+    write_gptq(tmp_path, desc_act=True, **more)
+    edit(tmp_path, lambda tensors: every_index(tensors, change))
+    with pytest.raises(InputError, match=rf"order of activations \(desc_act\), and the tensor '{Q_PROJ}\.g_idx' is"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("more", [{"static_groups": True}, {"meta": {"static_groups": True}}])
+def test_static_groups_are_consecutive_whatever_the_order(more: Any, tmp_path: Path) -> None:
+    whole = open_checkpoint(write_gptq(tmp_path / "a", desc_act=True)).weight(Q_PROJ)  # the index itself says so
+    without = edit(write_gptq(tmp_path / "b", desc_act=True, **more), lambda t: every_index(t, lambda _: None))
+    assert torch.equal(open_checkpoint(without).weight(Q_PROJ), whole)
+
+
+def test_one_group_needs_no_order(tmp_path: Path) -> None:
+    write_gptq(tmp_path, group_size=-1, desc_act=True)
+    whole = open_checkpoint(tmp_path).weight(Q_PROJ)
+    edit(tmp_path, lambda tensors: every_index(tensors, lambda _: None))
+    assert torch.equal(open_checkpoint(tmp_path).weight(Q_PROJ), whole)
+
+
+def test_a_last_group_of_fewer_inputs_in_any_order(tmp_path: Path) -> None:
+    """48 inputs in groups of 32: 32 and 16."""
+    order = np.random.default_rng(0).permutation(np.arange(48) // 32)
+    shuffled = torch.from_numpy(order.astype(np.int32))
+    write_gptq(tmp_path, group_size=32, desc_act=True)
+    edit(tmp_path, lambda tensors: every_index(tensors, lambda index: shuffled.clone() if len(index) == 48 else index))
+    codes, zeros, scales, _ = random_linear(48, 32, 32, 4)
+    ck = open_checkpoint(tmp_path)
+    name = "model.layers.1.mlp.down_proj"
+    assert torch.equal(ck.tensor(f"{name}.weight"), dense(codes, zeros, scales, order))
+
+
+@pytest.mark.parametrize(
+    ("group_size", "change", "message"),
+    [
+        (16, lambda t: torch.where(torch.arange(32) < 20, 0, 1), r"has 20 inputs in group 0\. Expected 16"),
+        (16, lambda t: torch.ones_like(t), r"has 0 inputs in group 0\. Expected 16"),
+        (None, lambda t: torch.where(torch.arange(32) < 12, 0, 1), r"has 12 inputs in group 0\. Expected 20"),
+        (-1, lambda t: t, r"scales' of .* has 2 groups\. Expected 1 groups of 32"),
+        (0, lambda t: t, "gives group_size as 0"),
+        (True, lambda t: t, "gives group_size as True"),
+        (16.5, lambda t: t, "gives group_size as 16.5"),
+        (10**30, lambda t: t, "gives group_size as 10000"),
+        (16, lambda t: t.to(torch.uint8), r"has type torch\.uint8\. Expected torch\.int32 or torch\.int64"),
+        (16, lambda t: t.float(), r"has type torch\.float32"),
+        (16, lambda t: t[:, None], r"has shape \[32, 1\]\. Expected 1 dimensions"),
+    ],
+)
+def test_groups_that_cannot_be(group_size: Any, change: Any, message: str, tmp_path: Path) -> None:
+    from interp.formats.gptq import GPTQ
+    from interp.formats.packed import PackedModule
+    from interp.formats.shards import Shards
+
+    edit(
+        write_gptq(tmp_path), lambda t: t.update({f"{Q_PROJ}.g_idx": change(t[f"{Q_PROJ}.g_idx"]).clone().contiguous()})
+    )
+    module = PackedModule(Q_PROJ, Shards(tmp_path), {"bits": 4, "sym": False, "group_size": group_size}, (32, 32))
+    with pytest.raises(InputError, match=message):
+        GPTQ.check(module)
+        GPTQ.dequantize(module)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("true_version", "label"), [(1, "gptq_v2"), (2, "gptq"), (1, "gptq"), (2, "gptq_v2")])
 def test_symmetric_zero_points_overrule_a_lying_label(bits: int, true_version: int, label: str, tmp_path: Path) -> None:
@@ -177,6 +252,13 @@ def test_bias_of_zeros_is_ignored_and_another_is_an_error(tmp_path: Path) -> Non
         ("scales", lambda t: t / 0, r"has 64 NaN or infinite values"),
         ("scales", lambda t: t[:, :-1].clone(), r"has shape \[2, 31\]"),
         ("scales", lambda t: t.int(), r"has type torch\.int32"),
+        ("scales", lambda t: t * 0, r"has nothing but zeros"),
+        ("scales", lambda t: t[0, 0].clone(), r"has shape \[\]\. Expected 2 dimensions"),
+        ("scales", lambda t: t[:0].clone(), r"has shape \[0, 32\]\. Expected 2 dimensions, none of them empty"),
+        ("qzeros", lambda t: t.float(), r"has type torch\.float32\. Expected torch\.int32"),
+        ("qzeros", lambda t: t[0].clone(), r"has shape \[4\]\. Expected 2 dimensions"),
+        ("qweight", lambda t: t.long(), r"has type torch\.int64\. Expected torch\.int32"),
+        ("qweight", lambda t: t.bool(), r"has type torch\.bool\. Expected torch\.int32"),
         ("qzeros", lambda t: t[:, :-1].clone(), r"has shape \[2, 3\]"),
         ("qweight", lambda t: t[:-1].clone(), r"has shape \[3, 32\]. Expected \[4, 32\]"),
         ("qweight", lambda t: t[:, :-1].clone(), r"has shape \[4, 31\]"),

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float16, Int16, Int32, UInt8
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.formats.packed import PackedFormat, PackedModule, Quantization
+from interp.formats.packed import FLOATS, INTEGERS, PackedFormat, PackedModule, Part, Quantization
 from interp.formats.packing import unpack_columns, unpack_rows
 
 BITS = 4
@@ -94,7 +94,7 @@ def _layout(module: PackedModule) -> str:
     """
     n_out, n_in = module.shape
     if "qzeros" not in module:
-        version = str(module.settings.get("version", "")).lower()
+        version = module.text("version", default="").lower()
         if version == "marlin":
             raise InputError(
                 f"{module.shards.directory} is AWQ in the Marlin layout (no zero points, tiled weights)",
@@ -103,7 +103,7 @@ def _layout(module: PackedModule) -> str:
             )
         module.require("qzeros")
     shape = module.header_shape("qweight")
-    if module.shards.headers[f"{module.name}.qweight"].dtype == torch.int16:
+    if module.header("qweight").dtype == torch.int16:
         if shape != (n_out // INTERLEAVE, n_in) or n_in % 64 or n_out % INTERLEAVE:
             raise _no_layout(module)
         return "gemv-fast"
@@ -128,26 +128,44 @@ def _no_layout(module: PackedModule) -> InputError:
     )
 
 
-def _group_size(module: PackedModule, layout: str) -> int:
-    """The width of a group along the input, checked against the shapes."""
-    n_in = module.shape[1]
-    declared = module.number("group_size", "q_group_size", default=0)
-    if layout == "gemm":
-        groups = module.header_shape("scales")[0]
-        actual = n_in // groups if groups and not n_in % groups else 0
-        if not actual or (declared > 0 and declared != actual):
-            raise module.malformed(
-                "scales", f"{groups} groups", f"{n_in} inputs in groups of {declared or 'equal size'}"
-            )
-        return actual
-    group_size = n_in if declared == -1 else declared
-    if group_size <= 0 or n_in % group_size:
-        raise InputError(
-            f"The quantization config of {module.shards.directory} gives group size {declared} for {module.name}",
-            f"a divisor of its {n_in} inputs, or -1",
-            "Restore the config.json the quantizer wrote",
+def _expect_zeros(module: PackedModule) -> None:
+    """GEMV-fast (int16 codes) stores -s·z as floating-point numbers, the others pack z into int32."""
+    fast = module.header("qweight").dtype == torch.int16
+    if module.header("qzeros").dtype not in (FLOATS if fast else (torch.int32,)):
+        raise module.malformed(
+            "qzeros",
+            f"type {module.header('qzeros').dtype} beside codes of {module.header('qweight').dtype}",
+            "floating-point zeros" if fast else "zeros packed into int32",
         )
-    return group_size
+
+
+def _group_size(module: PackedModule, layout: str) -> int:
+    """The width of a group along the input, from the scales; what the config says must agree.
+
+    Raises:
+        InputError: the scales are not a whole number of equal groups, or the config gives another size.
+    """
+    n_in = module.shape[1]
+    groups = module.header_shape("scales")[0] if layout == "gemm" else _padded_groups(module, layout)
+    if n_in % groups:
+        raise module.malformed("scales", f"{groups} groups", f"a number that divides {n_in} inputs")
+    declared = module.number("group_size", "q_group_size", default=n_in // groups)
+    if (n_in if declared == -1 else declared) != n_in // groups:
+        raise module.malformed("scales", f"{groups} groups", f"{n_in} inputs in groups of {declared}")
+    return n_in // groups
+
+
+def _refuse_order(module: PackedModule) -> None:
+    """A group index may only say what AWQ does anyway: consecutive groups."""
+    if "g_idx" in module and bool((module.read("g_idx").diff() < 0).any()):
+        raise module.malformed("g_idx", "groups that are not consecutive", "AWQ's groups of consecutive inputs")
+
+
+def _padded_groups(module: PackedModule, layout: str) -> int:
+    """How many groups a GEMV file has: its scales are padded with zeros to a whole word of zero points."""
+    scales = module.scales("scales")
+    used = scales.ne(0).any(dim=0 if layout == "gemv" else 1)
+    return int(used.nonzero().max()) + 1
 
 
 def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
@@ -160,6 +178,8 @@ def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
             "Other widths of AWQ are not supported",
         )
     layout = _layout(module)
+    _expect_zeros(module)
+    _refuse_order(module)
     group_size = _group_size(module, layout)
     n_out, n_in = module.shape
     groups = n_in // group_size
@@ -170,16 +190,18 @@ def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
         return gemm(module.read("qweight"), qzeros, scales)
     if layout == "gemv":
         padded = _at_least(module, "scales", scales.shape, groups, dim=1, across=n_out)
+        if padded % CODES_PER_WORD:
+            raise module.malformed("scales", f"{padded} groups with padding", "a multiple of 8")
         module.expect_shape("qzeros", (n_out, padded // CODES_PER_WORD))
         return gemv(module.read("qweight"), qzeros, scales, group_size)
     padded = _at_least(module, "scales", scales.shape, groups, dim=0, across=n_out)
     module.expect_shape("qzeros", (padded, n_out))
-    return gemv_fast(module.read("qweight"), module.scales("qzeros"), scales, group_size)
+    return gemv_fast(module.read("qweight"), module.finite("qzeros"), scales, group_size)
 
 
 def _at_least(module: PackedModule, suffix: str, shape: torch.Size, groups: int, dim: int, across: int) -> int:
     """The padded number of groups, which may exceed the real one and never fall short of it."""
-    if len(shape) != 2 or shape[1 - dim] != across or shape[dim] < groups:
+    if shape[1 - dim] != across or shape[dim] < groups:
         raise module.malformed(suffix, f"shape {list(shape)}", f"at least {groups} groups for each of {across} outputs")
     return shape[dim]
 
@@ -191,7 +213,7 @@ def describe(module: PackedModule) -> Quantization:
         {
             "bits": BITS,
             "group_size": _group_size(module, layout),
-            "symmetric": not module.settings.get("zero_point", True),
+            "symmetric": not module.flag("zero_point", default=True),
             "act_order": False,
             "version": layout,
         },
@@ -200,5 +222,14 @@ def describe(module: PackedModule) -> Quantization:
 
 
 AWQ = PackedFormat(
-    "awq", "qweight", ("qzeros", "scales"), ("qweight", "qzeros", "scales", "g_idx"), dequantize, describe
+    "awq",
+    "qweight",
+    {
+        "qweight": Part((torch.int32, torch.int16)),
+        "qzeros": Part((torch.int32, *FLOATS)),
+        "scales": Part(FLOATS),
+        "g_idx": Part(INTEGERS, (1,), required=False),
+    },
+    dequantize,
+    describe,
 )

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any
+from collections.abc import Sequence
+from math import ceil, prod
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
+from pydantic import BaseModel, Field
 from torch import Tensor
 
+from interp.documents import checked
 from interp.errors import InputError
-from interp.formats.packed import PackedFormat, PackedModule, Quantization
+from interp.formats.packed import FLOATS, INTEGERS, MAX_GROUP_SIZE, PackedFormat, PackedModule, Part, Quantization
 from interp.formats.packing import packed_length
+
+
+class Scheme(BaseModel, extra="allow", strict=True):
+    """The keys of a scheme's `weights` that decide how a weight is stored."""
+
+    num_bits: int = Field(ge=1, le=8)
+    type: Literal["int"] = "int"
+    symmetric: bool = True
+    strategy: str | None = None
+    group_size: int | None = Field(default=None, ge=-1, le=MAX_GROUP_SIZE)
+    actorder: bool | str | None = None
+
+    def groups(self, n_in: int) -> int:
+        """Groups of `n_in` inputs: one for each channel or tensor, or as many as the group size makes."""
+        return ceil(n_in / self.group_size) if self.group_size and self.group_size > 0 else 1
+
+    @property
+    def reordered(self) -> bool:
+        """Inputs are grouped in the order of their activations, which `weight_g_idx` holds."""
+        return self.actorder is True or self.actorder in ("group", "dynamic")
 
 
 def dequantize_packed(
     packed: Int[Tensor, "out words"],
     scale: Float[Tensor, "out groups"],
-    zero_point: Int[Tensor, "zero_words groups"] | None,
+    zero_point: Int[Tensor, "zero_words groups"] | Int8[Tensor, "out groups"] | None,
     g_idx: Int[Tensor, " in"] | None,
     shape: tuple[int, int],
     bits: int,
@@ -27,7 +50,8 @@ def dequantize_packed(
     Args:
         packed: codes packed along the input.
         scale: one per group of consecutive inputs, one per output, or one in all ([1, 1]).
-        zero_point: packed along the output; None for symmetric quantization.
+        zero_point: packed along the output, or one int8 each, as older versions stored them; None for symmetric
+            quantization.
         g_idx: the group of each input where they are not consecutive, else None.
         shape: [out, in].
         bits: of a code.
@@ -37,8 +61,8 @@ def dequantize_packed(
     from compressed_tensors.quantization.lifecycle.forward import dequantize
 
     codes = unpack_from_int32(packed, bits, torch.Size(shape))
-    zeros = None
-    if zero_point is not None:
+    zeros = zero_point
+    if zero_point is not None and zero_point.dtype != torch.int8:
         # Transposed here: the package's own transpose keeps a stride that it cannot view where there is one word.
         rows = zero_point.T.clone(memory_format=torch.contiguous_format)
         zeros = unpack_from_int32(rows, bits, torch.Size((scale.shape[1], shape[0]))).T
@@ -52,26 +76,56 @@ def dequantize_packed(
 
 
 def _bits(module: PackedModule) -> int:
-    """The width that the packed shape shows; for 32 inputs or more only one fits."""
+    """The width that the packed shape shows; for 32 inputs or more only one fits.
+
+    Raises:
+        InputError: no width fits, or none that the quantization config names.
+    """
     n_out, n_in = module.shape
     shape = module.header_shape("weight_packed")
     fitting = [bits for bits in range(1, 9) if shape == (n_out, packed_length(n_in, bits))]
-    declared = [bits for bits in fitting if bits in _declared_bits(module)]
-    if len(fitting) != 1 and len(declared) != 1:
+    declared = {scheme.num_bits for scheme in _schemes(module)}
+    if declared:
+        fitting = [bits for bits in fitting if bits in declared]
+    if len(fitting) != 1:
         raise module.malformed(
             "weight_packed",
             f"shape {list(shape)}",
-            f"[{n_out}, {n_in}·bits/32] for a weight of [out, in] = {list(module.shape)}",
+            f"[{n_out}, {n_in}·bits/32] for a weight of [out, in] = {list(module.shape)}"
+            + (f" and the {' or '.join(map(str, sorted(declared)))} bits of the config" if declared else ""),
         )
-    return (declared or fitting)[0]
+    return fitting[0]
 
 
-def _declared_bits(module: PackedModule) -> list[Any]:
-    return [group["weights"].get("num_bits") for group in _config_groups(module) if group.get("weights")]
+def _schemes(module: PackedModule) -> list[Scheme]:
+    """How weights are quantized, by the quantization config; none where it has none.
+
+    Raises:
+        InputError: a scheme that is none, or whose weights are not integers.
+    """
+    return [
+        checked(Scheme, group["weights"], f"The quantization config of {module.shards.directory}, config_groups")
+        for group in _config_groups(module)
+        if group.get("weights")
+    ]
+
+
+def _scheme(module: PackedModule, bits: int, groups: int) -> list[Scheme]:
+    """The schemes of the quantization config that could have written this module.
+
+    Raises:
+        InputError: it has schemes, and none that could.
+    """
+    schemes = _schemes(module)
+    fitting = [scheme for scheme in schemes if scheme.num_bits == bits and scheme.groups(module.shape[1]) == groups]
+    if schemes and not fitting:
+        sizes = ", ".join(f"{scheme.num_bits} bits in {scheme.groups(module.shape[1])}" for scheme in schemes)
+        raise module.malformed("weight_scale", f"{groups} groups", f"groups as in the config ({sizes})")
+    return fitting
 
 
 def _config_groups(module: PackedModule) -> list[dict[str, Any]]:
-    """The schemes of the quantization config; none where it has none."""
+    """The groups of modules of the quantization config; none where it has none."""
     groups = module.settings.get("config_groups") or {}
     if isinstance(groups, dict):
         schemes = list(groups.values())
@@ -84,11 +138,18 @@ def _config_groups(module: PackedModule) -> list[dict[str, Any]]:
     )
 
 
+def _section(module: PackedModule, key: str) -> dict[str, Any]:
+    """An object of the quantization config, empty where it has none."""
+    section = module.settings.get(key) or {}
+    if not isinstance(section, dict):
+        raise module.unusable(key, "an object")
+    return section
+
+
 def _refuse_other_layouts(module: PackedModule) -> None:
-    settings = module.settings
-    layout = settings.get("format", "pack-quantized")
-    transforms = settings.get("transform_config") or {}
-    sparsity = (settings.get("sparsity_config") or {}).get("format", "dense")
+    layout = module.settings.get("format", "pack-quantized")
+    transforms = _section(module, "transform_config")
+    sparsity = _section(module, "sparsity_config").get("format", "dense")
     for what, found, expected in (
         ("format", layout, "pack-quantized"),
         ("sparsity format", sparsity, "dense"),
@@ -102,16 +163,28 @@ def _refuse_other_layouts(module: PackedModule) -> None:
             )
 
 
-def _order(module: PackedModule, groups: int) -> Int[Tensor, " in"] | None:
-    """`weight_g_idx`, or None where groups are consecutive (absent, or filled with -1)."""
-    if "weight_g_idx" not in module:
-        return None
-    module.expect_shape("weight_g_idx", (module.shape[1],))
-    g_idx = module.read("weight_g_idx")
-    if bool((g_idx == -1).all()):
+def _order(module: PackedModule, groups: int, schemes: Sequence[Scheme]) -> Int[Tensor, " in"] | None:
+    """`weight_g_idx`, or None where groups are consecutive (absent, or filled with -1).
+
+    Raises:
+        InputError: no order where the config says that there is one, or groups that are none.
+    """
+    g_idx = None
+    if "weight_g_idx" in module:
+        module.expect_shape("weight_g_idx", (module.shape[1],))
+        g_idx = module.read("weight_g_idx").long()
+    if g_idx is None or bool((g_idx == -1).all()):
+        if groups > 1 and schemes and all(scheme.reordered for scheme in schemes):
+            raise InputError(
+                f"{module.shards.directory} is quantized in the order of activations (actorder), and the tensor "
+                f"'{module.name}.weight_g_idx' is {'missing' if g_idx is None else 'nothing but -1'}",
+                "the group of each input, which cannot be known without it",
+                "Download the checkpoint again, or quantize the model again",
+            )
         return None
     size = module.shape[1] // groups
-    if not torch.equal(torch.bincount(g_idx.long().clamp(min=0), minlength=groups), torch.full((groups,), size)):
+    in_range = bool(((g_idx >= 0) & (g_idx < groups)).all())
+    if not in_range or bool((torch.bincount(g_idx, minlength=groups) != size).any()):
         raise module.malformed(
             "weight_g_idx",
             f"groups {int(g_idx.min())} to {int(g_idx.max())}",
@@ -132,6 +205,35 @@ def _scale(module: PackedModule) -> Float[Tensor, "out groups"]:
     return scale
 
 
+def _zero_point(module: PackedModule, bits: int, groups: int, schemes: Sequence[Scheme]) -> Int[Tensor, "..."] | None:
+    """Zero points, packed or one int8 each; None for symmetric quantization.
+
+    Raises:
+        InputError: missing although no scheme of the config is symmetric, or of no such shape, or out of range.
+    """
+    if "weight_zero_point" not in module:
+        if schemes and not any(scheme.symmetric for scheme in schemes):
+            module.require("weight_zero_point")
+        return None
+    n_out = module.shape[0]
+    if module.header("weight_zero_point").dtype != torch.int8:
+        module.expect_shape("weight_zero_point", (packed_length(n_out, bits), groups))
+        return module.read("weight_zero_point")
+    zeros = module.read("weight_zero_point")  # compressed-tensors before 0.10 did not pack them
+    if zeros.numel() == 1:
+        zeros = zeros.reshape(1, 1).expand(n_out, groups)
+    if tuple(zeros.shape) != (n_out, groups):
+        raise module.malformed("weight_zero_point", f"shape {list(zeros.shape)}", f"{[n_out, groups]} for int8")
+    limit = 1 << (bits - 1)
+    if int(zeros.min()) < -limit or int(zeros.max()) >= limit:
+        raise module.malformed(
+            "weight_zero_point",
+            f"values from {int(zeros.min())} to {int(zeros.max())}",
+            f"{-limit} to {limit - 1}, as {bits} bits hold",
+        )
+    return zeros
+
+
 def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
     """The dense weight in the dtype of its scales, as llm-compressor itself dequantizes it."""
     _refuse_other_layouts(module)
@@ -140,35 +242,25 @@ def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
             "weight_shape", f"the value {module.read('weight_shape').tolist()}", f"[out, in] = {list(module.shape)}"
         )
     bits, scale = _bits(module), _scale(module)
-    zero_point = None
-    if "weight_zero_point" in module:
-        module.expect_shape("weight_zero_point", (packed_length(module.shape[0], bits), scale.shape[1]))
-        zero_point = module.read("weight_zero_point")
-    elif not _symmetric(module):
-        module.require("weight_zero_point")
-    order = _order(module, scale.shape[1])
+    groups = scale.shape[1]
+    schemes = _scheme(module, bits, groups)
+    zero_point, order = _zero_point(module, bits, groups, schemes), _order(module, groups, schemes)
     return dequantize_packed(module.read("weight_packed"), scale, zero_point, order, module.shape, bits)
-
-
-def _symmetric(module: PackedModule) -> bool:
-    """Whether any group of the config could have written this module without zero points."""
-    groups = [group["weights"] for group in _config_groups(module) if group.get("weights")]
-    return not groups or any(weights.get("symmetric", True) for weights in groups)
 
 
 def describe(module: PackedModule) -> Quantization:
     """Bits, group size and symmetry, from the tensors."""
     _refuse_other_layouts(module)
-    scale = _scale(module)
-    groups = _config_groups(module)
+    bits, n_groups = _bits(module), _scale(module).shape[1]
+    schemes = _scheme(module, bits, n_groups)
     facts = {
-        "bits": _bits(module),
-        "group_size": module.shape[1] // scale.shape[1],
+        "bits": bits,
+        "group_size": module.shape[1] // n_groups,
         "symmetric": "weight_zero_point" not in module,
-        "act_order": _order(module, scale.shape[1]) is not None,
+        "act_order": _order(module, n_groups, schemes) is not None,
         "version": module.settings.get("version"),
     }
-    activations = any(group.get("input_activations") for group in groups)
+    activations = any(group.get("input_activations") for group in _config_groups(module))
     warning = (
         f"{module.shards.directory} also asks for quantized activations, which only its serving engine applies; "
         "its weights alone are measured"
@@ -179,8 +271,13 @@ def describe(module: PackedModule) -> Quantization:
 COMPRESSED = PackedFormat(
     "compressed-tensors",
     "weight_packed",
-    ("weight_scale",),
-    ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
+    {
+        "weight_packed": Part((torch.int32,)),
+        "weight_scale": Part(FLOATS, (0, 1, 2)),
+        "weight_zero_point": Part((torch.int32, torch.int8), (0, 1, 2), required=False),
+        "weight_shape": Part(INTEGERS, (1,), required=False),
+        "weight_g_idx": Part(INTEGERS, (1,), required=False),
+    },
     dequantize,
     describe,
 )

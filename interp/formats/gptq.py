@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Int32, UInt8
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.formats.packed import PackedFormat, PackedModule, Quantization
+from interp.formats.packed import FLOATS, INTEGERS, PackedFormat, PackedModule, Part, Quantization
 from interp.formats.packing import packed_length, unpack_columns, unpack_rows
 
 BITS = (2, 3, 4, 8)
@@ -96,26 +96,81 @@ def _bits(module: PackedModule) -> int:
 
 
 def _groups(module: PackedModule, n_groups: int) -> Int[Tensor, " in"]:
-    """The group of each input. An all-zero `g_idx` with several groups is a placeholder, not an order."""
+    """The group of each input.
+
+    Raises:
+        InputError: no order where the inputs were quantized in another than their own, or groups of unequal size.
+    """
     n_in = module.shape[1]
-    g_idx = module.read("g_idx") if "g_idx" in module else torch.zeros(n_in, dtype=torch.int32)
-    if tuple(g_idx.shape) != (n_in,):
-        raise module.malformed("g_idx", f"shape {list(g_idx.shape)}", f"[{n_in}], one group for each input")
-    if n_groups > 1 and not bool(g_idx.any()):
-        return torch.arange(n_in) // _group_size(module, n_groups)
+    if "g_idx" not in module:
+        return _consecutive_groups(module, n_groups)
+    module.expect_shape("g_idx", (n_in,))
+    g_idx = module.read("g_idx").long()
+    if n_groups > 1 and not bool(g_idx.any()):  # a placeholder, not an order
+        return _consecutive_groups(module, n_groups)
     if int(g_idx.min()) < 0 or int(g_idx.max()) >= n_groups:
         raise module.malformed(
             "g_idx",
             f"groups {int(g_idx.min())} to {int(g_idx.max())}",
             f"groups 0 to {n_groups - 1}, as many as scales",
         )
+    sizes = torch.bincount(g_idx, minlength=n_groups)
+    size = _group_size(module, n_groups, undeclared=int(sizes.max()))
+    expected = torch.bincount(torch.arange(n_in) // size, minlength=n_groups)
+    if not torch.equal(sizes, expected):
+        wrong = int((sizes != expected).nonzero()[0])
+        raise module.malformed(
+            "g_idx",
+            f"{int(sizes[wrong])} inputs in group {wrong}",
+            f"{int(expected[wrong])}, as groups of {size} share {n_in} inputs",
+        )
     return g_idx
 
 
-def _group_size(module: PackedModule, n_groups: int) -> int:
+def _consecutive_groups(module: PackedModule, n_groups: int) -> Int[Tensor, " in"]:
+    """The group of each input where the file does not say it.
+
+    Raises:
+        InputError: the inputs were quantized in the order of their activations, which only `g_idx` holds. (With static
+            groups that order decided the rounding alone, and groups are consecutive.)
+    """
+    if n_groups > 1 and module.flag("desc_act", default=False) and not _static_groups(module):
+        raise InputError(
+            f"{module.shards.directory} is GPTQ in the order of activations (desc_act), and the tensor "
+            f"'{module.name}.g_idx' is {'nothing but zeros' if 'g_idx' in module else 'missing'}",
+            "the group of each input, which cannot be known without it",
+            "Download the checkpoint again, or quantize the model again",
+        )
     n_in = module.shape[1]
-    declared = module.number("group_size", default=0)
-    size = n_in if declared == -1 else declared if declared > 0 else ceil(n_in / n_groups)
+    if not module.number("group_size", default=0) and n_in % n_groups:
+        raise module.malformed("scales", f"{n_groups} groups", f"a number that divides {n_in} inputs, or a group_size")
+    return torch.arange(n_in) // _group_size(module, n_groups, undeclared=n_in // n_groups)
+
+
+def _static_groups(module: PackedModule) -> bool:
+    """AutoGPTQ says it beside `desc_act`, GPTQModel in `meta`."""
+    meta = module.settings.get("meta")
+    return module.settings.get("static_groups") is True or (
+        isinstance(meta, dict) and meta.get("static_groups") is True
+    )
+
+
+def _group_size(module: PackedModule, n_groups: int, undeclared: int) -> int:
+    """Inputs of a group (the last may have fewer), checked against the number of groups.
+
+    Args:
+        module: the linear.
+        n_groups: as many as there are rows of scales.
+        undeclared: the size to take where the config gives none.
+
+    Raises:
+        InputError: a size that makes another number of groups.
+    """
+    n_in = module.shape[1]
+    declared = module.number("group_size", default=undeclared)
+    if declared == 0:
+        raise module.unusable("group_size", "-1, or a positive number of inputs")
+    size = n_in if declared == -1 else declared
     if ceil(n_in / size) != n_groups:
         raise module.malformed(
             "scales", f"{n_groups} groups", f"{ceil(n_in / size)} groups of {size} for {n_in} inputs"
@@ -125,7 +180,7 @@ def _group_size(module: PackedModule, n_groups: int) -> int:
 
 def _version(module: PackedModule, stored: UInt8[Tensor, "groups out"], bits: int) -> tuple[Literal[1, 2], str | None]:
     """The version to use, and a warning where symmetric zero points contradict the label."""
-    label = str(module.settings.get("checkpoint_format") or "gptq").lower()
+    label = module.text("checkpoint_format", default="gptq").lower()
     if label not in VERSIONS:
         raise InputError(
             f"{module.shards.directory} is GPTQ in the layout {label!r}",
@@ -133,7 +188,7 @@ def _version(module: PackedModule, stored: UInt8[Tensor, "groups out"], bits: in
             "Convert it to plain GPTQ with the tool that wrote it",
         )
     labelled = VERSIONS[label]
-    seen = contradicted_version(stored, bits) if module.settings.get("sym", True) else None
+    seen = contradicted_version(stored, bits) if module.flag("sym", default=True) else None
     if seen is None or seen == labelled:
         return labelled, None
     return seen, (
@@ -145,7 +200,7 @@ def _version(module: PackedModule, stored: UInt8[Tensor, "groups out"], bits: in
 def _stored_zeros(module: PackedModule, bits: int) -> tuple[Int32[Tensor, "groups words"], UInt8[Tensor, "groups out"]]:
     n_out = module.shape[0]
     scales = module.scales("scales")
-    if scales.dim() != 2 or scales.shape[1] != n_out:
+    if scales.shape[1] != n_out:
         raise module.malformed("scales", f"shape {list(scales.shape)}", f"[groups, {n_out}]")
     module.expect_shape("qzeros", (scales.shape[0], packed_length(n_out, bits)))
     qzeros = module.read("qzeros")
@@ -171,8 +226,8 @@ def describe(module: PackedModule) -> Quantization:
     groups = _groups(module, stored.shape[0])
     facts = {
         "bits": bits,
-        "group_size": module.number("group_size", default=ceil(module.shape[1] / stored.shape[0])),
-        "symmetric": bool(module.settings.get("sym", contradicted_version(stored, bits) is not None)),
+        "group_size": module.number("group_size", default=int(torch.bincount(groups).max())),
+        "symmetric": module.flag("sym", default=contradicted_version(stored, bits) is not None),
         "act_order": bool((groups.diff() < 0).any()),
         "version": version,
     }
@@ -180,5 +235,14 @@ def describe(module: PackedModule) -> Quantization:
 
 
 GPTQ = PackedFormat(
-    "gptq", "qweight", ("qzeros", "scales"), ("qweight", "qzeros", "scales", "g_idx"), dequantize, describe
+    "gptq",
+    "qweight",
+    {
+        "qweight": Part((torch.int32,)),
+        "qzeros": Part((torch.int32,)),
+        "scales": Part(FLOATS),
+        "g_idx": Part(INTEGERS, (1,), required=False),
+    },
+    dequantize,
+    describe,
 )

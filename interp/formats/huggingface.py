@@ -64,7 +64,7 @@ class HuggingFaceReader(Reader):
         self.skeleton = _skeleton(directory, self.config, self.architecture)
         self.linears = self.skeleton.linears
         self._sources = {name: self._source(name) for name in self.skeleton.shapes}
-        self._check_shapes()
+        self._check_dense()
         self.warnings = self._unused()
         self.quantization = self._describe()
 
@@ -153,11 +153,18 @@ class HuggingFaceReader(Reader):
         rows, columns = self.skeleton.shapes[name]
         return (columns, rows) if self._is_conv1d(name.removesuffix(".weight")) else (rows, columns)
 
-    def _check_shapes(self) -> None:
+    def _check_dense(self) -> None:
+        """Types and shapes of what is not packed."""
         for name, source in self._sources.items():
             if name in self._modules:
                 continue
             header = self.shards.headers[source]
+            if not header.dtype.is_floating_point:
+                raise InputError(
+                    f"The tensor {source!r} of {header.file} has the type {header.dtype}",
+                    "floating-point numbers, or the packed tensors of a format that is supported",
+                    "Whole numbers are codes of a format that cannot be told here: give a checkpoint in another format",
+                )
             if header.shape != self.skeleton.shapes[name]:
                 raise InputError(
                     f"The tensor {source!r} of {header.file} has shape {list(header.shape)}",
@@ -202,10 +209,11 @@ class HuggingFaceReader(Reader):
     def _describe(self) -> dict[str, Any]:
         if self._packed is None:
             return {}
+        for module in self._modules.values():
+            self._packed.check(module)
         first = self._packed.describe(next(iter(self._modules.values())))
         for module in self._modules.values():
-            for suffix in self._packed.required:
-                module.require(suffix)
+            self._packed.require_all(module)
         self.warnings += first.warnings
         return {**first.facts, "writer": _writer(self.settings)}
 

@@ -11,7 +11,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.formats.shards import Shards
+from interp.formats.shards import Header, Shards
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int32, torch.int64)
+"""Types of a group index or a shape."""
+MAX_GROUP_SIZE = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one tensor of a packed module must be.
+
+    Attributes:
+        dtypes: the types it may have.
+        dimensions: the numbers of dimensions it may have.
+        required: every packed module has it.
+    """
+
+    dtypes: tuple[torch.dtype, ...]
+    dimensions: tuple[int, ...] = (2,)
+    required: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,33 +71,74 @@ class PackedModule:
                 "The checkpoint is incomplete: download it or write it again",
             )
 
-    def scales(self, suffix: str) -> Tensor:
+    def finite(self, suffix: str) -> Tensor:
         """The tensor `name.suffix`, which must be finite floating-point numbers."""
-        scales = self.read(suffix)
-        if not scales.is_floating_point():
-            raise self.malformed(suffix, f"type {scales.dtype}", "floating-point numbers")
-        bad = int((~torch.isfinite(scales)).sum())
+        values = self.read(suffix)
+        if not values.is_floating_point():
+            raise self.malformed(suffix, f"type {values.dtype}", "floating-point numbers")
+        bad = int((~torch.isfinite(values)).sum())
         if bad:
-            raise self.malformed(suffix, f"{bad} NaN or infinite values", "finite scales")
+            raise self.malformed(suffix, f"{bad} NaN or infinite values", "finite numbers")
+        return values
+
+    def scales(self, suffix: str) -> Tensor:
+        """The tensor `name.suffix`, which must be finite floating-point numbers, and not all zero.
+
+        Negative scales are right: AutoRound writes them.
+        """
+        scales = self.finite(suffix)
+        if not bool(scales.any()):
+            raise self.malformed(suffix, "nothing but zeros", "scales, or every weight would be 0")
         return scales
 
     def number(self, *keys: str, default: int) -> int:
         """The whole number that the quantization config gives under the first of these keys it has.
 
         Raises:
-            InputError: what is there is no whole number.
+            InputError: what is there is no whole number from -1 to `MAX_GROUP_SIZE`.
         """
         key = next((key for key in keys if self.settings.get(key) is not None), None)
         if key is None:
             return default
-        try:
-            return int(self.settings[key])
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"The quantization config of {self.shards.directory} gives {key} as {self.settings[key]!r}",
-                "a whole number",
-                "Restore the config that the quantizer wrote",
-            ) from error
+        value = self.settings[key]
+        if type(value) is not int or not -1 <= value <= MAX_GROUP_SIZE:  # a bool is an int in Python
+            raise self.unusable(key, "a whole number")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """The truth value that the quantization config gives under this key.
+
+        Raises:
+            InputError: what is there is neither true nor false.
+        """
+        value = self.settings.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.unusable(key, "true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """The text that the quantization config gives under this key.
+
+        Raises:
+            InputError: what is there is no text.
+        """
+        value = self.settings.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.unusable(key, "a text")
+        return value
+
+    def header(self, suffix: str) -> Header:
+        """What the file's header says of `name.suffix`.
+
+        Raises:
+            InputError: it is missing.
+        """
+        self.require(suffix)
+        return self.shards.headers[f"{self.name}.{suffix}"]
 
     def header_shape(self, suffix: str) -> tuple[int, ...]:
         """Shape of `name.suffix`, without reading it.
@@ -85,8 +146,7 @@ class PackedModule:
         Raises:
             InputError: it is missing.
         """
-        self.require(suffix)
-        return self.shards.headers[f"{self.name}.{suffix}"].shape
+        return self.header(suffix).shape
 
     def expect_shape(self, suffix: str, expected: tuple[int, ...]) -> None:
         """Raise an InputError unless `name.suffix` has this shape."""
@@ -94,6 +154,18 @@ class PackedModule:
         if found != expected:
             raise self.malformed(
                 suffix, f"shape {list(found)}", f"{list(expected)} for a weight of [out, in] = {list(self.shape)}"
+            )
+
+    def expect_part(self, suffix: str, part: Part) -> None:
+        """Raise an InputError unless `name.suffix` has one of the types and numbers of dimensions of `part`."""
+        header = self.header(suffix)
+        if header.dtype not in part.dtypes:
+            raise self.malformed(suffix, f"type {header.dtype}", " or ".join(map(str, part.dtypes)))
+        if len(header.shape) not in part.dimensions or 0 in header.shape:
+            raise self.malformed(
+                suffix,
+                f"shape {list(header.shape)}",
+                f"{' or '.join(map(str, part.dimensions))} dimensions, none of them empty",
             )
 
     def malformed(self, suffix: str, found: str, expected: str) -> InputError:
@@ -104,6 +176,14 @@ class PackedModule:
             f"The tensor {tensor!r} of {where} has {found}", expected, "Write or download the checkpoint again"
         )
 
+    def unusable(self, key: str, expected: str) -> InputError:
+        """An error about one key of the quantization config."""
+        return InputError(
+            f"The quantization config of {self.shards.directory} gives {key} as {self.settings[key]!r}",
+            expected,
+            "Restore the config that the quantizer wrote",
+        )
+
 
 @dataclass(frozen=True)
 class PackedFormat:
@@ -112,18 +192,37 @@ class PackedFormat:
     Attributes:
         name: as in `Checkpoint.format`.
         marker: suffix of the tensor whose presence says that a module is packed.
-        required: suffixes that every packed module must have beside the marker.
-        suffixes: of all tensors that belong to a packed module's weight.
+        parts: by suffix, every tensor that belongs to a packed module's weight.
         dequantize: the dense weight [out, in] in the writer's own arithmetic and dtype.
         describe: what is known of the quantization from one module (bits, group_size, …); its "warnings" are shown.
     """
 
     name: str
     marker: str
-    required: tuple[str, ...]
-    suffixes: tuple[str, ...]
+    parts: Mapping[str, Part]
     dequantize: Callable[[PackedModule], Float[Tensor, "out in"]]
     describe: Callable[[PackedModule], Quantization]
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of all tensors that belong to a packed module's weight."""
+        return tuple(self.parts)
+
+    def check(self, module: PackedModule) -> None:
+        """Hold types and dimensions of the tensors that are there against `parts`, before anything is computed.
+
+        Raises:
+            InputError: one that does not fit.
+        """
+        for suffix, part in self.parts.items():
+            if suffix in module:
+                module.expect_part(suffix, part)
+
+    def require_all(self, module: PackedModule) -> None:
+        """Raise an InputError unless the module has every tensor that it must have."""
+        for suffix, part in self.parts.items():
+            if part.required:
+                module.require(suffix)
 
 
 @dataclass(frozen=True)
