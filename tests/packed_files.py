@@ -126,3 +126,11 @@ def edit(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> P
     change(tensors)
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return directory
+
+
+def set_quantization(directory: Path, **settings: Any) -> Path:
+    """Change keys of the quantization config in config.json."""
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] |= settings
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,16 @@ from hypothesis import strategies as st
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.formats.awq import gemm, gemv, gemv_fast
-from tests.packed_files import dense, edit, pack_awq_gemm, pack_columns, random_linear, write_awq, write_packed
+from tests.packed_files import (
+    dense,
+    edit,
+    pack_awq_gemm,
+    pack_columns,
+    random_linear,
+    set_quantization,
+    write_awq,
+    write_packed,
+)
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 DOWN = "model.layers.1.mlp.down_proj"
@@ -113,13 +121,11 @@ def test_the_groups_of_a_gemv_file_are_counted(group_size: int | None, tmp_path:
 @pytest.mark.parametrize("layout", ["gemv", "gemm"])
 def test_another_group_size_in_the_config_is_refused(group_size: Any, layout: str, tmp_path: Path) -> None:
     if layout == "gemm":
-        write_awq(tmp_path, group_size=16)
-        config = json.loads((tmp_path / "config.json").read_text())
-        config["quantization_config"]["group_size"] = group_size
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        write_awq(tmp_path)
     else:
-        write_packed(tmp_path, gemv_tensors, {"quant_method": "awq", "bits": 4, "group_size": group_size})
-    with pytest.raises(InputError, match=rf"inputs in groups of {group_size}|group_size|more than 64 bits|larger"):
+        write_packed(tmp_path, gemv_tensors, {"quant_method": "awq", "bits": 4})
+    set_quantization(tmp_path, group_size=group_size)
+    with pytest.raises(InputError, match=rf"inputs in groups of {group_size}|group_size|larger than 64 bits"):
         open_checkpoint(tmp_path).weight(Q_PROJ)
 
 

@@ -15,7 +15,16 @@ from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.formats.gptq import dequantize_gptq
 from interp.formats.packing import packed_length, unpack_columns, unpack_rows
-from tests.packed_files import dense, edit, gptq_tensors, pack_columns, pack_rows, random_linear, write_gptq
+from tests.packed_files import (
+    dense,
+    edit,
+    gptq_tensors,
+    pack_columns,
+    pack_rows,
+    random_linear,
+    set_quantization,
+    write_gptq,
+)
 
 BITS = st.sampled_from([2, 3, 4, 8])
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -189,28 +198,22 @@ def test_a_last_group_of_fewer_inputs_in_any_order(tmp_path: Path) -> None:
         (16, lambda t: torch.where(torch.arange(32) < 20, 0, 1), r"has 20 inputs in group 0\. Expected 16"),
         (16, lambda t: torch.ones_like(t), r"has 0 inputs in group 0\. Expected 16"),
         (None, lambda t: torch.where(torch.arange(32) < 12, 0, 1), r"has 12 inputs in group 0\. Expected 20"),
-        (-1, lambda t: t, r"scales' of .* has 2 groups\. Expected 1 groups of 32"),
+        (-1, lambda t: t, r"scales' of .* has 2 groups\. Expected 1 groups of 32 for 32 inputs"),
         (0, lambda t: t, "gives group_size as 0"),
         (True, lambda t: t, "gives group_size as True"),
         (16.5, lambda t: t, "gives group_size as 16.5"),
-        (10**30, lambda t: t, "gives group_size as 10000"),
+        (10**30, lambda t: t, "gives group_size as 1000|integer of 31 digits"),
         (16, lambda t: t.to(torch.uint8), r"has type torch\.uint8\. Expected torch\.int32 or torch\.int64"),
         (16, lambda t: t.float(), r"has type torch\.float32"),
         (16, lambda t: t[:, None], r"has shape \[32, 1\]\. Expected 1 dimensions"),
     ],
 )
 def test_groups_that_cannot_be(group_size: Any, change: Any, message: str, tmp_path: Path) -> None:
-    from interp.formats.gptq import GPTQ
-    from interp.formats.packed import PackedModule
-    from interp.formats.shards import Shards
-
-    edit(
-        write_gptq(tmp_path), lambda t: t.update({f"{Q_PROJ}.g_idx": change(t[f"{Q_PROJ}.g_idx"]).clone().contiguous()})
-    )
-    module = PackedModule(Q_PROJ, Shards(tmp_path), {"bits": 4, "sym": False, "group_size": group_size}, (32, 32))
+    index = f"{Q_PROJ}.g_idx"
+    edit(write_gptq(tmp_path), lambda tensors: tensors.update({index: change(tensors[index]).clone()}))
+    set_quantization(tmp_path, group_size=group_size)
     with pytest.raises(InputError, match=message):
-        GPTQ.check(module)
-        GPTQ.dequantize(module)
+        open_checkpoint(tmp_path).weight(Q_PROJ)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -205,7 +205,7 @@ def _scale(module: PackedModule) -> Float[Tensor, "out groups"]:
     return scale
 
 
-def _zero_point(module: PackedModule, bits: int, groups: int, schemes: Sequence[Scheme]) -> Int[Tensor, "..."] | None:
+def _zero_point(module: PackedModule, bits: int, groups: int, schemes: Sequence[Scheme]) -> Tensor | None:
     """Zero points, packed or one int8 each; None for symmetric quantization.
 
     Raises:
