@@ -85,7 +85,7 @@ def _rows(
             "prompt_sha256": sha256,
             "n_prompt_tokens": n_prompt_tokens,
             "response": completion.text,
-            "thinking": "",
+            "thinking": completion.thinking,
             "n_tokens": completion.n_tokens,
             "stop_reason": "stop" if completion.finished else "max_tokens",
             "label": str(label),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from interp.model import HookedModel
 from probes.generation import Answer, generate
+from probes.thinking import decode_answer, split_thinking
 
 MAX_NEW_TOKENS = 48
 BATCH_SIZE = 32
@@ -16,14 +17,16 @@ class Completion(NamedTuple):
     """What a model answered.
 
     Attributes:
-        text: the answer without special tokens.
-        n_tokens: its tokens, the end-of-sequence token not counted.
+        text: the answer without special tokens and without what the model thought first.
+        n_tokens: tokens of both, the end-of-sequence token not counted.
         finished: whether the model ended it; else it was cut at the limit.
+        thinking: what it thought; "" for nothing.
     """
 
     text: str
     n_tokens: int
     finished: bool
+    thinking: str = ""
 
 
 def complete(
@@ -52,7 +55,7 @@ def complete(
         >>> completion.text, completion.n_tokens, completion.finished
     """
     given = answers(model, texts, max_new_tokens, batch_size, computing)
-    return [_completion(model.tokenizer, answer) for answer in given]
+    return [_completion(model.tokenizer, text, answer) for text, answer in zip(texts, given, strict=True)]
 
 
 def answers(
@@ -79,6 +82,6 @@ def _renamed(computing: Callable[[list[int]], object], indices: list[int]) -> Ca
     return lambda rows: computing([indices[row] for row in rows])
 
 
-def _completion(tokenizer: Any, answer: Answer) -> Completion:
-    text = tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
-    return Completion(text, len(answer.tokens), answer.finished)
+def _completion(tokenizer: Any, prompt: str, answer: Answer) -> Completion:
+    thought = split_thinking(prompt, decode_answer(tokenizer, answer.tokens))
+    return Completion(thought.answer.strip(), len(answer.tokens), answer.finished, thought.thinking)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from interp.errors import InputError
 from probes.labels import classify
+from probes.thinking import split_thinking
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -139,6 +140,9 @@ def _row(sample: EvalSample, engine: str) -> dict[str, Any]:
         [part.reasoning for part in content if isinstance(part, ContentReasoning)] if isinstance(content, list) else []
     )
     response = None if sample.error else output.completion
+    if response is not None and not thoughts:  # a server that does not tell them apart
+        thought, response = split_thinking("", response)
+        thoughts = [thought]
     usage = output.usage
     n_prompt_tokens = usage.input_tokens if usage else None
     prompt = sample.input if isinstance(sample.input, str) else sample.input[-1].text

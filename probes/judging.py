@@ -16,6 +16,7 @@ from probes.event_loop import outside_notebook, without_loop
 from probes.judge_prompts import JudgeTemplate, parse_verdict, sha256_of
 from probes.labels import Label
 from probes.redaction import redact
+from probes.thinking import split_thinking
 from probes.verdicts import Verdict, VerdictKey, VerdictStore
 
 if TYPE_CHECKING:
@@ -138,13 +139,13 @@ class Judge:
         key = VerdictKey(self.identity, self.template.sha256, sha256_of(item.request), sha256_of(item.response))
         verdict = self.store.get(key)
         if verdict is None:
-            text = redact(await self._ask(question.text))
-            verdict = Verdict(parse_verdict(text), text.encode("utf-8", "replace").decode())
+            text = redact(await self._ask(question.text)).encode("utf-8", "replace").decode()
+            verdict = Verdict(_label(text), text)
             self.store.put(key, verdict)
-        return Judgement(verdict.label, verdict.text, question.notes)
+        return Judgement(_label(verdict.text), verdict.text, question.notes)
 
     async def _ask(self, question: str) -> str:
-        """The judge's answer without its reasoning. Whatever goes wrong is tried again: servers fail in every way."""
+        """The judge's answer. Whatever goes wrong is tried again: servers fail in every way."""
         for attempt in range(self.patience.retries + 1):
             try:
                 return await self._generate(question)
@@ -165,6 +166,14 @@ class Judge:
         if output.error:
             raise RuntimeError(output.error)
         return output.completion
+
+
+def _label(text: str) -> Label:
+    """The verdict of a judge's answer; its reasoning, where a server leaves it in, holds none.
+
+    Stored answers are read anew, so that a verdict which an older parser could not read is not lost.
+    """
+    return parse_verdict(split_thinking("", text).answer)
 
 
 def open_model(name: str) -> Model:

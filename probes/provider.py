@@ -35,7 +35,7 @@ from probes.batching import Batcher
 from probes.engines import Engine, EngineName, EngineSettings
 from probes.generation import Answer
 from probes.requests import prompt_sha256
-from probes.thinking import CLOSE, OPEN, split_thinking
+from probes.thinking import decode_answer, split_thinking
 
 BATCH_SIZE = 32
 MAX_NEW_TOKENS = 128
@@ -144,7 +144,7 @@ class CheckpointAPI(HuggingFaceAPI):
     def _output(
         self, text: str, prompt: list[int], answer: Answer, tools: list[ToolInfo], config: GenerateConfig
     ) -> ModelOutput:
-        thinking, response = split_thinking(text, self._decode(answer.tokens))
+        thinking, response = split_thinking(text, decode_answer(self.tokenizer, answer.tokens))
         response, stopped = _cut(response, config.stop_seqs or [])
         message = self._message(thinking, response, tools)
         n_tokens = len(answer.tokens)
@@ -158,13 +158,6 @@ class CheckpointAPI(HuggingFaceAPI):
             usage=ModelUsage(input_tokens=len(prompt), output_tokens=n_tokens, total_tokens=len(prompt) + n_tokens),
             metadata=self._record(prompt, n_tokens, config),
         )
-
-    def _decode(self, tokens: list[int]) -> str:
-        """Text without special tokens, but with the tags of thinking where they are special."""
-        kept = {self.tokenizer.convert_tokens_to_ids(tag) for tag in (OPEN, CLOSE)}
-        special = set(self.tokenizer.all_special_ids) - kept
-        kept_tokens = [token for token in tokens if token not in special]
-        return str(self.tokenizer.decode(kept_tokens, clean_up_tokenization_spaces=False))
 
     def _message(self, thinking: str, response: str, tools: list[ToolInfo]) -> ChatMessageAssistant:
         if tools:
