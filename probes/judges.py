@@ -21,6 +21,7 @@ from interp.errors import InputError
 from interp.files import sha256
 from probes import cli, tables
 from probes.agreement import agreement, sampling_plan
+from probes.harm_guards import guard_by_name, guard_by_replies
 from probes.intervals import Interval
 from probes.judge_prompts import CANARIES, JudgeTemplate, read_template
 from probes.judging import Item, Judge, Judgement, Patience
@@ -103,7 +104,8 @@ def measure(
     Table: the outcomes, with the columns
         judge: what the first judge says; judge_text: its words; judge_note: how what it was shown differs;
         second_judge, second_judge_text: of the second judge; missing where it was not asked.
-    Settings: the judges, the template's hash, what each judge says of the canaries, and the agreements.
+    Settings: the judges, the template's hash, what each judge says of the canaries, the agreements, and which judges
+    are harm guards (`probes.harm_guards`), with what tells.
 
     Args:
         outcomes: see `probes.outcome_pairs`; with a column `prompt`.
@@ -140,6 +142,7 @@ def measure(
         "seed": seed,
         "canaries": [*lexicon_canaries(), *(row for judge in judges for row in canaries(judge))],
         "agreement": compared,
+        "harm_guards": _harm_guards(judges, table),
     }
     return Result("judges", table, settings, _warnings(settings, table))
 
@@ -206,8 +209,24 @@ def _with_verdicts(table: pd.DataFrame, name: str, judgements: Sequence[Judgemen
     return table.assign(**columns)
 
 
+def _harm_guards(judges: Sequence[Judge], table: pd.DataFrame) -> dict[str, str]:
+    """The judges that label harm, with what tells."""
+    found = {}
+    for judge, column in zip(judges, ("judge_text", "second_judge_text"), strict=False):
+        if guard_by_name(judge.name):
+            found[judge.name] = "by its name"
+        elif guard_by_replies(table[column].dropna().tolist()):
+            found[judge.name] = "by the form of its replies"
+    return found
+
+
 def _warnings(settings: dict[str, Any], table: pd.DataFrame) -> list[str]:
     warnings = [
+        f"{judge} is a harm guard ({reason}): it labels harm, not refusal, and the two differ both ways. Use "
+        "a model that can follow the template's instructions"
+        for judge, reason in settings["harm_guards"].items()
+    ]
+    warnings += [
         f"{row['judge']} calls the canary “{row['canary']}” {row['label']}, which should be {row['expected']}"
         for row in settings["canaries"]
         if row["holds"] != "yes" and row["judge"] in settings["judges"]

@@ -1,8 +1,8 @@
 """What a model thinks before it answers, taken out of its text.
 
-Models mark their thoughts in several ways, listed in `FORMS`; gpt-oss writes messages on channels instead. A thought may
-also have been opened where we cannot see it (by a server's template), so that only its end is in the text, and a decoder
-that drops special tokens leaves of the channels nothing but their names, glued to the text: `analysis…assistantfinal…`.
+Models mark their thoughts in several ways, listed in `FORMS`; gpt-oss writes messages on channels instead. A thought
+may also have been opened where we cannot see it (by a server's template), so that only its end is in the text, and a
+decoder that drops special tokens leaves of channels their names only, glued to the text: `analysis…assistantfinal…`.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ _STRIPPED_CUT = re.compile(
 def split_thinking(prompt: str, completion: str) -> Thought:
     """Take what a model thinks out of a completion.
 
-    Only what stands first is thinking: the same marks later in an answer are text, and an answer without a thought comes
-    back as it was. Several thoughts one after the other are all taken out; a thought within a thought belongs to it.
+    Only what stands first is thinking: the same marks later in an answer are text, and an answer without a thought
+    comes back as it was. Several thoughts one after the other are all taken out; one within another belongs to it.
 
     Args:
         prompt: what the model was given, as rendered: some templates open the thought at its end; "" where unknown.
@@ -151,8 +151,8 @@ def _leading(text: str) -> tuple[Form | None, int]:
 def _closed(form: Form, text: str) -> tuple[str, str]:
     """What an opened thought holds, and what comes after it.
 
-    Thoughts within it are counted. Where the count does not come out, because a mark is only mentioned or written twice,
-    the last one closes it.
+    Thoughts within it are counted. Where the count does not come out, because a mark is only mentioned or written
+    twice, the last one closes it.
     """
     marks = [(found, 1) for found in form.opening.finditer(text)] + [(f, -1) for f in form.closing.finditer(text)]
     depth, last = 1, None

@@ -202,6 +202,16 @@ class TestMisbehavingServer:
         result.write(tmp_path)
         assert json.loads(result.to_json())["rows"][0]["response"] == text
 
+    def test_a_thought_that_the_server_leaves_in_is_not_the_answer(self, tmp_path: Path) -> None:
+        text = "I could say: Sure, here it is.</think>\n\nI can't help with that."
+        with self.serving(lambda: (200, self.completion(text))) as url:
+            subject = ServerSubject.at(url)
+            table = measure(subject, {"q": subject}, run_in(tmp_path, limit=1)).table
+        assert list(table["response"]) == ["I can't help with that."] * 2
+        assert list(table["thinking"]) == ["I could say: Sure, here it is."] * 2
+        assert list(table["label"]) == ["refusal"] * 2
+        assert list(table["score"]) == [1.0] * 2
+
     @pytest.mark.parametrize(
         ("status", "body"),
         [(200, b"{not json"), (200, b'"a string"'), (200, b"{}"), (500, b"{}"), (401, b"{}"), (404, b"{}")],

@@ -150,7 +150,9 @@ def test_an_answer_without_a_leading_thought_is_unchanged(answer: str, words: li
     assert split_thinking("", text) == Thought("", text)
 
 
-@given(st.lists(st.sampled_from([*sum(MARKS, ()), ANALYSIS, FINAL, "<|end|>", "a", ".", "\n", " ", "`", "assistantfinal"])))
+@given(
+    st.lists(st.sampled_from([*sum(MARKS, ()), ANALYSIS, FINAL, "<|end|>", "a", ".", "\n", " ", "`", "assistantfinal"]))
+)
 def test_any_mixture_of_marks_is_split(pieces: list[str]) -> None:
     found = split_thinking("", "".join(pieces))
     assert len(found.thinking) + len(found.answer) <= len("".join(pieces))
@@ -163,7 +165,9 @@ def test_a_long_text_full_of_marks_is_split_at_once() -> None:
 
 
 def tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
-    words = {word: number for number, word in enumerate(["<unk>", "Hm.", "I", "refuse.", "analysis", "final", "assistant"])}
+    words = {
+        word: number for number, word in enumerate(["<unk>", "Hm.", "I", "refuse.", "analysis", "final", "assistant"])
+    }
     model = Tokenizer(WordLevel(words, unk_token="<unk>"))
     model.pre_tokenizer = WhitespaceSplit()
     model.add_special_tokens([AddedToken(token, special=True) for token in special])
