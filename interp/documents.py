@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import stat
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -74,18 +75,20 @@ def read_text(path: str | Path, expected: str = "a UTF-8 text file", max_bytes: 
         raise InputError(f"{path} cannot be read ({error.strerror})", expected) from error
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
+def parse_json(text: str | bytes, where: str, unique_keys: bool = False) -> Any:
     """A JSON document.
 
     Args:
         text: the document.
         where: names it in messages, e.g. "model/config.json" or "answers.jsonl, line 3,".
+        unique_keys: refuse an object with a key twice, of which parsers keep one.
 
     Raises:
-        InputError: not JSON, nested deeper than `MAX_NESTING`, or with an integer of more than 64 bits.
+        InputError: not JSON, nested deeper than `MAX_NESTING`, with an integer of more than 64 bits, or a key twice.
     """
     try:
-        document = json.loads(text, parse_int=_bounded_integer)
+        hook = _without_repetition if unique_keys else None
+        document = json.loads(text, parse_int=_bounded_integer, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise InputError(f"{where} is not valid JSON ({error.msg}, {place})", do="Correct it") from error
@@ -175,6 +178,15 @@ def checked(schema: type[Schema], content: Any, where: str) -> Schema:
             f"{where}: {key} is {found if len(found) <= 80 else found[:77] + '…'} ({first['msg']})",
             do="Restore the file as it was written",
         ) from error
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; the parser hands on its keys and values."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} is there more than once")
+    return document
 
 
 def _bounded_integer(digits: str) -> int:

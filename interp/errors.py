@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST_SENTENCE = 2000
+"""Characters; a name, a path or a value in a damaged file can have millions."""
+
 
 class InputError(ValueError):
     """Something given from outside (a path, a file, a tensor, a prompt set) cannot be used.
@@ -17,7 +20,15 @@ class InputError(ValueError):
 
     def __init__(self, found: str, expected: str = "", do: str = "") -> None:
         sentences = [found, f"Expected {expected}" if expected else "", do]
-        super().__init__(" ".join(s.rstrip(".") + "." for s in sentences if s))
+        super().__init__(" ".join(_shortened(s).rstrip(".") + "." for s in sentences if s))
+
+
+def _shortened(sentence: str) -> str:
+    """Without its middle where it is too long: what was found stands in front, and where it was often at the end."""
+    if len(sentence) <= LONGEST_SENTENCE:
+        return sentence
+    half = LONGEST_SENTENCE // 2
+    return f"{sentence[:half]} … {sentence[-half:]}"
 
 
 class NotFinite(InputError):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +155,14 @@ def test_not_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"notes\.txt is a file that is not a \.gguf"):
         open_checkpoint(tmp_path / "notes.txt")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json is not JSON"):
+    with pytest.raises(InputError, match=r"config\.json is not valid JSON"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text('["llama"]')
     with pytest.raises(InputError, match="holds a JSON list"):
         open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match=r"config\.json has the model_type None"):
+        open_checkpoint(configure(tmp_path, model_type=None))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="holds no safetensors file"):
         open_checkpoint(tmp_path)
@@ -199,6 +204,103 @@ def test_missing_shards_and_tensors(tmp_path: Path) -> None:
         open_checkpoint(partial)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("../elsewhere.safetensors", "/etc/elsewhere.safetensors", "sub/elsewhere.safetensors", "..", ".", ""),
+        *("config.json", "a\\b.safetensors", "a\0.safetensors"),
+    ],
+)
+def test_an_index_names_files_beside_it_only(file: str, tmp_path: Path) -> None:
+    whole = write("llama", tmp_path / "model", shard="20KB")
+    shutil.copy(next(whole.glob("*.safetensors")), tmp_path / "elsewhere.safetensors")
+    index = whole / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    said["weight_map"]["model.norm.weight"] = file
+    index.write_text(json.dumps(said))
+    with pytest.raises(InputError, match=r"says that the tensor 'model\.norm\.weight' is in .*plain name"):
+        open_checkpoint(whole)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_is_none(index: str, tmp_path: Path) -> None:
+    (write("llama", tmp_path) / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match=r"index\.json is not a safetensors index|index\.json names no tensor"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_index_that_names_another_shard(tmp_path: Path) -> None:
+    whole = write("llama", tmp_path, shard="20KB")
+    index = whole / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    name, right = next(iter(said["weight_map"].items()))
+    other = next(file for file in said["weight_map"].values() if file != right)
+    index.write_text(json.dumps({"weight_map": said["weight_map"] | {name: other}}))
+    with pytest.raises(InputError, match=rf"'{name}' is missing from .*{other}, where"):
+        open_checkpoint(whole)
+
+
+def test_shards_numbered_beyond_all_bounds(tmp_path: Path) -> None:
+    file = write("llama", tmp_path) / "model.safetensors"
+    for total, message in (("999999999", r"00000001-of-999999999\.safetensors|is missing"), ("000000000", "no files")):
+        file = file.rename(tmp_path / f"model-000000001-of-{total}.safetensors")
+        with pytest.raises(InputError, match=message):
+            open_checkpoint(tmp_path)
+
+
+def rewrite_header(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Put what `change` makes of a safetensors header in front of the data; a text is put there as it is."""
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    changed = change(json.loads(content[8:start]))
+    header = (changed if isinstance(changed, str) else json.dumps(changed)).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
+
+
+def moved(header: dict[str, Any], by: int) -> dict[str, Any]:
+    """The last tensor's data begin and end so many bytes later."""
+    last = max((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"])
+    return header | {last: header[last] | {"data_offsets": [offset + by for offset in header[last]["data_offsets"]]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: moved(header, -4), "is damaged"),  # overlaps its neighbour
+        (lambda header: moved(header, 4), "is damaged"),  # beyond the file
+        (lambda header: moved(header, 2**63), "is damaged"),
+        (
+            lambda header: header | {"more": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}},
+            "damaged",
+        ),
+        (lambda header: header | {"more": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, "is damaged"),
+        (lambda header: header | {"more": 5}, "is damaged"),
+        (
+            lambda header: (
+                json.dumps(header)[:-1] + ', "lm_head.weight": ' + json.dumps(header["lm_head.weight"]) + "}"
+            ),
+            "the key 'lm_head.weight' is there more than once",
+        ),
+        (lambda _: "[" * 100_000, "is damaged"),
+        (lambda _: "[]", "is damaged"),
+    ],
+)
+def test_headers_of_safetensors_that_cannot_be(change: Any, message: str, tmp_path: Path) -> None:
+    rewrite_header(write("llama", tmp_path) / "model.safetensors", change)
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json", "model.gguf"])
+def test_pipes_are_not_read(name: str, tmp_path: Path) -> None:
+    write("llama", tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    path = tmp_path / name if name.endswith(".gguf") else tmp_path
+    with pytest.raises(InputError, match=r"pipe, a socket or a device|has no config\.json"):
+        open_checkpoint(path)
+
+
 def test_shapes_that_contradict_the_config(tmp_path: Path) -> None:
     configure(write("llama", tmp_path), intermediate_size=64)
     with pytest.raises(InputError, match=r"'model\.layers\.0\.mlp\.gate_proj\.weight' of .* has shape \[48, 32\]"):
@@ -213,11 +315,73 @@ def test_shapes_that_contradict_the_config(tmp_path: Path) -> None:
         {"num_attention_heads": 3},
         {"hidden_size": -32},
         {"hidden_act": "mystery"},
+        {"hidden_size": None},
+        {"vocab_size": 2**31},
+        {"vocab_size": True},
+        {"num_key_value_heads": 0},
+        {"head_dim": 2.5},
+        {"rms_norm_eps": float("inf")},
+        {"rms_norm_eps": -1e-6},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1e9}},
+        {"rope_parameters": ["default"]},
+        {"dtype": "int8"},
+        {"dtype": "save"},  # a function of torch
+        {"dtype": ["float16"]},
+        {"pad_token_id": "2"},
+        {"pad_token_id": 2**40},
+        {"eos_token_id": [1, None]},
+        {"to_dict": "a method"},
+        {"layer_types": ["mystery"]},
+        {"num_hidden_layers": 10**9},
     ],
 )
 def test_impossible_configs_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json is not a usable model config"):
         open_checkpoint(configure(write("llama", tmp_path), **settings))
+
+
+@pytest.mark.parametrize(("said", "layers"), [(10**3, 10**3), (4, 4), (2, 2), (None, 32)])
+def test_blocks_are_counted_before_a_model_is_built(said: int | None, layers: int, tmp_path: Path) -> None:
+    """Three are there: a model of a thousand takes seconds, one of two would be measured without its last block."""
+    message = rf"config\.json describes {layers} blocks, and the tensors belong to 3"
+    configure(write("llama", tmp_path), num_hidden_layers=said)
+    if said is None:
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["num_hidden_layers"]  # transformers' default
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"_attn_implementation": "kernels-community/flash-attn"},
+        {"attn_implementation": "kernels-community/flash-attn"},
+        {"_attn_implementation_internal": "kernels-community/flash-attn"},
+        {"attn_implementation": {"": "flash_attention_2"}},
+        {"experts_implementation": "kernels-community/experts"},
+        {"num_labels": 10**9},
+        {"id2label": {"0": "a", "b": "c"}, "label2id": 5, "problem_type": "mystery"},
+        {"auto_map": {"AutoModelForCausalLM": "elsewhere/model--own.Model"}},
+        {"name_or_path": "elsewhere/model", "_name_or_path": "elsewhere/model"},
+    ],
+)
+def test_what_config_json_says_of_running_it_is_not_heard(settings: dict[str, Any], tmp_path: Path) -> None:
+    plain = open_checkpoint(write("llama", tmp_path)).config
+    ck = open_checkpoint(configure(tmp_path, **settings))
+    assert ck.config.to_dict() == plain.to_dict()
+    assert ck.config._attn_implementation == plain._attn_implementation
+    assert len(ck.linears()) == 3 * 7
+
+
+def test_the_writer_is_named_where_meta_can_be_read(tmp_path: Path) -> None:
+    from interp.formats.model_config import writer_of
+
+    assert writer_of({"meta": {"quantizer": ["gptqmodel:7.7.0"]}}) == "gptqmodel:7.7.0"
+    assert writer_of({"meta": {"quantizer": "gptqmodel"}}) == "gptqmodel"
+    assert [writer_of({"meta": meta}) for meta in (None, 5, [], {}, {"quantizer": 5}, {"quantizer": [5]})] == [None] * 6
 
 
 @pytest.mark.parametrize(

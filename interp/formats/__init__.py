@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from interp.documents import require_file
 from interp.errors import InputError
 from interp.formats.reader import Reader
 
@@ -14,10 +15,10 @@ def reader_for(path: Path) -> Reader:
     Raises:
         InputError: none of these.
     """
-    if path.is_file() and path.suffix == ".gguf":
+    if path.suffix == ".gguf" and not path.is_dir():
         from interp.formats.gguf import GGUFReader
 
-        return GGUFReader(path)
+        return GGUFReader(require_file(path, "a .gguf file"))
     if not path.is_dir():
         raise InputError(
             f"{path} is a file that is not a .gguf",

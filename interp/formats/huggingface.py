@@ -5,7 +5,6 @@ What is quantized is decided by the tensors that are there, never by the config'
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +18,21 @@ from interp.errors import InputError
 from interp.formats.awq import AWQ
 from interp.formats.compressed import COMPRESSED
 from interp.formats.gptq import GPTQ
+from interp.formats.model_config import (
+    check_config,
+    quantization_settings,
+    read_config,
+    transformers_config,
+    unusable,
+    writer_of,
+)
 from interp.formats.packed import PackedFormat, PackedModule
 from interp.formats.reader import Reader
 from interp.formats.shards import Shards
-from interp.formats.skeleton import Skeleton, skeleton
+from interp.formats.skeleton import Skeleton, count_blocks, skeleton
 
 PACKED_FORMATS: dict[str, PackedFormat] = {packed.name: packed for packed in (AWQ, GPTQ, COMPRESSED)}
 """By `quant_method` of the config. To support another format, add its module here."""
-QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
-"""Where AutoGPTQ and AutoAWQ wrote the quantization config before it moved into config.json."""
 REFUSED_SUFFIXES = {
     "absmax": "bitsandbytes",
     "SCB": "bitsandbytes (LLM.int8)",
@@ -48,19 +53,23 @@ class HuggingFaceReader(Reader):
     """
 
     def __init__(self, directory: Path) -> None:
-        settings_of_model = read_json(directory / "config.json")
-        self.settings = _quantization_settings(directory, settings_of_model)
+        settings_of_model = read_config(directory)
+        self.settings = quantization_settings(directory, settings_of_model)
         _refuse_methods(directory, self.settings)
         _refuse_experts(directory, settings_of_model)
         _refuse_custom_code(directory, settings_of_model)
         self.directory = directory
-        self.architecture = architecture(str(settings_of_model.get("model_type")))
+        self.architecture = architecture(settings_of_model["model_type"])
+        check_config(directory, settings_of_model)
         self.shards = Shards(directory)
         self.files = [*self.shards.files, directory / "config.json"]
         _refuse_tensors(self.shards)
         self._packed = _packed_format(self.shards, self.settings)
         self.format = self._packed.name if self._packed else "dense"
-        self.config = _config(directory)
+        for key in ("num_hidden_layers", "n_layer"):  # before a config or a model of that many is built
+            self._check_blocks(settings_of_model.get(key))
+        self.config = transformers_config(directory, settings_of_model)
+        self._check_blocks(self.config.num_hidden_layers)
         self.skeleton = _skeleton(directory, self.config, self.architecture)
         self.linears = self.skeleton.linears
         self._sources = {name: self._source(name) for name in self.skeleton.shapes}
@@ -116,6 +125,21 @@ class HuggingFaceReader(Reader):
 
     def _is_conv1d(self, module: str) -> bool:
         return self.architecture.conv1d and module in self.linears
+
+    def _check_blocks(self, declared: Any) -> None:
+        """Hold a number of blocks, None where nothing is said, against the tensors' names.
+
+        Raises:
+            InputError: another number than there are.
+        """
+        blocks = self.architecture.blocks
+        found = count_blocks(self.shards.headers, (blocks, blocks.rpartition(".")[2]))
+        if declared is not None and declared != found:
+            raise InputError(
+                f"{self.directory / 'config.json'} describes {declared} blocks, and the tensors belong to {found}",
+                "as many blocks as the model has",
+                "The weights and the config.json do not belong together, or the download is incomplete",
+            )
 
     def _source(self, name: str) -> str:
         """The tensor's name in the files, or the packed module's name."""
@@ -215,42 +239,7 @@ class HuggingFaceReader(Reader):
         for module in self._modules.values():
             self._packed.require_all(module)
         self.warnings += first.warnings
-        return {**first.facts, "writer": _writer(self.settings)}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        InputError: missing, not JSON, or not an object.
-    """
-    if not file.is_file():
-        raise InputError(
-            f"{file.parent} is not a checkpoint: it has no {file.name}",
-            "a directory with config.json and safetensors files, or a .gguf file",
-            "Give the directory that holds the model",
-        )
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error})", "a JSON object", "Download the file again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds a JSON {type(content).__name__}", "a JSON object", "Download the file again")
-    return content
-
-
-def _quantization_settings(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
-    settings = config.get("quantization_config") or config.get("compression_config")
-    for name in QUANTIZATION_FILES:
-        if settings is None and (directory / name).is_file():
-            settings = read_json(directory / name)
-    if settings and not isinstance(settings, dict):
-        raise InputError(
-            f"The quantization config of {directory} is {settings!r}",
-            "a JSON object",
-            "Restore the config that the quantizer wrote",
-        )
-    return settings or {}
+        return {**first.facts, "writer": writer_of(self.settings)}
 
 
 def _refuse_methods(directory: Path, settings: dict[str, Any]) -> None:
@@ -326,34 +315,8 @@ def _undeclared(shards: Shards, present: set[str]) -> PackedFormat:
     return GPTQ if any(name.endswith(".g_idx") for name in shards.headers) else AWQ
 
 
-def _writer(settings: dict[str, Any]) -> str | None:
-    meta = settings.get("meta")
-    quantizer = meta.get("quantizer") if isinstance(meta, dict) else None
-    return ", ".join(quantizer) if isinstance(quantizer, list) else quantizer
-
-
-def _config(directory: Path) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, StrictDataclassError) as error:
-        raise _unusable(directory, error) from error
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config
-
-
 def _skeleton(directory: Path, config: Any, architecture: Architecture) -> Skeleton:
     try:
         return skeleton(config, architecture)
-    except (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise _unusable(directory, error) from error
-
-
-def _unusable(directory: Path, error: Exception) -> InputError:
-    found = " ".join(str(error).split())
-    return InputError(
-        f"{directory / 'config.json'} is not a usable model config ({found})", "the config the model was saved with"
-    )
+    except Exception as error:  # a model class computes with whatever the config says: any exception speaks of it
+        raise unusable(directory, error) from error

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from interp.documents import checked, parse_json, read_json, require_file
 from interp.errors import InputError
 
 INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)\.safetensors$")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]+)-of-(?P<total>[0-9]+)\.safetensors$")
+HEADER_LIMIT = 100_000_000
+"""Bytes of a safetensors header, as the library itself bounds it."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -60,12 +63,12 @@ class Shards:
         self._open: dict[Path, Any] = {}
         self.headers: dict[str, Header] = {}
         index = directory / INDEX
-        promised = _read_index(index) if index.is_file() else {}
+        promised = _read_index(index) if index.exists() else {}
         self.files = sorted({directory / file for file in promised.values()}) if promised else _files(directory)
         for file in self.files:
             self._add(file)
         for name, file_name in promised.items():
-            if name not in self.headers:
+            if name not in self.headers or self.headers[name].file.name != file_name:
                 raise InputError(
                     f"The tensor {name!r} is missing from {directory / file_name}, where {INDEX} says it is",
                     "every tensor that the index names",
@@ -84,12 +87,13 @@ class Shards:
             raise InputError(f"The tensor {name!r} of {header.file} cannot be read: {error}") from error
 
     def _add(self, file: Path) -> None:
-        if not file.is_file():
+        if not file.exists():
             raise InputError(
                 f"The shard {file} is missing",
                 "every file that the index or the shard numbering names",
                 "Download the checkpoint again",
             )
+        require_file(file, "a safetensors file")
         try:
             handle = self._resources.enter_context(safe_open(file, framework="pt"))
         except (SafetensorError, OSError) as error:
@@ -98,6 +102,7 @@ class Shards:
                 "a complete safetensors file",
                 "Download or copy it again",
             ) from error
+        _refuse_repeated_names(file)
         self._open[file] = handle
         for name in handle.keys():  # noqa: SIM118 — a safetensors handle is not iterable
             if name in self.headers:
@@ -109,23 +114,51 @@ class Shards:
             piece = handle.get_slice(name)
             dtype = _DTYPES.get(piece.get_dtype())
             if dtype is None:
-                raise InputError(f"The tensor {name!r} of {file} has the unknown type {piece.get_dtype()}")
+                raise InputError(
+                    f"The tensor {name!r} of {file} has the type {piece.get_dtype()}",
+                    f"one of {', '.join(_DTYPES)}",
+                    "Give a checkpoint in one of the formats that are supported",
+                )
             self.headers[name] = Header(file, dtype, tuple(piece.get_shape()))
 
 
+class _Index(BaseModel, extra="allow", strict=True):
+    weight_map: dict[str, str]
+
+
 def _read_index(index: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+    """Tensor → file, by the index.
+
+    Raises:
+        InputError: not an index, or one that names something other than a file beside it.
+    """
+    named = checked(_Index, read_json(index, "a safetensors index"), f"{index} is not a safetensors index").weight_map
+    if not named:
         raise InputError(
-            f"{index} is not a safetensors index ({error!r})", "JSON with a 'weight_map'", "Download the file again"
-        ) from error
+            f"{index} names no tensor", "a 'weight_map' of tensors and their files", "Download the file again"
+        )
+    for tensor, file in named.items():
+        if PurePosixPath(file).name != file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
+            raise InputError(
+                f"{index} says that the tensor {tensor!r} is in {file!r}",
+                "the plain name of a safetensors file in the same directory",
+                "Download the file again",
+            )
+    return named
+
+
+def _refuse_repeated_names(file: Path) -> None:
+    """Of a name that a header holds twice, the library keeps one tensor."""
+    with file.open("rb") as stored:
+        length = int.from_bytes(stored.read(8), "little")
+        header = stored.read(min(length, HEADER_LIMIT))
+    parse_json(header, f"The header of {file}", unique_keys=True)
 
 
 def _files(directory: Path) -> list[Path]:
     """The safetensors files of a directory without an index."""
     single = directory / "model.safetensors"
-    if single.is_file():
+    if single.exists():
         return [single]
     files = sorted(directory.glob("*.safetensors"))
     if not files:
@@ -137,11 +170,11 @@ def _files(directory: Path) -> list[Path]:
     shards = [match for file in files if (match := _SHARD.match(file.name))]
     if not shards:
         return files
-    total = int(shards[0]["total"])
-    width = len(shards[0]["total"])
-    return [
-        directory / f"{shards[0]['stem']}-{n:0{width}d}-of-{total:0{width}d}.safetensors" for n in range(1, total + 1)
-    ]
+    stem, total = shards[0]["stem"], shards[0]["total"]
+    names = [f"{stem}-{number:0{len(total)}d}-of-{total}.safetensors" for number in range(1, len(files) + 2)]
+    if int(total) == 0:
+        raise InputError(f"{files[0]} is numbered as one of no files", "shards numbered from 1", "Rename the file")
+    return [directory / name for name in names[: int(total)]]  # one more than there are is enough to miss one
 
 
 def _pickles(directory: Path) -> str:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from interp.architectures import Architecture
+
+MAX_BLOCKS = 1024
+"""More than eight times the blocks of the deepest language model; building a skeleton takes a millisecond for each."""
+
+
+def count_blocks(names: Iterable[str], prefixes: tuple[str, ...]) -> int:
+    """How many different blocks tensors are named after.
+
+    Args:
+        names: of tensors.
+        prefixes: what stands before the block's number, without the dot, e.g. `model.layers`.
+    """
+    numbered = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})\.([0-9]+)\.")
+    return len({match[1] for name in names if (match := numbered.match(name))})
 
 
 @dataclass(frozen=True)
