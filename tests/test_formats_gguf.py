@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -173,11 +174,97 @@ def test_missing_tensor_and_infinite_scale_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("heads", [0, 5])
 def test_heads_that_the_rows_cannot_have_are_named(heads: int, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "x.gguf", *state_of("llama"), "llama", F16)
-    reader = gguf.GGUFReader(file, "r+")
-    reader.fields["llama.attention.head_count"].parts[-1][0] = heads
-    reader.data.flush()
+    rewritten(file, "llama.attention.head_count", heads)
     with pytest.raises(InputError, match=f"gives llama.attention.head_count as {heads}, and .*q_proj.* has 32 rows"):
         open_checkpoint(file).weight("model.layers.0.self_attn.q_proj")
+
+
+def rewritten(file: Path, field: str, value: int) -> Path:
+    """The file with another number in a field of its metadata."""
+    reader = gguf.GGUFReader(file, "r+")
+    reader.fields[field].parts[-1][0] = value
+    reader.data.flush()
+    return file
+
+
+@pytest.mark.parametrize("count", [0, 2, 4, 10**9])
+def test_blocks_are_counted_before_a_model_is_built(count: int, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "x.gguf", *state_of("llama"), "llama", F16)
+    with pytest.raises(InputError, match=rf"describes {count} blocks, and its tensors belong to 3"):
+        open_checkpoint(rewritten(file, "llama.block_count", count))
+
+
+def test_heads_of_fused_attention_that_cannot_be(tmp_path: Path) -> None:
+    state, config = state_of("gpt_neox")
+    file = write_gguf(tmp_path / "x.gguf", state, config, "gptneox", F16)
+    for heads in (0, 5, 2**31 - 1):
+        ck = open_checkpoint(rewritten(file, "gptneox.attention.head_count", heads))
+        with pytest.raises(InputError, match=f"head_count as {heads}, and .*query_key_value.* has 96 rows"):
+            ck.weight("gpt_neox.layers.0.attention.query_key_value")
+    state, config = state_of("phi")
+    fused = {name: tensor for name, tensor in state.items() if "self_attn.q_proj" not in name}
+    for block in range(3):
+        for suffix, shape in (("weight", (96, 32)), ("bias", (96,))):
+            fused[f"h.{block}.attn.c_attn.{suffix}"] = torch.ones(shape)
+    file = write_gguf(tmp_path / "y.gguf", fused, config, "phi2", F16)
+    with pytest.raises(InputError, match=r"head_count as 5, and blk\.0\.attn_qkv\.weight has 96 rows"):
+        open_checkpoint(rewritten(file, "phi2.attention.head_count", 5))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("llama.block_count", "three", "gives llama.block_count as three. Expected a whole number"),
+        ("llama.block_count", 3.0, "gives llama.block_count as 3.0"),
+        ("llama.block_count", [3, 3], r"gives llama.block_count as \[3, 3\]"),
+        ("llama.block_count", True, "gives llama.block_count as True"),
+        ("split.count", -2, "gives split.count as -2"),
+        ("llama.expert_count", float("nan"), "gives llama.expert_count as nan"),
+    ],
+)
+def test_counts_of_another_type_are_named(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    if key != "llama.block_count":
+        writer.add_block_count(3)
+    kinds = {str: "string", float: "float32", list: "array", bool: "bool", int: "int32"}
+    getattr(writer, f"add_{kinds[type(value)]}")(key, value)
+    for block in range(3):
+        writer.add_tensor(f"blk.{block}.attn_q.weight", np.ones((2, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(tmp_path / "x.gguf").quantization  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "values", [np.ones((32, 32), np.int32), np.ones((32, 32), np.int8), np.ones((1024,), np.float16)]
+)
+def test_whole_numbers_and_vectors_are_no_matrices(values: np.ndarray, tmp_path: Path) -> None:
+    state, config = state_of("llama")
+    write_gguf(tmp_path / "x.gguf", state, config, "llama", F16)
+    source = gguf.GGUFReader(tmp_path / "x.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "y.gguf", "llama")
+    writer.add_block_count(3)
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, values if tensor.name == "blk.1.attn_q.weight" else np.array(tensor.data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError, match=r"'blk\.1\.attn_q\.weight' of .*\.gguf has the (block type I|shape \[1024\])"):
+        open_checkpoint(tmp_path / "y.gguf")
+
+
+def test_two_tensors_in_one_place(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "x.gguf", *state_of("llama"), "llama", F16)
+    reader = gguf.GGUFReader(file, "r+")
+    first, second = reader.tensors[1:3]
+    second.field.parts[5][0] = first.field.parts[5][0]
+    reader.data.flush()
+    with pytest.raises(InputError, match=rf"the tensor '{second.name}' begins at"):
+        open_checkpoint(file)
 
 
 def test_unsupported_files_are_refused_by_name(tmp_path: Path) -> None:

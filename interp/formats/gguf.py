@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from gguf import GGMLQuantizationType as BlockType
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from interp.architectures import ARCHITECTURES, Architecture
 from interp.errors import InputError
+from interp.formats.gguf_header import check_header
 from interp.formats.reader import Reader
-from interp.formats.skeleton import Skeleton, skeleton
+from interp.formats.skeleton import MAX_BLOCKS, Skeleton, count_blocks, skeleton
 
 DENSE_TYPES = {
     BlockType.F64: torch.float64,
@@ -33,6 +36,7 @@ INTERLEAVED_QKV = ("gptneox",)
 """Architectures whose query, key and value rows Hugging Face interleaves head by head; llama.cpp stores all of each."""
 DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tables that llama.cpp stores and that Hugging Face computes from the config."""
+MAX_COUNT = 2**31
 PERMUTED_BY = {"q_proj": "attention.head_count", "k_proj": "attention.head_count_kv"}
 """Linears whose rows llama.cpp permutes head by head → the field that counts the heads."""
 
@@ -73,9 +77,10 @@ class GGUFReader(Reader):
         self._tensors = {tensor.name: tensor for tensor in self._gguf.tensors}
         self.architecture = _architecture(file, str(self._field("general.architecture")))
         self._refuse()
-        n_blocks = int(self._number("block_count"))
+        n_blocks = self._n_blocks()
         model = _skeleton(self.architecture, n_blocks)
         self._stored = self._locate(model, n_blocks)
+        self._check_stored(model)
         self.linears = [name for name in model.linears if f"{name}.weight" in self._stored]
         self.warnings = self._unused()
         types = Counter(self._stored[f"{name}.weight"].tensor.tensor_type.name for name in self.linears)
@@ -96,7 +101,7 @@ class GGUFReader(Reader):
         if self.architecture.gguf_permuted and (field := PERMUTED_BY.get(name.rpartition(".")[0].rpartition(".")[2])):
             return unpermute(tensor, self._heads(field, name, len(tensor)))
         if self.architecture.gguf in INTERLEAVED_QKV and ".query_key_value." in name:
-            return interleave_heads(tensor, int(self._number("attention.head_count")))
+            return interleave_heads(tensor, self._heads("attention.head_count", name, len(tensor), parts=3))
         if self.architecture.gguf_norm_offset and name.endswith("norm.weight"):
             return tensor - self.architecture.gguf_norm_offset
         return tensor.T.contiguous() if self._is_conv1d(name) else tensor
@@ -132,32 +137,65 @@ class GGUFReader(Reader):
                 "the metadata llama.cpp writes",
                 "Download or convert the file again",
             )
-        return field.contents()
+        try:
+            return field.contents()
+        except UnicodeDecodeError as error:
+            raise InputError(f"The field {key!r} of {self.file} is not UTF-8", do="Download the file again") from error
 
-    def _number(self, key: str) -> Any:
-        return self._field(f"{self.architecture.gguf}.{key}")
+    def _has(self, key: str) -> bool:
+        return self._gguf.get_field(key) is not None
+
+    def _count(self, key: str) -> int:
+        """A field that counts something.
+
+        Raises:
+            InputError: missing, or no whole number, or out of range.
+        """
+        value = self._field(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_COUNT:
+            raise InputError(
+                f"{self.file} gives {key} as {str(value)[:80]}", "a whole number", "Download or convert the file again"
+            )
+        return value
+
+    def _number(self, key: str) -> int:
+        return self._count(f"{self.architecture.gguf}.{key}")
+
+    def _n_blocks(self) -> int:
+        """The number of blocks, held against the tensors' names before a model of that many is built.
+
+        Raises:
+            InputError: the metadata say another number than there are.
+        """
+        declared, found = self._number("block_count"), count_blocks(self._tensors, ("blk",))
+        if declared != found or not 1 <= declared <= MAX_BLOCKS:
+            raise InputError(
+                f"{self.file} describes {declared} blocks, and its tensors belong to {found}",
+                f"the same number of both, from 1 to {MAX_BLOCKS}",
+                "Download or convert the file again",
+            )
+        return declared
 
     def _file_type(self) -> str | None:
-        field = self._gguf.get_field("general.file_type")
         known = {int(kind): kind.name.removeprefix("MOSTLY_") for kind in gguf.LlamaFileType}
-        return known.get(int(field.contents())) if field else None
+        return known.get(self._count("general.file_type")) if self._has("general.file_type") else None
 
     def _quantized_by(self) -> str | None:
-        field = self._gguf.get_field("general.quantized_by")
-        return str(field.contents()) if field else None
+        return str(self._field("general.quantized_by")) if self._has("general.quantized_by") else None
 
     def _refuse(self) -> None:
-        experts = self._gguf.get_field(f"{self.architecture.gguf}.expert_count")
-        if experts is not None and int(experts.contents()) > 0:
+        expert_count = f"{self.architecture.gguf}.expert_count"
+        experts = self._count(expert_count) if self._has(expert_count) else 0
+        if experts > 0:
             raise InputError(
-                f"{self.file} is a mixture-of-experts model ({experts.contents()} experts), which is not supported",
+                f"{self.file} is a mixture-of-experts model ({experts} experts), which is not supported",
                 "a model whose every token passes through the same linears",
                 "Choose a dense model",
             )
-        split = self._gguf.get_field("split.count")
-        if split is not None and int(split.contents()) > 1:
+        parts = self._count("split.count") if self._has("split.count") else 1
+        if parts > 1:
             raise InputError(
-                f"{self.file} is one part of a GGUF split into {split.contents()} files",
+                f"{self.file} is one part of a GGUF split into {parts} files",
                 "a GGUF in one file",
                 "Merge the parts with llama.cpp's `llama-gguf-split --merge`",
             )
@@ -180,6 +218,24 @@ class GGUFReader(Reader):
                 )
         return located
 
+    def _check_stored(self, model: Skeleton) -> None:
+        """Hold dimensions and types of the tensors against the model's.
+
+        Raises:
+            InputError: a matrix where the model has a vector, or a type that the gguf package does not dequantize.
+        """
+        for name, stored in self._stored.items():
+            dimensions = len(model.shapes[name]) if name in model.shapes else 1  # a bias that may be left out
+            if len(stored.shape) != dimensions:
+                raise InputError(
+                    f"The tensor {stored.tensor.name!r} of {self.file} has the shape {list(stored.shape)}",
+                    f"{dimensions} dimensions",
+                    "Download or convert the file again",
+                )
+        for tensor in {stored.tensor.tensor_type: stored.tensor for stored in self._stored.values()}.values():
+            size = gguf.GGML_QUANT_SIZES[tensor.tensor_type][1]
+            self._dequantized(tensor, np.zeros((1, size), np.uint8))
+
     def _find(self, stem: str, suffix: str) -> Stored | None:
         if f"{stem}.{suffix}" in self._tensors:
             return Stored(self._tensors[f"{stem}.{suffix}"])
@@ -187,22 +243,16 @@ class GGUFReader(Reader):
         fused = self._tensors.get(f"{block}.attn_qkv.{suffix}")
         if part not in FUSED or fused is None:
             return None
-        heads = int(self._number("attention.head_count"))
-        key_heads = int(self._number("attention.head_count_kv"))
-        head_width = int(fused.shape[-1]) // (heads + 2 * key_heads)
+        heads, key_heads = self._number("attention.head_count"), self._number("attention.head_count_kv")
+        head_width, rest = divmod(int(fused.shape[-1]), max(heads + 2 * key_heads, 1))
+        if rest or not head_width:
+            raise self._wrong_heads("attention.head_count", heads, fused.name, int(fused.shape[-1]))
         edges = [0, heads * head_width, (heads + key_heads) * head_width, (heads + 2 * key_heads) * head_width]
         return Stored(fused, slice(edges[FUSED[part]], edges[FUSED[part] + 1]))
 
     def _dequantize(self, tensor: gguf.ReaderTensor) -> Tensor:
         dtype = DENSE_TYPES.get(tensor.tensor_type)
-        try:
-            dense = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
-        except NotImplementedError as error:
-            raise InputError(
-                f"The tensor {tensor.name!r} of {self.file} has the block type {tensor.tensor_type.name}",
-                "a type that the gguf package dequantizes",
-                "Quantize the model to another type",
-            ) from error
+        dense = torch.from_numpy(self._dequantized(tensor, tensor.data).copy())
         if not bool(torch.isfinite(dense).all()):
             raise InputError(
                 f"The tensor {tensor.name!r} of {self.file} holds NaN or infinite values",
@@ -211,20 +261,34 @@ class GGUFReader(Reader):
             )
         return dense if dtype is None else dense.to(dtype)
 
-    def _heads(self, field: str, name: str, rows: int) -> int:
-        """How many heads the rows of this tensor belong to.
+    def _dequantized(self, tensor: gguf.ReaderTensor, data: NDArray[Any]) -> NDArray[Any]:
+        """Blocks of the tensor's type in floating-point numbers."""
+        try:
+            return gguf.dequantize(data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise InputError(
+                f"The tensor {tensor.name!r} of {self.file} has the block type {tensor.tensor_type.name}",
+                "a type that the gguf package dequantizes",
+                "Quantize the model to another type",
+            ) from error
+
+    def _heads(self, field: str, name: str, rows: int, parts: int = 2) -> int:
+        """How many heads the rows of this tensor belong to, each of as many equal parts.
 
         Raises:
             InputError: a number of heads that the rows cannot have.
         """
-        heads = int(self._number(field))
-        if heads < 1 or rows % (2 * heads):
-            raise InputError(
-                f"{self.file} gives {self.architecture.gguf}.{field} as {heads}, and {name} has {rows} rows",
-                "a number of heads that divides them into pairs",
-                "Download or convert the file again",
-            )
+        heads = self._number(field)
+        if heads < 1 or rows % (parts * heads):
+            raise self._wrong_heads(field, heads, name, rows)
         return heads
+
+    def _wrong_heads(self, field: str, heads: int, name: str, rows: int) -> InputError:
+        return InputError(
+            f"{self.file} gives {self.architecture.gguf}.{field} as {heads}, and {name} has {rows} rows",
+            "a number of heads that divides them into equal parts",
+            "Download or convert the file again",
+        )
 
     def _is_conv1d(self, name: str) -> bool:
         return self.architecture.conv1d and name.removesuffix(".weight") in self.linears
@@ -248,9 +312,10 @@ def interleave_heads(tensor: Float[Tensor, rows * columns], n_heads: int) -> Flo
 
 
 def _open(file: Path) -> gguf.GGUFReader:
+    check_header(file)
     try:
         return gguf.GGUFReader(file)
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise InputError(
             f"{file} is truncated or is not a GGUF file ({error})",
             "a complete .gguf file",
