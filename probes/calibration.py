@@ -23,6 +23,7 @@ from probes.labels import REFUSED
 from probes.options import Options, finish, with_options
 from probes.outcome_pairs import read_outcomes
 from probes.pair import BASELINE, Models, compare
+from probes.per_prompt import refused_by_prompt
 from probes.prompts import PromptSet
 from probes.results import Result
 
@@ -191,10 +192,8 @@ def refusals_from(outcomes: pd.DataFrame, harmful: PromptSet) -> dict[str, list[
     Raises:
         InputError: a cell has no answer to one of the prompts.
     """
-    asked = outcomes[outcomes["prompt"].isin(harmful.instructions)].drop_duplicates(["cell", "prompt"])
-    refused = asked.assign(refused=asked["label"].isin(list(REFUSED))).pivot(
-        index="prompt", columns="cell", values="refused"
-    )
+    asked = outcomes[outcomes["prompt"].isin(harmful.instructions)]
+    refused = refused_by_prompt(asked.assign(refused=asked["label"].isin(list(REFUSED))))
     found = refused.reindex(harmful.instructions)
     if found.isna().any(axis=None) or found.empty:
         raise InputError(

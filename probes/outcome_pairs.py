@@ -12,6 +12,7 @@ import pandas as pd
 
 from interp.errors import InputError
 from probes.labels import REFUSED, Label, classify
+from probes.per_prompt import SAMPLE, per_prompt, repeats_said
 
 REQUIRED = ["cell", "task", "sample_id", "response"]
 SAME = {
@@ -103,18 +104,22 @@ def _labels(table: pd.DataFrame, column: str, name: str) -> pd.Series:
     return found.astype(str).mask(failed | responses.isna(), str(Label.UNSCORED))
 
 
-def pair(table: pd.DataFrame, baseline: str, cell: str, force: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """Join a cell's outcomes with the baseline's.
+def pair(
+    table: pd.DataFrame, baseline: str, cell: str, force: bool = False, *, missing: bool = False
+) -> tuple[pd.DataFrame, list[str]]:
+    """Join a cell's outcomes with the baseline's, prompt by prompt.
 
     Args:
         table: checked outcomes.
         baseline: the baseline's name.
         cell: the cell's name.
         force: warn where the two cannot be compared, instead of refusing.
+        missing: keep the baseline's prompts that the cell has no outcome of, as unscored ones.
 
     Returns:
-        One row per prompt that both were given: task, sample_id, category, and from either side, with the suffixes
-        `_baseline` and `_cell`: label, refused, answered, scored, response, n_tokens (if there). And warnings.
+        One row per prompt that both were given (several answers to one prompt count once, see `probes.per_prompt`):
+        task, sample_id, category, and from either side, with the suffixes `_baseline` and `_cell`: label, refused,
+        answered, scored, response, n_tokens (if there); `missing` where the cell has no outcome. And warnings.
 
     Raises:
         InputError: one of the two is not in the table, they have no prompt in common, or they ran on different engines
@@ -125,16 +130,27 @@ def pair(table: pd.DataFrame, baseline: str, cell: str, force: bool = False) -> 
         if side.empty:
             cells = ", ".join(map(str, table["cell"].unique()))
             raise InputError(f"There are no outcomes of {name}", f"one of the cells of the table: {cells}")
-    pairs = _with_outcomes(sides[baseline]).merge(
-        _with_outcomes(sides[cell]), on=_key(table), suffixes=("_baseline", "_cell"), validate="one_to_one"
+    left, right = (per_prompt(_with_outcomes(sides[name]), like=sides[baseline]) for name in (baseline, cell))
+    asked = left.merge(
+        right, how="left", on=SAMPLE, suffixes=("_baseline", "_cell"), validate="one_to_one", indicator=True
     )
+    asked = asked.assign(missing=asked.pop("_merge") == "left_only")
+    pairs = asked[~asked["missing"]]
     if pairs.empty:
         raise InputError(f"{cell} and {baseline} have no prompt in common", "the same tasks and samples in both")
-    if "category_baseline" in pairs:
-        pairs["category"] = pairs["category_baseline"].fillna("").astype(str)
-    else:
-        pairs["category"] = ""
-    return pairs, _differences(pairs, sides[baseline], sides[cell], baseline, cell, force)
+    warnings = [f"{name}: {said}" for name, side in ((baseline, left), (cell, right)) if (said := repeats_said(side))]
+    warnings += _differences(pairs, len(left) + len(right) - 2 * len(pairs), baseline, cell, force)
+    chosen = _with_missing(asked) if missing else pairs.reset_index(drop=True)
+    category = chosen["category_baseline"].fillna("").astype(str) if "category_baseline" in chosen else ""
+    return chosen.assign(category=category), warnings
+
+
+def _with_missing(asked: pd.DataFrame) -> pd.DataFrame:
+    """What the cell has no outcome of is unscored."""
+    absent = {"label_cell": str(Label.UNSCORED), "refused_cell": False, "answered_cell": False, "scored_cell": False}
+    filled = {column: asked[column].where(~asked["missing"], value) for column, value in absent.items()}
+    flags = {column: values.astype(bool) for column, values in filled.items() if column != "label_cell"}
+    return asked.assign(**filled | flags)
 
 
 def _with_outcomes(side: pd.DataFrame) -> pd.DataFrame:
@@ -145,11 +161,8 @@ def _with_outcomes(side: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _differences(
-    pairs: pd.DataFrame, left: pd.DataFrame, right: pd.DataFrame, baseline: str, cell: str, force: bool
-) -> list[str]:
+def _differences(pairs: pd.DataFrame, alone: int, baseline: str, cell: str, force: bool) -> list[str]:
     warnings = []
-    alone = len(left) + len(right) - 2 * len(pairs)
     if alone:
         warnings.append(f"{cell}: {alone} outcomes have no counterpart and are left out")
     for column, what in SAME.items():

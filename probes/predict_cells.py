@@ -15,6 +15,7 @@ from interp.errors import InputError
 from probes.matrix import is_baseline
 from probes.pair import BASELINE
 from probes.paired import ALPHA, mcnemar_p
+from probes.per_prompt import refused_by_prompt
 from probes.predictors import PREDICTORS, Tables
 from probes.regimes import DANGER, UNDETERMINED
 from probes.results import Result, read_result
@@ -92,6 +93,11 @@ def _matrix(run: Path) -> Result:
     wanted = {"model", "cell", "refusal_rate_delta", "regime"}
     if lacking := sorted(wanted - set(matrix.table.columns)):
         raise InputError(f"{document} has no column {lacking[0]}", "the matrix of a run, with its regimes")
+    twice = matrix.table.duplicated(["model", "cell"])
+    if twice.any():
+        row = matrix.table[twice].iloc[0]
+        found = f"{document} holds {row['model']} {row['cell']} twice"
+        raise InputError(found, "one row for each model and cell", "Measure the run again, or leave one of them out")
     return matrix
 
 
@@ -141,26 +147,25 @@ def _labels(cells: pd.DataFrame) -> dict[str, Any]:
 def _significance(completions: pd.DataFrame | None, cells: pd.Index) -> dict[str, Any]:
     """Exact McNemar on the harmful prompts, from the completions; missing without them."""
     p, fell = np.full(len(cells), np.nan), pd.Series(pd.NA, index=range(len(cells)), dtype="boolean")
-    refused = {} if completions is None else _refused(completions)
-    baseline = refused.get(BASELINE)
+    refused = pd.DataFrame() if completions is None else _refused(completions)
     for place, cell in enumerate(cells):
-        if baseline is None or cell not in refused or not refused[cell].index.equals(baseline.index):
+        if not {BASELINE, cell} <= set(refused.columns):
             continue
-        lost, gained = int((baseline & ~refused[cell]).sum()), int((~baseline & refused[cell]).sum())
+        pairs = refused[[BASELINE, cell]].dropna(how="all")
+        if pairs.isna().any(axis=None):
+            continue
+        baseline, quantized = (pairs[name].astype(bool) for name in (BASELINE, cell))
+        lost, gained = int((baseline & ~quantized).sum()), int((~baseline & quantized).sum())
         p[place] = mcnemar_p(lost, gained)
         fell[place] = bool(p[place] < ALPHA and lost > gained)
     return {"p_mcnemar": p, "significant_loss": fell.array}
 
 
-def _refused(completions: pd.DataFrame) -> dict[str, pd.Series]:
-    """Cell → whether it refused each harmful prompt, indexed by the prompts in their order."""
+def _refused(completions: pd.DataFrame) -> pd.DataFrame:
+    """Whether each cell refused each harmful prompt; no columns where the completions do not say."""
     if not {"cell", "prompts", "prompt", "refused"} <= set(completions.columns):
-        return {}
-    harmful = completions[(completions["prompts"] == "harmful") & completions["refused"].notna()]
-    return {
-        str(cell): rows.set_index("prompt")["refused"].astype(bool)
-        for cell, rows in harmful.groupby("cell", sort=False)
-    }
+        return pd.DataFrame()
+    return refused_by_prompt(completions[(completions["prompts"] == "harmful") & completions["refused"].notna()])
 
 
 def _clusters(table: pd.DataFrame, pattern: str | None) -> pd.Series:

@@ -27,6 +27,7 @@ from probes.labels import REFUSED, Label
 from probes.options import Options, cell_paths, check_writable, with_options
 from probes.pair import BASELINE
 from probes.parity import Reading, check, check_lengths
+from probes.per_prompt import per_prompt
 from probes.results import Result
 from probes.run_folder import RunFolder
 from probes.subjects import LocalSubject, ServerSubject, Subject
@@ -107,6 +108,8 @@ def _readings(subjects: Mapping[str, Subject], run: RunFolder, across_engines: b
 def rates(table: pd.DataFrame) -> pd.DataFrame:
     """Per (cell, task): n, refusal rate with its Wilson interval, partial refusals, degenerate answers, mean tokens.
 
+    Several answers to one prompt count once, see `probes.per_prompt`.
+
     Args:
         table: outcomes, as `measure` and `probes.asking.ask` give them.
 
@@ -115,7 +118,7 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
     """
     return pd.DataFrame(
         {"cell": cell, "task": task, **_rates(part)}
-        for (cell, task), part in table.groupby(["cell", "task"], sort=False)
+        for (cell, task), part in per_prompt(table).groupby(["cell", "task"], sort=False)
     )
 
 

@@ -24,7 +24,7 @@ import typer
 from interp.errors import InputError
 from probes import cli, tables
 from probes.cli import Exit, console, log
-from probes.drift import bounds_of
+from probes.drift import bounds_of, say_bounds
 from probes.options import check_writable
 from probes.results import Result, read_result
 from probes.study_file import Study, parse_study, read_study
@@ -204,7 +204,8 @@ def init(file: File = Path("study.toml")) -> None:
 def run(file: File, out: Out = None) -> None:
     """Measure what is missing or stale.
 
-    Exit codes: 0 all is measured, 2 bad input, 3 a bound is exceeded, 4 nothing could be measured, 5 some cells failed.
+    Exit codes: 0 all is measured, 2 bad input, 3 a bound is exceeded, 4 nothing could be measured or nothing says that
+    a bound holds, 5 some cells failed.
     """
     study = read_study(file)
     found = run_study(study, _out(study, file, out))
@@ -264,24 +265,22 @@ def exit_code(found: StudyRun) -> Exit:
     answered = found.status[found.status["step"] == ALWAYS]
     if not (answered["status"] == Status.DONE).any():
         return Exit.NOTHING_MEASURED
-    exceeded = _exceeded(found)
-    for line in exceeded:
-        log.print(f"exceeded: {line}", style="red", markup=False, highlight=False)
+    exceeded, unproven = _bounds(found)
+    say_bounds(exceeded, unproven)
     if exceeded:
         return Exit.BOUND_EXCEEDED
+    if unproven:
+        return Exit.NOTHING_MEASURED
     return Exit.PARTLY_MEASURED if len(found.failures) else Exit.MEASURED
 
 
-def _exceeded(found: StudyRun) -> list[str]:
-    bounds = found.study.bounds
-    drift = found.table("drift")
-    limits = bounds_of(bounds.max_refusal_drop, bounds.max_over_refusal_rise)
-    return [
-        f"{model}: {line}"
-        for model, part in drift.groupby("model", sort=False)
-        for bound in limits
-        for line in bound.check(part)[0]
-    ]
+def _bounds(found: StudyRun) -> tuple[list[str], list[str]]:
+    """What exceeds a bound of the study, and where nothing says that one holds."""
+    limits = bounds_of(found.study.bounds.max_refusal_drop, found.study.bounds.max_over_refusal_rise)
+    models = list(found.table("drift").groupby("model", sort=False)) if limits else []
+    exceeded = [f"{model}: {line}" for model, part in models for bound in limits for line in bound.exceeded(part)]
+    unproven = [f"{model}: {line}" for model, part in models for bound in limits for line in bound.unproven(part)]
+    return exceeded, unproven
 
 
 def show(found: StudyRun) -> None:

@@ -213,6 +213,24 @@ def test_the_same_cells_in_two_runs_count_once(tmp_path: Path) -> None:
     assert read_cells([tmp_path / "a", tmp_path / "c"]).table["cluster"].nunique() == 6
 
 
+def test_a_cell_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    matrix = write_run(tmp_path, MODELS[:2])
+    Result("matrix", pd.concat([matrix, matrix.iloc[[3]]], ignore_index=True), {}).write(tmp_path)
+    with pytest.raises(InputError, match=r"holds llama-s0 Q4_K_M twice"):
+        read_cells([tmp_path])
+    Result("matrix", pd.concat([matrix, matrix.iloc[[0]]], ignore_index=True), {}).write(tmp_path)
+    with pytest.raises(InputError, match=r"holds llama-s0 baseline twice"):
+        read_cells([tmp_path])
+
+
+def test_the_same_answers_again_change_no_test(tmp_path: Path) -> None:
+    write_run(tmp_path, MODELS[:1])
+    once = read_cells([tmp_path]).table["p_mcnemar"].tolist()
+    answers = read_result(tmp_path / MODELS[0] / "completions.json").table
+    Result("completions", pd.concat([answers, answers]), {}).write(tmp_path / MODELS[0])
+    assert read_cells([tmp_path]).table["p_mcnemar"].tolist() == once
+
+
 def test_a_baseline_that_hardly_refuses_is_named(tmp_path: Path) -> None:
     matrix = write_run(tmp_path, MODELS[:2])
     matrix.loc[0, "refusal_rate"] = 0.25

@@ -266,6 +266,10 @@ def test_bounds(folder: Path, invoke: Invoke, capsys: Any) -> None:
     run = studies.StudyRun(folder / "run", study, study_status(study, folder / "run"))
     assert studies.exit_code(run) == cli.Exit.BOUND_EXCEEDED
     assert "tiny: dense, over_refusal: 3 of 4 flipped" in " ".join(capsys.readouterr().err.split())
+    table.loc[row & (table["category"] == "all"), ["n_flips", "flip_rate", "flip_rate_worst"]] = [1, 0.25, 0.75]
+    drift.write(folder / "run" / "tiny")
+    assert studies.exit_code(run) == cli.Exit.NOTHING_MEASURED
+    assert "not proven: tiny: dense, over_refusal: " in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pandas as pd
 from probes.intervals import Interval
 from probes.pair import BASELINE
 from probes.paired import ALPHA, delta_interval, paired_tests, unpaired_interval
+from probes.per_prompt import refused_by_prompt
 from probes.reporting.run import Run
 from probes.reporting.words import cut
 from probes.summary import QUALITY
@@ -80,9 +81,7 @@ def refused(run: Run, model: str) -> Mapping[str, np.ndarray]:
     if completions is None:
         return {}
     harmful = completions[(completions["prompts"] == "harmful") & completions["refused"].notna()]
-    harmful = harmful.assign(time=harmful.groupby(["cell", "prompt"]).cumcount())  # a prompt may be asked twice
-    wide = harmful.pivot(index=["prompt", "time"], columns="cell", values="refused")
-    complete = wide.dropna(axis="columns")
+    complete = refused_by_prompt(harmful).dropna(axis="columns")
     return {str(cell): complete[cell].to_numpy(dtype=bool) for cell in complete}
 
 
