@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from probes.flips import flips
+from probes.names import REPEAT
 from probes.run_folder import RunFolder
 from probes.subjects import LocalSubject, Subject
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-REPEAT = "baseline-again"
 LOGIT_PROMPTS = 32
 """How many prompts the logits of two engines are compared on."""
 

@@ -18,6 +18,7 @@ from rich.console import RenderableType
 from interp.errors import InputError
 from interp.model import HookedModel, load
 from probes import cli
+from probes.names import derived_name, is_url, name_problem
 from probes.pair import Cells
 from probes.prompts import PromptSet, builtin, read_prompts
 from probes.results import Result
@@ -108,13 +109,16 @@ def cell_paths(given: list[str]) -> dict[str, str]:
     """`NAME=PATH` or `PATH` (named after its last part, without .gguf) → {name: path}.
 
     Raises:
-        InputError: two cells have one name.
+        InputError: a name that no cell can have, see `probes.names`, or that two have.
     """
     paths: dict[str, str] = {}
     for argument in given:
         name, separator, path = argument.partition("=")
-        if not separator or Path(argument).exists():
-            name, path = Path(argument).resolve().name.removesuffix(".gguf"), argument
+        if not separator or is_url(argument) or Path(argument).exists():
+            path = argument
+            name = derived_name(argument if is_url(argument) else str(Path(argument).resolve()))
+        if problem := name_problem(name):
+            raise InputError(f"The cell {path}: {problem}", do="Name it with --quantized NAME=PATH")
         if name in paths:
             raise InputError(
                 f"Two cells are named {name!r}: {paths[name]} and {path}",

@@ -24,6 +24,7 @@ from probes.controls import again, engine_drift, notes, self_flips
 from probes.engines import EngineName, EngineSettings
 from probes.intervals import rate_interval
 from probes.labels import REFUSED, Label
+from probes.names import CONTROL, is_url, name_problem
 from probes.options import Options, cell_paths, check_writable, with_options
 from probes.pair import BASELINE
 from probes.parity import Reading, check, check_lengths
@@ -35,7 +36,6 @@ from probes.tables import interval_columns
 
 TASKS = ("refusal", "over_refusal", "jailbreak", "truthfulness", "bias")
 DEFAULT_TASKS = ("refusal", "over_refusal")
-CONTROL = "control"
 MAX_NEW_TOKENS = 128
 BATCH_SIZE = 32
 
@@ -82,6 +82,8 @@ def measure(
         >>> base, cell = (LocalSubject(EngineSettings(path, like=baseline)) for path in (baseline, quantized))
         >>> measure(base, {"AWQ": cell}, run).table
     """
+    for problem in filter(None, map(name_problem, cells)):
+        raise InputError(f"A cell is named {problem}")
     subjects = {BASELINE: baseline, **cells, **({} if control is None else {CONTROL: control})}
     readings = _readings(subjects, run, across_engines=control is not None)
     engines = {name: reading.engine for name, reading in readings.items()}
@@ -180,22 +182,18 @@ def subject_of(
     path: str, baseline: str, engine: EngineName, options: Options, like: str | None, threads: int | None = None
 ) -> Subject:
     """A server where the path is a URL, else a checkpoint, which takes its tokenizer from `like` or the baseline."""
-    if _is_url(path):
+    if is_url(path):
         return ServerSubject.at(path)
-    like = like or (None if path == baseline or _is_url(baseline) else baseline)
+    like = like or (None if path == baseline or is_url(baseline) else baseline)
     settings = EngineSettings(path, engine, like, options.dtype, options.device, threads)
     return LocalSubject(settings, options.template, options.batch_size or BATCH_SIZE)
-
-
-def _is_url(path: str) -> bool:
-    return path.startswith(("http://", "https://"))
 
 
 def _check_pairs(baseline: str, cells: Mapping[str, str], force: bool) -> list[str]:
     return [
         f"{name}: {warning}"
         for name, path in cells.items()
-        if not (_is_url(path) or _is_url(baseline))
+        if not (is_url(path) or is_url(baseline))
         for warning in (*open_checkpoint(path).warnings, *check_pair(baseline, path, force=force))
     ]
 

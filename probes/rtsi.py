@@ -156,8 +156,6 @@ def _rows(
         return delta_table(files), {str(file): sha256(file) for file in files}
     assert baseline is not None
     cells = {name: Path(path) for name, path in cell_paths(quantized or []).items()}
-    if "baseline" in cells:
-        raise InputError("A cell is named baseline", "another name", "Name it with --quantized NAME=FILE")
     features = features_of_completions({"baseline": baseline, **cells})
     _check_same_prompts(features)
     deltas = deltas_of_features(features.assign(baseline="baseline"))

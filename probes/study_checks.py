@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError
-from probes.pair import BASELINE
-from probes.study_file import DIRECT, INSPECT, NAME, Problem, Study, suggest
+from probes.names import NAME, derived_name, is_url, name_problem
+from probes.study_file import DIRECT, INSPECT, Problem, Study, suggest
 
-URL = ("http://", "https://")
 JUDGE = r"[A-Za-z][A-Za-z0-9_.-]*/\S.*"
 FILES = ("study.json", "study.toml", "matrix.json", "matrix.parquet", "report.html", "report.md")
 """What a run folder holds beside the models' folders."""
@@ -79,10 +78,11 @@ def _cells(
     yield from _repeated(names, "two cells are named", (*here, "cells"))
     for number, (cell, name) in enumerate(zip(cells, names, strict=True)):
         where = (*here, "cells", number)
-        if name == BASELINE:
-            yield Problem((*where, "name"), f"{BASELINE!r} is the baseline's name; give the cell another")
-        if "name" not in cell and name is not None and not re.fullmatch(NAME, name):
+        problem = name_problem(name) if isinstance(name, str) else ""
+        if problem and "name" not in cell:
             yield Problem(where, f"{name!r}, the last part of its path, cannot be its name; give it one with name = …")
+        elif problem and re.fullmatch(NAME, name or ""):  # the schema says it of other names
+            yield Problem((*where, "name"), problem)
         if name is not None and name in written:
             yield Problem((*where, "name"), f"two cells are named {name!r}; one of them is written by quantize")
         if isinstance(cell.get("path"), str):
@@ -101,13 +101,13 @@ def _device_error(device: str) -> str:
 
 def _name(cell: dict[str, Any]) -> str | None:
     given = cell.get("name") or cell.get("path")
-    return Path(given).name.removesuffix(".gguf") if isinstance(given, str) and "name" not in cell else cell.get("name")
+    return derived_name(given) if isinstance(given, str) and "name" not in cell else cell.get("name")
 
 
 def _checkpoint(given: str, where: tuple[str | int, ...], finder: Study) -> Iterator[Problem]:
     from interp.hub import HUB_ID
 
-    if given.startswith(URL):
+    if is_url(given):
         yield Problem(where, "is a server; probes look into a model, so give a checkpoint (servers: probes.refusal)")
         return
     found = finder.path(given)

@@ -17,11 +17,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interp.errors import InputError
+from probes.names import NAME, derived_name
 from probes.toml_lines import Location, key_lines, line_of
 
 DIRECT, INSPECT = "direct", "inspect"
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}$"
-"""Names of models and cells are names of folders too."""
 
 
 class _Table(BaseModel):
@@ -44,7 +43,7 @@ class Cell(_Table):
     @property
     def called(self) -> str:
         """Its name, given or not."""
-        return self.name or Path(self.path).name.removesuffix(".gguf")
+        return self.name or derived_name(self.path)
 
 
 class Model(_Table):

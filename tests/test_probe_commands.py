@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 import typer
 
+from interp.errors import InputError
 from probes import calibration, cli, direction, entropy, geometry, margin, neurons
 from probes.__main__ import PROBES, summary
 from probes.options import cell_paths
 from probes.results import read_result
+from probes.study_file import parse_study
 from tests.cells import HARMFUL, HARMLESS, q8_0
 from tests.packed_files import edit
 from tests.tiny_models import write
@@ -99,6 +101,54 @@ def test_names_of_cells(tmp_path: Path) -> None:
         "awq": "cells/awq",
         "model-q4": "org/model-q4.gguf",
         "a=b": str(odd),
+    }
+
+
+@pytest.mark.parametrize(
+    ("argument", "found"),
+    [
+        ("baseline=x", "'baseline' is the baseline's name"),
+        ("Baseline=x", "'Baseline' is the baseline's name"),
+        ("baseline-again=x", "what the baseline asked again is called"),
+        ("baseline-again-10-1=x", "what the baseline asked again is called"),
+        ("control=x", "what the baseline on another engine is called"),
+        ("cells/control.gguf", "what the baseline on another engine is called"),
+        ("../up=x", "'../up' cannot be a name"),
+        ("..=x", "'..' cannot be a name"),
+        (".=x", "'.' cannot be a name"),
+        ("=x", "'' cannot be a name"),
+        ("a/b=x", "'a/b' cannot be a name"),
+        ("a\\b=x", "cannot be a name"),
+        ("a\nb=x", "cannot be a name"),
+        ("a\0=x", "cannot be a name"),
+        ("\u202eq4=x", "cannot be a name"),
+        ("q4\n=x", "cannot be a name"),
+        (" q4=x", "cannot be a name"),
+        ("-q4=x", "cannot be a name"),
+        (f"{'x' * 101}=x", "cannot be a name"),
+        ("/", "'' cannot be a name"),
+        ("http://host:1/v1#org/llama3:8b", "'llama3:8b' cannot be a name"),
+    ],
+)
+def test_names_that_no_cell_can_have(argument: str, found: str) -> None:
+    """The command line and a study file refuse the same names."""
+    with pytest.raises(InputError) as raised:
+        cell_paths([argument])
+    assert found in str(raised.value)
+    assert "--quantized NAME=PATH" in str(raised.value)
+    name = argument.partition("=")[0]
+    if "=" in argument:
+        head = '[[models]]\nname = "m"\nbaseline = "org/b"\n'
+        document = f'{head}[[models.cells]]\nname = {json.dumps(name)}\npath = "org/p"\n'
+        with pytest.raises(InputError, match="name"):
+            parse_study(document, Path("."))
+
+
+def test_servers_are_called_after_their_model() -> None:
+    address = "http://localhost:8000/v1?x=y#Qwen/Qwen2.5-7B"
+    assert cell_paths([address, "s=http://localhost:8000/v1"]) == {
+        "Qwen2.5-7B": address,
+        "s": "http://localhost:8000/v1",
     }
 
 
