@@ -34,11 +34,15 @@ def to_transformer_lens(model: HookedModel) -> Any:
     except ImportError as error:
         raise MissingExtra("transformer-lens", "lens", "A TransformerLens view") from error
     hf = shared_copy(model)
+    tokenizer = copy.deepcopy(model.tokenizer)
+    # Else the bridge would open the tokenizer again from these, which are not all its settings and not all plain data.
+    # Whether it adds a BOS is found out by the bridge itself.
+    tokenizer.init_kwargs = {**tokenizer.init_kwargs, "add_bos_token": True}
     hf.config.architectures = [type(hf).__name__]
     return TransformerBridge.boot_transformers(
         hf.name_or_path or hf.config.model_type,
         hf_model=hf,
-        tokenizer=copy.deepcopy(model.tokenizer),
+        tokenizer=tokenizer,
         dtype=hf.dtype,
         device=hf.device,
     )
