@@ -15,6 +15,9 @@ from torch import Tensor
 
 from interp.errors import InputError
 
+PAD = 0
+"""The token at positions that no real token sees. Any of the vocabulary may stand there; a tokenizer's own pad token
+need not be one of the model's (fine-tunes of Llama 2 add one and leave the embedding as it was)."""
 BATCH_TOKENS = 8192
 """Tokens of one batch, pads included, where the caller names no batch size."""
 
@@ -58,7 +61,6 @@ def resolve_position(position: int, length: int, which: int) -> int:
 def batches(
     token_ids: Sequence[Sequence[int]],
     position: int,
-    pad: int,
     batch_size: int | None,
     device: torch.device,
     at_most: int | None = None,
@@ -79,14 +81,14 @@ def batches(
         indices = order[start : start + min(size, at_most or size)]
         yield Batch(
             torch.tensor(indices),
-            _padded([token_ids[which] for which in indices], longest, pad, device),
+            _padded([token_ids[which] for which in indices], longest, device),
             torch.tensor([positions[which] for which in indices]),
         )
         start += len(indices)
 
 
-def _padded(token_ids: Sequence[Sequence[int]], width: int, pad: int, device: torch.device) -> dict[str, Tensor]:
-    input_ids = torch.full((len(token_ids), width), pad, dtype=torch.long)
+def _padded(token_ids: Sequence[Sequence[int]], width: int, device: torch.device) -> dict[str, Tensor]:
+    input_ids = torch.full((len(token_ids), width), PAD, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     for row, ids in enumerate(token_ids):
         input_ids[row, : len(ids)] = torch.tensor(ids)

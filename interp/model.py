@@ -188,10 +188,12 @@ class HookedModel:
             chat: render each text through the chat template, with the generation prompt.
 
         Raises:
-            InputError: a text without tokens or longer than the context; no chat template although `chat`.
+            InputError: a text without tokens, longer than the context, or with a token that the model does not have; no
+                chat template although `chat`.
         """
         encoded = encode(self.tokenizer, render(self.tokenizer, texts, "chat" if chat else "none").texts)
         context = getattr(self.config, "max_position_embeddings", None)
+        self.require_known(encoded)
         for which, ids in enumerate(encoded):
             if not ids:
                 raise InputError(f"Prompt {which} is empty: it has no tokens", do="Leave it out")
@@ -202,6 +204,24 @@ class HookedModel:
                     "Shorten it or leave it out; prompts are never truncated",
                 )
         return encoded
+
+    def require_known(self, token_ids: Sequence[Sequence[int]]) -> None:
+        """Check that the model has an embedding for every token.
+
+        Args:
+            token_ids: of prompts.
+
+        Raises:
+            InputError: it lacks one.
+        """
+        known = self.hf.get_input_embeddings().num_embeddings
+        largest = max((max(ids, default=0) for ids in token_ids), default=0)
+        if largest >= known:
+            raise InputError(
+                f"A prompt holds the token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r})",
+                f"tokens below {known}, the rows of the model's embedding",
+                "The tokenizer belongs to another model: give the one that this one was trained with",
+            )
 
     def unembed_only(self, select: Callable[[Tensor], Tensor]) -> AbstractContextManager[Any]:
         """Unembed some positions instead of all: the logits of a whole batch can be larger than the model.
@@ -227,8 +247,7 @@ class HookedModel:
     def _batches(self, texts: Sequence[str], position: int, chat: bool, batch_size: int | None) -> Iterator[Batch]:
         if not len(texts):
             raise InputError("There are no prompts", "at least one")
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        return batches(self.token_ids(texts, chat), position, pad, batch_size, self.hf.device)
+        return batches(self.token_ids(texts, chat), position, batch_size, self.hf.device)
 
 
 def load(

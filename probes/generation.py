@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.batching import PAD
 from interp.model import HookedModel
 
 
@@ -39,7 +40,11 @@ def generate(
         prompts: token ids, none empty.
         max_new_tokens: where an answer is cut.
         computing: told before each forward pass which prompts its rows are, for hooks that treat them differently.
+
+    Raises:
+        InputError: a token that the model has no embedding for.
     """
+    model.require_known(prompts)
     ends = end_tokens(model)
     answers = [Answer([], False)] * len(prompts)
     for rows, tokens in _steps(model, prompts, max_new_tokens, ends, computing):
@@ -79,7 +84,7 @@ def _steps(
     """
     from transformers import DynamicCache
 
-    step, mask = _left_padded(prompts, model.tokenizer.pad_token_id or 0, model.hf.device)
+    step, mask = _left_padded(prompts, model.hf.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     rows = list(range(len(prompts)))
@@ -104,10 +109,10 @@ def _steps(
 
 
 def _left_padded(
-    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
+    prompts: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
     """Token ids and attention mask; pads go to the left, so that all answers start at the same column."""
     width = max(map(len, prompts))
-    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    ids = [[PAD] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

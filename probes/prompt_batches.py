@@ -23,5 +23,4 @@ def prompt_batches(model: HookedModel, texts: Sequence[str], batch_size: int | N
     """
     if not texts:
         raise InputError("There are no prompts", "at least one")
-    pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else 0
-    return list(batches(model.token_ids(texts), -1, pad, batch_size, model.hf.device, at_most=TEXTS_AT_ONCE))
+    return list(batches(model.token_ids(texts), -1, batch_size, model.hf.device, at_most=TEXTS_AT_ONCE))

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.batching import PAD
 from interp.errors import InputError, NotFinite
 from interp.model import HookedModel
 
@@ -85,9 +86,8 @@ def score(baseline: HookedModel, cell: HookedModel, passages: Sequence[Passage])
     Raises:
         NotFinite: one of the two computes NaN or infinity.
     """
-    pad = baseline.tokenizer.pad_token_id or 0
     parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    for indices, tokens, mask in _batches(passages, pad):
+    for indices, tokens, mask in _batches(passages):
         left, right = (_logits(model, tokens, mask) for model in (baseline, cell))
         for row, which in enumerate(indices):
             scored = slice(passages[which].start - 1, len(passages[which].ids) - 1)
@@ -116,14 +116,14 @@ def _logits(
     return logits.float().cpu()
 
 
-def _batches(passages: Sequence[Passage], pad: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+def _batches(passages: Sequence[Passage]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Passages of similar length together, padded on the right, where a causal model never sees the pads."""
     order = sorted(range(len(passages)), key=lambda which: -len(passages[which].ids))
     start = 0
     while start < len(order):
         width = len(passages[order[start]].ids)
         indices = order[start : start + max(1, BATCH_TOKENS // width)]
-        tokens = torch.full((len(indices), width), pad, dtype=torch.long)
+        tokens = torch.full((len(indices), width), PAD, dtype=torch.long)
         mask = torch.zeros_like(tokens)
         for row, which in enumerate(indices):
             ids = passages[which].ids

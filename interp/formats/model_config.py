@@ -166,9 +166,12 @@ def transformers_config(directory: Path, settings: dict[str, Any]) -> Any:
     if method is not None:
         raise unusable(directory, f"{method!r} is no setting")
     try:
-        return config_class.from_dict(kept | {"model_type": model_type}, name_or_path=str(directory))
+        config = config_class.from_dict(kept | {"model_type": model_type}, name_or_path=str(directory))
     except Exception as error:  # a config class computes with whatever the file says: any exception speaks of the file
         raise unusable(directory, error) from error
+    if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
+        config.pad_token_id = None  # fine-tunes of Llama 2 add one without a row; PyTorch would not build the embedding
+    return config
 
 
 def unusable(directory: Path, error: Exception | str) -> InputError:
