@@ -23,6 +23,8 @@ MAX_NESTING = 64
 """Objects and lists inside each other; the deepest file of the ecosystem (tokenizer.json) has about ten."""
 MAX_INTEGER = 2**64
 """No count, id or size of a checkpoint is as large; an integer beyond it breaks arithmetic in NumPy and PyTorch."""
+UNLIMITED = int(1e30)
+"""What transformers writes as the longest text of a tokenizer that has no limit; let through as it is."""
 MAX_BYTES = 2**30
 """A text file larger than a gigabyte is not what it is taken for."""
 
@@ -191,7 +193,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _bounded_integer(digits: str) -> int:
     """An integer of a JSON document; the parser hands on its text."""
-    if len(digits) <= 20 and abs(number := int(digits)) < MAX_INTEGER:
+    if len(digits) <= 31 and (abs(number := int(digits)) < MAX_INTEGER or number == UNLIMITED):
         return number
     raise ValueError(f"an integer of {len(digits)} digits is larger than 64 bits")
 

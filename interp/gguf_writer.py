@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
+from interp.tokenizer_files import open_tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, TokenType
@@ -114,9 +115,7 @@ def _add_hyperparameters(writer: GGUFWriter, config: Any) -> None:
 
 
 def _add_tokenizer(writer: GGUFWriter, source: Path, vocab_size: int) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer = open_tokenizer(source)
     description, splitting = _byte_level_bpe(tokenizer, source)
     tokens, types = _vocabulary(tokenizer, vocab_size)
     writer.add_tokenizer_model("gpt2")

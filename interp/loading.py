@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, StrictInt
 from torch import Tensor, nn
 
+from interp.documents import checked, read_json_object
 from interp.errors import InputError, NotFinite
+from interp.tokenizer_files import open_tokenizer, refused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,17 +66,19 @@ def surroundings(checkpoint: Checkpoint, like: str | Path | None) -> Surrounding
 
 def _beside(directory: Path, config: Any) -> Surroundings:
     """What lies in the checkpoint's directory."""
-    from transformers import AutoTokenizer
+    return Surroundings(config, open_tokenizer(directory), _generation_config(directory))
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (ValueError, KeyError, OSError, ImportError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{directory} holds no tokenizer that transformers can read ({_first_line(error)})",
-            "tokenizer.json or another tokenizer beside the weights",
-            "Download the tokenizer files too, or give the baseline: load(path, like=baseline)",
-        ) from error
-    return Surroundings(config, tokenizer, _generation_config(directory))
+
+class _Generation(BaseModel):
+    """What is used of a generation config.
+
+    Attributes:
+        eos_token_id: tokens that end an answer.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    eos_token_id: StrictInt | list[StrictInt] | None = None
 
 
 def _generation_config(directory: Path) -> Any:
@@ -81,36 +86,26 @@ def _generation_config(directory: Path) -> Any:
     from transformers import GenerationConfig
 
     file = directory / "generation_config.json"
-    if not file.is_file():
+    if not file.exists():
         return None
-    try:
-        return GenerationConfig.from_pretrained(directory)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{file} cannot be used ({_first_line(error)})",
-            "a JSON object of settings",
-            "Download it again or remove it",
-        ) from error
+    checked(_Generation, read_json_object(file), str(file))
+    with refused(f"{file} cannot be used", "a JSON object of settings", "Download it again or remove it"):
+        return GenerationConfig.from_pretrained(directory, local_files_only=True)
 
 
 def _within_gguf(path: Path) -> Surroundings:
     """What transformers makes of a GGUF's own metadata."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    try:
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, KeyError, OSError, ImportError, NotImplementedError) as error:
-        raise InputError(
-            f"transformers cannot make a config and a tokenizer of the metadata in {path} ({_first_line(error)})",
-            "a baseline to take them from",
-            "Give the unquantized checkpoint: load(path, like=baseline)",
-        ) from error
-    return Surroundings(config, tokenizer, None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    with refused(
+        f"transformers cannot make a config and a tokenizer of the metadata in {path}",
+        "a baseline to take them from",
+        "Give the unquantized checkpoint: load(path, like=baseline)",
+    ):
+        config = AutoConfig.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False, local_files_only=True
+        )
+    return Surroundings(config, open_tokenizer(path.parent, path.name), None)
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:

@@ -66,6 +66,10 @@ def test_huge_integers_are_refused(digits: str) -> None:
         documents.parse_toml(f"bits = {digits}", "x")
 
 
+def test_the_mark_of_no_limit_of_tokenizers_is_let_through() -> None:
+    assert documents.parse_json("[1000000000000000019884624838656]", "a") == [int(1e30)]
+
+
 def test_lines_end_at_line_feeds_only() -> None:
     text = '{"a": "one\u2028line\x85x"}\r\n\n[1]\n'
     assert [document for _, document in documents.json_lines(text, "f")] == [{"a": "one\u2028line\x85x"}, [1]]

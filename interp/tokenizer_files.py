@@ -1,0 +1,102 @@
+"""Tokenizers and what lies beside them in a checkpoint: opened without running its code, damage told in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from interp.documents import read_json_object, require_file
+from interp.errors import InputError
+
+JSON_OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+"""Small files of a tokenizer."""
+FILES = ("tokenizer.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json")
+"""Its other files, which its own library reads."""
+
+
+def open_tokenizer(directory: Path, gguf_file: str | None = None) -> Any:
+    """The tokenizer of a checkpoint, as transformers makes it, tried on a short text.
+
+    Args:
+        directory: with the tokenizer's files; they never run code, are never asked about, and nothing is downloaded.
+        gguf_file: the name of a .gguf file in the directory, whose metadata is used instead.
+
+    Raises:
+        InputError: there is none, or it is damaged, newer than the installed libraries, or asks to run its own code.
+    """
+    from transformers import AutoTokenizer
+
+    source = directory if gguf_file is None else directory / gguf_file
+    if gguf_file is None:
+        _check_files(directory)
+    named = {} if gguf_file is None else {"gguf_file": gguf_file}
+    with refused(
+        f"{source} holds no tokenizer that transformers can read",
+        "tokenizer.json or another tokenizer beside the weights",
+        "Download the tokenizer files too, or give the baseline: load(path, like=baseline)",
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True, **named)
+        _try(tokenizer)
+    return tokenizer
+
+
+def read_vocabulary(file: Path) -> dict[str, int]:
+    """Token to id of a tokenizer.json, added tokens included.
+
+    Raises:
+        InputError: it is damaged, or newer than the installed library.
+    """
+    from tokenizers import Tokenizer
+
+    require_file(file, "a tokenizer.json")
+    with refused(f"{file} is not a tokenizer", "a tokenizer.json", "Download it again"):
+        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+
+
+@contextmanager
+def refused(found: str, expected: str, do: str) -> Iterator[None]:
+    """What the libraries of tokenizers raise inside ends as an InputError.
+
+    Args:
+        found: what cannot be read; the library's own words follow in parentheses.
+        expected: see `InputError`.
+        do: see `InputError`.
+
+    Raises:
+        InputError: anything was raised.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        # The Rust library raises plain `Exception`, its panics derive from `BaseException`, and transformers lets
+        # through whatever its own code meets in these files.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{found} ({first_line(error)})", expected, do) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0].strip()[:300]
+
+
+def _check_files(directory: Path) -> None:
+    """Before anything reads them: pipes, and JSON that is none."""
+    for name in FILES:
+        if (directory / name).exists():
+            require_file(directory / name)
+    for name in JSON_OBJECTS:
+        if (directory / name).exists():
+            read_json_object(directory / name)
+
+
+def _try(tokenizer: Any) -> None:
+    """What every prompt goes through; a setting of the wrong type shows only here."""
+    ids = tokenizer(["How are you?"], add_special_tokens=False).input_ids[0]
+    tokenizer.decode(tokenizer("How are you?").input_ids + ids, skip_special_tokens=True)
+    tokenizer.special_tokens_map, tokenizer.all_special_ids, tokenizer.bos_token_id, tokenizer.eos_token_id  # noqa: B018
