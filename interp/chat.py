@@ -1,21 +1,35 @@
 """Requests → the text and the tokens that a chat model sees.
 
 Rendering is reproducible: a template that inserts today's date gets `FIXED_DATE`, one that can think is told not to, so
-the first token measured is the first token of the answer.
+the first token measured is the first token of the answer. And it is checked: a rendered text holds its request, two
+requests make two texts, and one request makes one.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from interp.documents import read_text
 from interp.errors import InputError
+from interp.templates import TemplateFailed, TemplateUnbounded, render_template
+from interp.thoughts import FORMS, left_open, to_answer
 
+CLOSED_THOUGHT = "closed-thought"
+"""The template option that appends a thought which is already over; see `template_source`."""
+NAMED_TEMPLATES = ("auto", CLOSED_THOUGHT, "none")
+"""What a template option can be beside the path of a file."""
 FIXED_DATE = datetime(2024, 7, 26)
 """What templates are told is today: the date that Llama 3's own template falls back to."""
+PROBE = "What do 7 ducks and 12 geese weigh?"
+"""A request that no template holds by itself."""
+MAX_TEMPLATE = 2**22
+"""Bytes of a template file; the longest known has some ten thousand."""
 
 
 @dataclass(frozen=True)
@@ -39,37 +53,100 @@ def render(tokenizer: Any, texts: Sequence[str], template: str | Path = "auto", 
     Args:
         tokenizer: a Hugging Face tokenizer.
         texts: one request each.
-        template: "auto" (the tokenizer's own; raw text with a warning where it has none), "chat" (the tokenizer's own,
-            required), "none" (raw text) or a Jinja file.
+        template: see `template_source`.
         thinking: what templates that ask `enable_thinking` are told.
 
     Raises:
-        InputError: "chat" without a template; a template file that cannot be read or rendered.
+        InputError: see `template_source` and `render_messages`; a template that changes or drops a request, that makes
+            the same text of two requests, or two texts of one.
     """
     source = template_source(tokenizer, template)
-    if source is not None:
-        return Rendered([render_messages(tokenizer, [_user(text)], source, thinking) for text in texts], source)
-    raw = [] if str(template) == "none" else [f"{tokenizer.name_or_path} has no chat template: prompts are raw text"]
-    return Rendered(list(texts), warnings=raw)
+    if source is None:
+        warned = str(template) != "none"
+        raw = [f"{tokenizer.name_or_path} has no chat template: prompts are raw text"] if warned else []
+        return Rendered(list(texts), warnings=raw)
+    own = str(template) in ("auto", "chat", CLOSED_THOUGHT)
+    name = f"The chat template {'of ' + str(tokenizer.name_or_path) if own else template}"
+    twice = [*texts, *texts[:1]]
+    rendered = [render_messages(tokenizer, [_user(text)], source, thinking, name=name) for text in twice]
+    _check_rendered(name, twice, rendered)
+    return Rendered(rendered[: len(texts)], source)
 
 
 def template_source(tokenizer: Any, template: str | Path = "auto") -> str | None:
     """The Jinja source that `render` uses; None for raw text.
 
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        template: "auto" (the tokenizer's own; raw text where it has none), "chat" (the tokenizer's own, required),
+            "closed-thought" (the tokenizer's own, followed by a thought that is already over, for models that think
+            although they are told not to), "none" (raw text) or a Jinja file.
+
     Raises:
-        InputError: "chat" without a template; a template file that cannot be read.
+        InputError: a required template is missing; a template file that cannot be read; "closed-thought" for a model
+            whose thoughts are marked in no known way.
     """
     if str(template) == "none":
         return None
-    if str(template) not in ("auto", "chat"):
-        return _read(Path(template))
-    if tokenizer.chat_template is None and str(template) == "chat":
+    if str(template) not in ("auto", "chat", CLOSED_THOUGHT):
+        return read_text(template, 'a chat template: "auto", "closed-thought", "none" or a Jinja file', MAX_TEMPLATE)
+    own = _own_template(tokenizer)
+    if own is None and str(template) != "auto":
         raise InputError(
             f"The tokenizer of {tokenizer.name_or_path} has no chat template",
             "a chat model",
             "Give a template file, or measure on raw text (chat=False, --template none)",
         )
-    return None if tokenizer.chat_template is None else tokenizer.get_chat_template()
+    return own if own is None or str(template) != CLOSED_THOUGHT else _with_closed_thought(tokenizer, own)
+
+
+def _own_template(tokenizer: Any) -> str | None:
+    own = tokenizer.chat_template
+    if isinstance(own, dict):  # several by name
+        own = own.get("default", own)
+    if own is None or isinstance(own, str):
+        return own
+    raise InputError(
+        f"The chat template of {tokenizer.name_or_path} is {str(own)[:80]!r}",
+        "the text of a Jinja template, or several by name with one named default",
+        "Give a template file",
+    )
+
+
+def _with_closed_thought(tokenizer: Any, source: str) -> str:
+    """The template, continued so that the answer comes next.
+
+    Raises:
+        InputError: neither the template nor the vocabulary holds a mark of thoughts that is known.
+    """
+    prompt = render_messages(tokenizer, [_user(PROBE)], source)
+    vocabulary = tokenizer.get_vocab()
+    marked = [form for form in FORMS if form.sign in vocabulary] + [form for form in FORMS if form.sign in source]
+    form = left_open(prompt) or next(iter(marked), None)
+    if form is None:
+        raise InputError(
+            f"Neither the chat template nor the vocabulary of {tokenizer.name_or_path} holds a mark of thoughts",
+            f"one of {', '.join(form.sign for form in FORMS)}",
+            "Give a template file that ends where the answer begins",
+        )
+    return source + "{{ " + json.dumps(to_answer(prompt, form)) + " }}"
+
+
+def _check_rendered(name: str, texts: Sequence[str], rendered: Sequence[str]) -> None:
+    """Raise unless every text stands in its rendering and equal renderings belong to equal texts alone."""
+    asked: dict[str, str] = {}
+    made: dict[str, str] = {}
+    for text, prompt in zip(texts, rendered, strict=True):
+        words = text.strip()  # what templates leave out
+        if words not in prompt:
+            fault = f"changes or drops the request {words[:60]!r}"
+        elif asked.setdefault(prompt, words) != words:
+            fault = f"makes the same prompt of {words[:60]!r} and {asked[prompt][:60]!r}"
+        elif made.setdefault(text, prompt) != prompt:
+            fault = f"makes two different prompts of {words[:60]!r}"
+        else:
+            continue
+        raise InputError(f"{name} {fault}", "prompts that hold what was asked", "Give another template file")
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -90,23 +167,17 @@ def _with_one_bos(ids: list[int], bos: int | None, adds_bos: bool) -> list[int]:
     return [bos, *ids[start:]] if bos is not None and (adds_bos or start) else ids
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"The chat template {path} cannot be read: {error}", "a Jinja file", 'Give its path, or "auto" or "none"'
-        ) from error
-
-
 def render_messages(
     tokenizer: Any,
     messages: Sequence[Mapping[str, Any]],
     source: str,
     thinking: bool = False,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    name: str = "The chat template",
 ) -> str:
     """Render one conversation, up to and including the generation prompt, as `render` does with one user turn.
+
+    Templates of models that also see images want a message's content as a list of parts; they get one.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -114,28 +185,63 @@ def render_messages(
         source: the Jinja template.
         thinking: what templates that ask `enable_thinking` are told.
         tools: descriptions of tools, for templates that take them.
+        name: what messages call the template.
 
     Raises:
-        InputError: the template does not take these messages.
+        InputError: the template does not take these messages, drops what the user says, or exceeds the bounds of
+            `interp.templates`.
     """
-    from jinja2 import TemplateError
-
+    variables = {
+        **tokenizer.special_tokens_map,
+        "add_generation_prompt": True,
+        "enable_thinking": thinking,
+        "date_string": FIXED_DATE.strftime("%d %b %Y"),
+    }
     try:
-        return tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=_with_fixed_date(source),
-            tools=tools,
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=thinking,
-            date_string=FIXED_DATE.strftime("%d %b %Y"),
-        )
-    except (TemplateError, TypeError, ValueError, ArithmeticError) as error:  # what expressions in a template raise
+        in_parts = _wants_parts(source, json.dumps(variables, default=str))
+        return _rendered(source, messages, in_parts, variables | {"tools": None if tools is None else list(tools)})
+    except TemplateFailed as error:
         raise InputError(
-            f"The chat template of {tokenizer.name_or_path} cannot render a user turn: {error}",
+            f"{name} cannot render a user turn: {error}",
             "a template that takes one user message",
             "Give another template file",
         ) from error
+
+
+@lru_cache(maxsize=64)
+def _wants_parts(source: str, variables: str) -> bool:
+    """Whether a template reads a message's content as a list of parts and not as a text.
+
+    Args:
+        source: the Jinja template.
+        variables: what it is given, as JSON.
+
+    Raises:
+        TemplateFailed: it reads neither.
+        TemplateUnbounded: see `interp.templates`.
+    """
+    failures = []
+    for in_parts in (False, True):
+        try:
+            if PROBE in _rendered(source, [_user(PROBE)], in_parts, json.loads(variables)):
+                return in_parts
+            failures.append("the prompt that it makes does not hold what the user says")
+        except TemplateUnbounded:
+            raise
+        except TemplateFailed as error:
+            failures.append(str(error))
+    raise TemplateFailed(failures[0])
+
+
+def _rendered(source: str, messages: Sequence[Mapping[str, Any]], in_parts: bool, variables: Mapping[str, Any]) -> str:
+    if in_parts:
+        messages = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]}
+            if isinstance(message.get("content"), str)
+            else message
+            for message in messages
+        ]
+    return render_template(_with_fixed_date(source), messages, **variables)
 
 
 def _user(text: str) -> dict[str, str]:

@@ -49,7 +49,11 @@ class Options:
         Path | None, typer.Option(metavar="FILE", help="Requests that should be answered.", show_default="built in")
     ] = None
     template: Annotated[
-        str, typer.Option(metavar="auto|none|FILE", help="The model's own chat template, raw text, or a Jinja file.")
+        str,
+        typer.Option(
+            metavar="auto|closed-thought|none|FILE",
+            help="The model's own chat template, the same and a thought that is over, raw text, or a Jinja file.",
+        ),
     ] = "auto"
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Use N prompts of each set.", show_default="all")

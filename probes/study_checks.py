@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from interp.chat import NAMED_TEMPLATES
 from interp.errors import InputError
 from probes.names import NAME, derived_name, is_url, name_problem
 from probes.study_file import DIRECT, INSPECT, Problem, Study, suggest
@@ -128,9 +129,10 @@ def _prompts(prompts: dict[str, Any], finder: Study) -> Iterator[Problem]:
         except InputError as error:
             yield Problem(("prompts", side), str(error))
     template = prompts.get("template", "auto")
-    if isinstance(template, str) and template not in ("auto", "none") and not Path(finder.path(template)).is_file():
+    if isinstance(template, str) and template not in NAMED_TEMPLATES and not Path(finder.path(template)).is_file():
         yield Problem(
-            ("prompts", "template"), f"{finder.path(template)} is no file; expected auto, none or a Jinja file"
+            ("prompts", "template"),
+            f"{finder.path(template)} is no file; expected {', '.join(NAMED_TEMPLATES)} or a Jinja file",
         )
 
 

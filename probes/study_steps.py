@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from interp.chat import NAMED_TEMPLATES
 from interp.checkpoint import Checkpoint
 from interp.model import HookedModel
 from probes.calibration import refusals_from
@@ -49,7 +50,7 @@ class Asked:
         harmful, harmless = (
             read_set(prompt_source(study, given), prompts.limit) for given in (prompts.harmful, prompts.harmless)
         )
-        template = prompts.template if prompts.template in ("auto", "none") else study.path(prompts.template)
+        template = prompts.template if prompts.template in NAMED_TEMPLATES else study.path(prompts.template)
         return cls(harmful, harmless, template, prompts.batch_size)
 
 
