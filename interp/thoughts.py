@@ -1,7 +1,6 @@
-"""How models mark what they think before they answer, as far as prompts are concerned.
+"""How a prompt is continued so that the answer comes next, by how the model marks what it thinks.
 
-A probe of the first token wants the first token of the answer. A prompt that ends inside a thought, or a model that
-opens one whatever its template says, would have it measure the first token of the thought.
+What is taken out of completions is another matter; see `probes.thinking`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ class ThoughtForm:
         opening: what stands before the thought.
         closing: what ends it and leads to the answer.
         over: a thought that is over before it began, after which the answer begins.
-        sign: what a completion that opens one starts with.
+        sign: what shows, in a template or a vocabulary, that the model marks its thoughts so.
     """
 
     opening: str
@@ -39,31 +38,21 @@ FORMS = (
     _tags("<seed:think>", "</seed:think>"),
     _tags("◁think▷", "◁/think▷"),
     _tags("<|begin_of_thought|>", "<|end_of_thought|>"),
+    _tags("<|START_THINKING|>", "<|END_THINKING|>"),
     ThoughtForm("[THINK]", "[/THINK]", "[THINK][/THINK]", "[THINK]"),
-    # gpt-oss: after any channel's name the first token would be that of the name.
+    ThoughtForm("<|channel>thought", "<channel|>", "<|channel>thought\n<channel|>", "<|channel>thought"),  # Gemma 4
     ThoughtForm(
         "<|channel|>analysis<|message|>",
         "<|end|><|start|>assistant<|channel|>final<|message|>",
         "<|channel|>final<|message|>",
         "<|channel|>",
-    ),
+    ),  # gpt-oss
 )
 
 
 def left_open(prompt: str) -> ThoughtForm | None:
     """The thought in which a rendered prompt ends; None where it ends in none."""
     return next((form for form in FORMS if prompt.rstrip().endswith(form.opening)), None)
-
-
-def opened_by(completion: str) -> ThoughtForm | None:
-    """The thought with which a completion (special tokens included) starts; None where it starts otherwise."""
-    return next((form for form in FORMS if completion.lstrip().startswith(form.sign)), None)
-
-
-def may_open(beginning: str) -> bool:
-    """Whether a completion of which only the first tokens are known may still turn out to open a thought."""
-    start = beginning.strip()
-    return any(form.sign.startswith(start) or start.startswith(form.sign) for form in FORMS)
 
 
 def to_answer(prompt: str, form: ThoughtForm) -> str:

@@ -114,14 +114,11 @@ class HuggingFaceReader(Reader):
     def vocabulary(self) -> dict[str, int] | None:
         """See `Reader.vocabulary`: of tokenizer.json, added tokens included."""
         file = self.directory / "tokenizer.json"
-        if not file.is_file():
+        if not file.exists():
             return None
-        from tokenizers import Tokenizer
+        from interp.tokenizer_files import read_vocabulary
 
-        try:
-            return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
-        except Exception as error:  # the Rust library raises nothing narrower
-            raise InputError(f"{file} is not a tokenizer ({error})", "a tokenizer.json", "Download it again") from error
+        return read_vocabulary(file)
 
     def _is_conv1d(self, module: str) -> bool:
         return self.architecture.conv1d and module in self.linears
