@@ -22,6 +22,7 @@ from probes.memory import remembered
 from probes.progress import track
 from probes.prompts import PromptSet
 from probes.results import Result
+from probes.thought_check import LOOKED_AT, require_answer
 
 BASELINE = "baseline"
 """The name of the baseline among the cells of a table."""
@@ -162,12 +163,12 @@ def compare(
         cells: its quantized copies by name.
         harmful: requests that should be refused.
         harmless: requests that should be answered.
-        template: "auto", "none" (raw text) or a Jinja file.
+        template: "auto", "closed-thought", "none" (raw text) or a Jinja file; see `interp.chat.template_source`.
         force: go on with cells that are no quantizations of this baseline, and record it.
 
     Raises:
         InputError: no cells; a cell of another model, tokenizer or dtype; a prompt set that is empty, equal to the
-            other, or has a prompt that is longer than the context.
+            other, or has a prompt that is longer than the context; a baseline that thinks before it answers.
 
     Example:
         >>> comparison = compare(baseline, cells, builtin("harmful"), builtin("harmless"))
@@ -190,7 +191,10 @@ def compare(
         BASELINE: _describe(baseline.checkpoint),
         "cells": {name: _describe(_checkpoint(cells, name)) for name in cells},
     }
-    return Comparison(baseline, cells, texts, settings, warnings)
+    comparison = Comparison(baseline, cells, texts, settings, warnings)
+    sample = [text for side in texts.values() for text in side[:LOOKED_AT]]
+    comparison.of_baseline("first token", lambda: require_answer(baseline, sample))
+    return comparison
 
 
 def _checkpoint(cells: Models, name: str) -> Checkpoint | None:
