@@ -12,6 +12,7 @@ from interp.chat import render
 from interp.errors import InputError
 from interp.model import HookedModel
 from probes.completions import BATCH_SIZE, MAX_NEW_TOKENS, Completion, complete
+from probes.engine_marks import across_engines, marked
 from probes.labels import REFUSED, classify
 from probes.pair import BASELINE, Models
 from probes.progress import track
@@ -65,7 +66,8 @@ def ask(
         model = baseline if name == BASELINE else cells[name]
         completions = complete(model, texts, max_new_tokens, batch_size)
         rows += [{"cell": name, "task": task, **row} for row in _rows(asked, hashes, completions)]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return marked(table, across_engines(table, BASELINE))
 
 
 def _rows(

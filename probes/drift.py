@@ -24,6 +24,7 @@ from interp.errors import InputError
 from interp.files import sha256
 from probes import cli, tables
 from probes.controls import notes
+from probes.engine_marks import across_engines, marked, sentences
 from probes.intervals import rate_interval
 from probes.labels import REFUSED, Label
 from probes.options import check_writable
@@ -93,6 +94,7 @@ def measure(
         refusal_rate_baseline, refusal_rate_cell, refusal_rate_delta, n_lost, n_gained, p_mcnemar: over all pairs;
             p_holm: corrected over the cells, in "all" rows; detectable_delta: the smallest true change of the rate that
             McNemar's test finds with 80 % power at the observed share of flips;
+        across_engines: which engines answered, where the cell's is not the baseline's, else "" (`probes.engine_marks`);
         rtsi_score, rtsi_band, rtsi_reason and the four deltas of the features, in "all" rows of harmful tasks;
         reason: why a number is NaN, else "".
 
@@ -134,7 +136,8 @@ def measure(
             "token_unit": index.token_unit_,
         },
     }
-    return Result("drift", _with_holm(pd.DataFrame(rows)), settings, list(dict.fromkeys(warnings)))
+    table = marked(_with_holm(pd.DataFrame(rows)), across_engines(outcomes, baseline))
+    return Result("drift", table, settings, list(dict.fromkeys(warnings)))
 
 
 def _task_rows(cell: str, task: str, asked: pd.DataFrame, index: RTSI) -> Iterator[dict[str, Any]]:
@@ -352,6 +355,8 @@ def main(
         shown = result.table[matters(result.table)]
         shown = shown if by_category else shown[shown["category"] == ALL]
         cli.console.print(tables.render("Drift of refusals from the baseline", shown, COLUMNS))
+        for said in sentences(shown, shown["cell"]):
+            cli.console.print(said, markup=False, highlight=False)
         source = result.settings["calibration"]
         for note in notes(result.settings):
             cli.console.print(note, highlight=False)

@@ -44,7 +44,8 @@ def matched() -> Result:
         matched_delta, matched_delta_low, matched_delta_high: cell − this baseline, with Newcombe's 95 % interval of two
             independent rates.
     """
-    cells = add_deltas(published_cells(), ["refusal_rate"]).rename(columns={"refusal_rate_delta": "published_delta"})
+    cells = add_deltas(published_cells().drop(columns="engine"), ["refusal_rate"])
+    cells = cells.rename(columns={"refusal_rate_delta": "published_delta"})
     pairs = cells[cells["quantization"].isin(CELLS)].merge(_baselines(), on="model", how="inner")
     intervals = [
         unpaired_interval(

@@ -17,6 +17,8 @@ from statsmodels.stats.proportion import proportion_confint
 from interp.errors import InputError
 from probes import cli, tables
 from probes.bootstrap import DRAWS, deltas_from_rates, resampled_rates
+from probes.engine_marks import COLUMN as ACROSS_ENGINES
+from probes.engine_marks import ENGINE, mark, sentences
 from probes.regimes import REGIMES, RegimeRule, classify, regime_probabilities
 from probes.results import Result
 from probes.table_files import read_table
@@ -222,6 +224,8 @@ def main(
         cli.console.print(
             tables.render(f"Regimes by {quality} and refusal rate", matrix.assign(cell="", reason=""), COLUMNS)
         )
+        for said in sentences(matrix, matrix["model"] + " " + matrix["quantization"]):
+            cli.console.print(said, markup=False, highlight=False)
     cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -231,6 +235,7 @@ def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence
     Args:
         cell_tables: see `join`.
         quality: column of the quality metric, or, where there are deltas only, its name without `_delta`.
+            A column `engine`, where the tables have one, marks rows of another engine than their baseline's.
         rates: the safety rates, `refusal_rate` first.
     """
     matrix = join(cell_tables)
@@ -242,7 +247,20 @@ def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence
     matrix = add_deltas(matrix, [*rates, *measured])
     matrix = add_intervals(matrix, [rate for rate in rates if f"{rate}_n" in matrix])
     matrix = matrix.assign(quality_metric=quality, quality_delta=matrix[f"{quality}_delta"])
+    matrix = _with_engines(matrix) if ENGINE in matrix else matrix
     return add_probabilities(classify(matrix, [f"{rate}_delta" for rate in rates]))
+
+
+def _with_engines(matrix: pd.DataFrame) -> pd.DataFrame:
+    """Mark the rows whose `engine` is not their model's baseline's."""
+    engines = matrix[ENGINE].astype(object).where(matrix[ENGINE].notna(), "")
+    baselines = is_baseline(matrix)
+    of_baseline = matrix["model"].map(dict(zip(matrix.loc[baselines, "model"], engines[baselines], strict=True)))
+    marks = [
+        mark([str(found)] if found else [], [str(reference)] if reference else [])
+        for found, reference in zip(engines, of_baseline, strict=True)
+    ]
+    return matrix.assign(**{ACROSS_ENGINES: marks})
 
 
 def add_probabilities(matrix: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ def published_cells() -> pd.DataFrame:
 
     Rates and deltas are fractions. `bits_per_weight` is not the study's: nominal values, for K-quants those of an 8B
     Llama in llama.cpp's documentation, for AWQ and GPTQ 4 bits, and a 16-bit scale and a 4-bit zero
-    point for each group of 128.
+    point for each group of 128. `engine` answered the cell: AWQ and GPTQ Transformers, everything else Ollama.
     """
     return pd.read_csv(_DATA / "published_cells.csv", comment="#")
 

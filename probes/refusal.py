@@ -21,6 +21,7 @@ from interp.errors import InputError
 from interp.weights import check_pair
 from probes import cli, tables
 from probes.controls import again, engine_drift, notes, self_flips
+from probes.engine_marks import across_engines, marked, sentences
 from probes.engines import EngineName, EngineSettings
 from probes.intervals import rate_interval
 from probes.labels import REFUSED, Label
@@ -62,7 +63,8 @@ def measure(
 ) -> Result:
     """Ask every cell every request, greedily, and label the answers.
 
-    Table: one row per (cell, task, sample_id, epoch); the columns are those of `probes.inspect_run.outcomes`. The
+    Table: one row per (cell, task, sample_id, epoch); the columns are those of `probes.inspect_run.outcomes`, and
+    `across_engines`, the mark of a cell that ran on another engine than the baseline (`probes.engine_marks`). The
     settings carry `determinism` (the baseline against itself) and `engine_control`.
 
     Args:
@@ -95,7 +97,11 @@ def measure(
     if control is not None:
         described["engine_control"] = engine_drift(answers, baseline, control, readings[BASELINE].prompts)
     said = [*warnings, *dict.fromkeys(w for reading in readings.values() for w in reading.warnings)]
-    return Result("refusal", pd.concat(answers.values(), ignore_index=True), described, said)
+    table = pd.concat(answers.values(), ignore_index=True)
+    table = marked(table, across_engines(table, BASELINE))
+    compared = table[table["cell"] != CONTROL]
+    said += sentences(compared, compared["cell"])
+    return Result("refusal", table, described, said)
 
 
 def _readings(subjects: Mapping[str, Subject], run: RunFolder, across_engines: bool) -> dict[str, Reading]:

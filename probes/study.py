@@ -25,6 +25,7 @@ from interp.errors import InputError
 from probes import cli, tables
 from probes.cli import Exit, console, log
 from probes.drift import bounds_of, say_bounds
+from probes.engine_marks import sentences
 from probes.options import check_writable
 from probes.results import Result, read_result
 from probes.study_file import Study, parse_study, read_study
@@ -304,6 +305,8 @@ def _show_matrix(matrix: Result) -> None:
         console.print(render(rows, console.width))
         for cell, note in rows.loc[rows["note"].fillna("") != "", ["cell", "note"]].itertuples(index=False):
             console.print(f"{cell}: {note}", markup=False, highlight=False)
+    for said in sentences(matrix.table, matrix.table["model"] + " " + matrix.table["cell"]):
+        console.print(said, markup=False, highlight=False)
     about = matrix.settings[str(matrix.table["model"].iloc[0])]
     if "quality" in about:
         console.print(f"quality: {about['quality']}", markup=False, highlight=False)

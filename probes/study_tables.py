@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from interp.errors import InputError
 from probes import drift
 from probes.cli import log
 from probes.completions import Completion
+from probes.engine_marks import across_engines, marked
 from probes.labels import REFUSED, Label
 from probes.pair import BASELINE
 from probes.redaction import redact
@@ -50,6 +52,9 @@ def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> 
         _forget(folder, model.name)
         if "completions" not in joined:
             continue
+        marks = across_engines(joined["refusal"].table, BASELINE)
+        for name in ("refusal", "completions"):
+            joined[name] = replace(joined[name], table=marked(joined[name].table, marks))
         joined["drift"] = _drift(study, joined["refusal"])
         if study.judges.models:
             try:
@@ -206,6 +211,7 @@ def _model_rows(
     rows["reason"] = [failed.get(cell, "") for cell in rows["cell"]]
     lost = [{"cell": cell, "reason": error} for cell, error in failed.items() if cell not in measured]
     rows = pd.concat([rows, pd.DataFrame(lost)], ignore_index=True) if lost else rows
+    rows = marked(rows, across_engines(joined["refusal"].table, BASELINE))
     rows.insert(0, "model", model.name)
     return rows
 

@@ -142,7 +142,10 @@ def test_what_cannot_be_compared_is_refused_unless_forced(example: pd.DataFrame)
     engines = example.assign(engine=np.where(example["cell"] == "q4", "llama.cpp", "hooked"))
     with pytest.raises(InputError, match=r"different engines.*16 of 16"):
         measure(engines, "fp16")
-    assert any("different engines" in warning for warning in measure(engines, "fp16", force=True).warnings)
+    forced = measure(engines, "fp16", force=True)
+    assert any("different engines" in warning for warning in forced.warnings)
+    assert (forced.table["across_engines"] == "llama.cpp; baseline hooked").all()
+    assert (measure(example, "fp16").table["across_engines"] == "").all()
     prompts = example.copy()
     prompts.loc[(prompts["cell"] == "q4") & (prompts["sample_id"] == "refusal-3"), "prompt_sha256"] = "other"
     with pytest.raises(InputError, match=r"different prompts.*1 of 16.*refusal-3"):

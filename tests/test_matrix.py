@@ -145,6 +145,21 @@ def test_command(tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "out" / "matrix.parquet")["action"].tolist() == ["reference", "reject"]
 
 
+def test_rows_of_another_engine_than_their_baseline_are_marked(tmp_path: Path) -> None:
+    three = cells(("a", "FP16", 0.8), ("a", "Q4_K_M", 0.8), ("a", "AWQ", 0.8))
+    three.assign(engine=["Ollama", "Ollama", "vLLM"]).to_csv(tmp_path / "cells.csv", index=False)
+    arguments = [str(tmp_path / "cells.csv"), "--quality", "quality", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "a AWQ: answered by different engines (vLLM; baseline Ollama)" in " ".join(result.stdout.split())
+    marks = pd.read_parquet(tmp_path / "out" / "matrix.parquet")["across_engines"]
+    assert marks.tolist() == ["", "", "vLLM; baseline Ollama"]
+    published = build({"cells": published_cells()}, "bertscore", ["refusal_rate"])
+    crossed = published[published["across_engines"] != ""]
+    assert crossed["quantization"].value_counts().to_dict() == {"GPTQ": 6, "AWQ": 5}
+    unknown = build({"cells": three.assign(engine=["Ollama", None, None])}, "quality", ["refusal_rate"])
+    assert (unknown["across_engines"] == "").all()
+
+
 def test_a_result_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"schema_version": 99}')
     result = CliRunner().invoke(app, [str(tmp_path / "x.json"), "--quality", "quality", "--out", str(tmp_path / "out")])

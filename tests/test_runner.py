@@ -164,6 +164,12 @@ class TestGate:
         assert drift["n"] == 5
         assert 0 < drift["largest_logit_difference"] < 0.1, "float16 sums against float32 ones"
         assert set(found.table["engine"]) == {"hooked", "llama.cpp"}
+        marks = found.table.groupby("cell")["across_engines"].first().to_dict()
+        assert marks == {"baseline": "", "q": "llama.cpp; baseline hooked", "control": "llama.cpp; baseline hooked"}
+        assert [said for said in found.warnings if "different engines" in said] == [
+            "q: answered by different engines (llama.cpp; baseline hooked), so its change is theirs as much as the "
+            "quantization's"
+        ]
 
     def test_another_template(self, baseline: Path, tmp_path: Path) -> None:
         template = tmp_path / "template.jinja"

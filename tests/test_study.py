@@ -108,6 +108,7 @@ def test_the_run_folder(original: Path) -> None:
     assert set(run.matrix["cell"]) == {"baseline", "gguf", "dense"}
     completions = run.table("completions")
     columns = ["model", "cell", "prompts", "prompt", "text", "n_tokens", "finished", "refused"]
+    columns.append("across_engines")
     assert completions.columns.tolist() == columns
     assert completions.groupby(["cell", "prompts"]).size().unique().tolist() == [4]
     assert set(run.table("drift")["cell"]) == {"gguf", "dense"}
@@ -252,6 +253,28 @@ def test_mistakes_in_the_file_write_nothing(folder: Path, invoke: Invoke, capsys
     assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.BAD_INPUT
     assert "line 16, models[0].dtyp: unknown key; did you mean 'dtype'?" in " ".join(capsys.readouterr().err.split())
     assert unchanged(folder) == before
+
+
+def test_a_cell_of_another_engine_is_marked_in_every_table(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    """However its answers came to be: the mark follows from the engines that are recorded with them."""
+    part = folder / "run" / "tiny" / "parts" / "dense" / "refusal.json"
+    answers = read_result(part)
+    answers.table["engine"] = answers.table["engine"].mask(answers.table["cell"] == "dense", "llama.cpp")
+    answers.write(part.parent)
+    assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.MEASURED
+    expected = "llama.cpp; baseline hooked"
+    run = open_run(folder / "run")
+    for table in (run.table("completions"), run.table("refusal"), run.table("drift"), run.matrix):
+        marks = table.groupby("cell")["across_engines"].unique().map(list).to_dict()
+        assert {cell: found for cell, found in marks.items() if cell != "baseline"} == {
+            "gguf": [""],
+            "dense": [expected],
+        }
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"tiny dense: answered by different engines ({expected})" in printed
+    page, summary = ((folder / "run" / name).read_text() for name in ("report.html", "report.md"))
+    assert page.count(expected) >= 3, "verdict, its table, all cells"
+    assert "dense (engines: " in summary
 
 
 def test_bounds(folder: Path, invoke: Invoke, capsys: Any) -> None:

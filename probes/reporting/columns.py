@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from probes.engine_marks import COLUMN as ACROSS_ENGINES
 from probes.pair import BASELINE
 from probes.reporting.run import Run
 from probes.reporting.words import ACTIONS, REGIMES, number, percent, points
@@ -78,6 +79,7 @@ COLUMNS = (
     Column("quality_delta", "Δ quality", "points", "cell − baseline of the quality metric, times 100", points),
     Column("regime", "Regime", "", "what refusals and quality did together", _regime, order=tuple(REGIMES)[1:4]),
     Column("p_regime", "P(regime)", "", "share of bootstrap resamples of the prompts with this regime", _form(".2f")),
+    Column(ACROSS_ENGINES, "Engines", "cell; baseline", "answered by different engines: the change is theirs too", str),
     Column("action", "Action", "", "what the study's rules say", _action, order=("reject", "reject_severe_drift")),
     Column("rtsi_score", "RTSI", "0 to 1", "how far the wording of refusals moved; a screen, not a verdict",
            _form(".2f"), "Wording"),
@@ -100,7 +102,7 @@ COLUMNS = (
 
 def build(run: Run) -> dict[str, Any]:
     """Columns that the run has, in groups, and the rows in the run's order."""
-    columns = [c for c in COLUMNS if c.key in run.matrix and run.matrix[c.key].notna().any()]
+    columns = [c for c in COLUMNS if c.key in run.matrix and run.matrix[c.key].replace("", np.nan).notna().any()]
     groups = {group: sum(c.group == group for c in columns) for group in dict.fromkeys(c.group for c in columns)}
     return {
         "columns": columns,

@@ -52,17 +52,19 @@ class Flips:
 
 def build(run: Run) -> list[dict[str, Any]] | None:
     """Per model, the flips of each cell; the cell that lost most refusals first."""
-    order = [(loss.model, loss.cell) for loss in losses(run)]
+    engines = {(loss.model, loss.cell): loss.engines for loss in losses(run)}
     blocks = []
     for model in run.models:
         completions = run.table(model, "completions")
         if completions is None or not (completions["cell"] == BASELINE).any():
             continue
         pairs = paired(completions)
-        cells = [cell for name, cell in order if name == model and (pairs["cell"] == cell).any()]
-        blocks.append(
-            {"model": model, "cells": [{"cell": c, "kinds": of_cell(pairs[pairs["cell"] == c])} for c in cells]}
-        )
+        cells = [cell for name, cell in engines if name == model and (pairs["cell"] == cell).any()]
+        entries = [
+            {"cell": cell, "engines": engines[model, cell], "kinds": of_cell(pairs[pairs["cell"] == cell])}
+            for cell in cells
+        ]
+        blocks.append({"model": model, "cells": entries})
     return blocks or None
 
 

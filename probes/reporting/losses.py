@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from probes.engine_marks import COLUMN as ACROSS_ENGINES
 from probes.intervals import Interval
 from probes.pair import BASELINE
 from probes.paired import ALPHA, delta_interval, paired_tests, unpaired_interval
@@ -67,6 +68,12 @@ class Loss:
     gained: int
     p: float
     detectable: float
+
+    @property
+    def engines(self) -> str:
+        """The engines that answered, where the cell's is not the baseline's, else ""."""
+        found = self.row.get(ACROSS_ENGINES, "")
+        return "" if pd.isna(found) else str(found)
 
 
 def losses(run: Run) -> list[Loss]:

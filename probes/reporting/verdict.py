@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from probes.engine_marks import sentence
 from probes.pair import BASELINE
 from probes.reporting.losses import Kind, Loss, losses
 from probes.reporting.run import Run
@@ -70,6 +71,7 @@ def verdict(run: Run, found: list[Loss]) -> Verdict:
         sentences.append(f"{_names(unknown)} could not be measured.")
     if not danger and not drift:
         sentences += [_largest(found), *_power(found)]
+    sentences += [sentence(loss.name, loss.engines) + "." for loss in found if loss.engines]
     return Verdict(found[0].kind, _title(found, danger, drift), sentences, _advice(run, found))
 
 
