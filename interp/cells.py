@@ -12,6 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from interp.documents import checked, read_json_object
 from interp.errors import InputError, MissingExtra
 from interp.files import atomic_directory, sha256
 from interp.writer_process import Report
@@ -53,6 +56,22 @@ class CellRecord:
         (directory / RECORD).write_text(json.dumps(document, indent=2) + "\n")
 
 
+class _Document(BaseModel):
+    """`CellRecord` as it is written; what it names to be opened lies beside it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    schema_version: int
+    cell: str
+    writer: str
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    content_key: str
+    weights: str = Field(default=".", pattern=r"^(\.|[^/\\\x00]*[^/\\\x00.][^/\\\x00]*)$")
+    details: dict[str, Any] = {}
+    notes: list[str] = []
+    seconds: float = 0.0
+
+
 def read_record(cell: Path) -> CellRecord | None:
     """The record of a cell (its directory or its .gguf file); None where it was not written by this project.
 
@@ -62,15 +81,12 @@ def read_record(cell: Path) -> CellRecord | None:
     path = (cell if cell.is_dir() else cell.parent) / RECORD
     if not path.is_file():
         return None
-    try:
-        document = json.loads(path.read_text())
-        version = document.pop("schema_version")
-        if version == SCHEMA_VERSION:
-            return CellRecord(**document)
-        found = f"{path} has schema version {version}"
-    except (ValueError, KeyError, TypeError) as error:
-        found = f"{path} is not the record of a cell ({error})"
-    raise InputError(found, f"schema version {SCHEMA_VERSION}", "Delete the cell and write it again")
+    document = read_json_object(path, "the record of a cell")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        found = f"{path} has schema version {document.get('schema_version')}"
+        raise InputError(found, f"schema version {SCHEMA_VERSION}", "Delete the cell and write it again")
+    record = checked(_Document, document, f"{path} is not the record of a cell")
+    return CellRecord(**record.model_dump(exclude={"schema_version"}))
 
 
 Outcome = tuple[Mapping[str, Any], Sequence[str]]

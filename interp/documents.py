@@ -8,6 +8,7 @@ it. What keys an object must have and of which types is said by a pydantic model
 from __future__ import annotations
 
 import json
+import re
 import stat
 import tomllib
 from collections import Counter
@@ -27,6 +28,9 @@ UNLIMITED = int(1e30)
 """What transformers writes as the longest text of a tokenizer that has no limit; let through as it is."""
 MAX_BYTES = 2**30
 """A text file larger than a gigabyte is not what it is taken for."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+"""A surrogate, escaped or not; most are half of a pair that is whole."""
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -86,19 +90,22 @@ def parse_json(text: str | bytes, where: str, unique_keys: bool = False) -> Any:
         unique_keys: refuse an object with a key twice, of which parsers keep one.
 
     Raises:
-        InputError: not JSON, nested deeper than `MAX_NESTING`, with an integer of more than 64 bits, or a key twice.
+        InputError: not JSON, nested deeper than `MAX_NESTING`, with an integer of more than 64 bits, a key twice, or half
+            of a surrogate pair, which no UTF-8 file and no tokenizer can hold.
     """
     try:
         hook = _without_repetition if unique_keys else None
         document = json.loads(text, parse_int=_bounded_integer, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise InputError(f"{where} is not valid JSON ({error.msg}, {place})", do="Correct it") from error
+        line = f", line {error.lineno}," if error.lineno > 1 else ""
+        found = f"{where}{line} is not valid JSON ({error.msg}, column {error.colno})"
+        raise InputError(found, do="Correct it") from error
     except RecursionError as error:
         _too_deep(where, error)
     except ValueError as error:  # an integer out of bounds, bytes in no known encoding
         raise InputError(f"{where} is not usable JSON ({error})", do="Correct it") from error
     _check_nesting(text, document, where)
+    _check_surrogates(text, document, where)
     return document
 
 
@@ -119,18 +126,24 @@ def read_json_object(path: str | Path, expected: str = "a JSON object") -> dict[
     return document
 
 
+def text_lines(text: str, name: str) -> Iterator[tuple[str, str]]:
+    """Each line that is not blank, with its place, "NAME, line 3,"; spaces around it are left out.
+
+    Lines end at line feeds alone: a request may hold U+2028, a vertical tab or a carriage return.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{name}, line {number},", line.strip()
+
+
 def json_lines(text: str, name: str) -> Iterator[tuple[str, Any]]:
     """Each document of JSON lines with its place, "NAME, line 3,"; blank lines are skipped.
-
-    Lines end at line feeds alone: U+2028 and its like may stand inside a JSON string.
 
     Raises:
         InputError: see `parse_json`.
     """
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{name}, line {number},"
-            yield where, parse_json(line, where)
+    for where, line in text_lines(text, name):
+        yield where, parse_json(line, where)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -208,6 +221,20 @@ def _check_nesting(text: str | bytes, document: Any, where: str) -> None:
         if not level:
             return
     _too_deep(where)
+
+
+def _check_surrogates(text: str | bytes, document: Any, where: str) -> None:
+    if isinstance(text, str) and not _SURROGATE.search(text):
+        return
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise InputError(
+            f"{where} holds half of a surrogate pair ({half})",
+            "whole characters",
+            "It was cut within one, by a program that counts in UTF-16: write it again",
+        ) from error
 
 
 def _children(value: Any) -> list[Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST_SENTENCE = 2000
 """Characters; a name, a path or a value in a damaged file can have millions."""
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls, which may be a terminal's commands; signs that turn the direction of writing; halves of surrogate pairs."""
 
 
 class InputError(ValueError):
@@ -20,7 +24,13 @@ class InputError(ValueError):
 
     def __init__(self, found: str, expected: str = "", do: str = "") -> None:
         sentences = [found, f"Expected {expected}" if expected else "", do]
-        super().__init__(" ".join(_shortened(s).rstrip(".") + "." for s in sentences if s))
+        super().__init__(" ".join(_printable(s).rstrip(".") + "." for s in sentences if s))
+
+
+def _printable(sentence: str) -> str:
+    """Names and values from files as any terminal can show them, and no longer than anybody reads; lines stay lines."""
+    shown = "\n".join(map(_shortened, sentence.split("\n")))
+    return _UNPRINTABLE.sub(lambda sign: sign[0].encode("unicode_escape").decode(), shown)
 
 
 def _shortened(sentence: str) -> str:
@@ -43,3 +53,4 @@ class MissingExtra(InputError):
             f"{purpose} needs the package {package}, which is not installed",
             do=f"Install it with: pip install 'quantscope[{extra}]'",
         )
+

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from interp.documents import require_file
+
 
 def cache_directory() -> Path:
     """Where trained organisms and their cells are kept: `$QUANTSCOPE_CACHE`, else `~/.cache/quantscope`."""
@@ -76,5 +78,5 @@ def _sweep(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's content."""
-    with path.open("rb") as file:
+    with require_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from interp.documents import read_json_object
 from interp.errors import InputError
 from interp.files import atomic_directory, cache_directory
 from interp.organism_corpus import Example, task_examples, training_examples
@@ -299,7 +300,7 @@ def _main(architecture: str = "llama", seed: int = 0, alignment: float = 1.0) ->
         path = train(
             architecture, seed, alignment, progress=lambda done, total: bars.update(task, completed=done, total=total)
         )
-    losses = json.loads((path / "organism.json").read_text())["losses"]
+    losses = read_json_object(path / "organism.json").get("losses")
     seconds = time.monotonic() - started
     print(f"{path}\n{seconds:.1f} s; final losses in nats: {json.dumps(losses)}")
 

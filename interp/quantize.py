@@ -9,16 +9,16 @@ the same. Whatever a writer does not quantize is float16; in GGUF files norms an
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from interp.cells import Job, read_record
 from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.documents import json_lines, read_text, text_lines
 from interp.errors import InputError
 from interp.gguf_cells import KINDS, f16_job, gguf_job, llama_cpp_process
 from interp.gptqmodel_cells import gptqmodel_job, gptqmodel_process
@@ -194,17 +194,22 @@ def read_calibration(file: Path) -> list[str]:
     Raises:
         InputError: the file cannot be read, a line is malformed, or there is no text in it.
     """
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        texts = [json.loads(line)["text"] for line in lines] if file.suffix == ".jsonl" else lines
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{file} cannot be read as calibration texts ({type(error).__name__}: {error})",
-            "one text a line, or .jsonl with a `text` field",
-        ) from error
+    expected = "calibration texts: one a line, or .jsonl with a `text` field"
+    content = read_text(file, expected)
+    if file.suffix == ".jsonl":
+        texts = [_calibration_text(record, where) for where, record in json_lines(content, str(file))]
+    else:
+        texts = [line for _, line in text_lines(content, str(file))]
     if not texts:
-        raise InputError(f"{file} holds no calibration text", "one text a line, or .jsonl with a `text` field")
+        raise InputError(f"{file} holds no calibration text", expected)
     return texts
+
+
+def _calibration_text(record: Any, where: str) -> str:
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise InputError(f"{where} has no calibration text", "an object with a field `text`", "Correct that line")
+    return text
 
 
 def calibration_of(baseline: Path, file: Path | None) -> list[str]:

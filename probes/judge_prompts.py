@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
+from interp.documents import read_text
 from interp.errors import InputError
 from probes.labels import Label
 
@@ -143,10 +144,7 @@ def read_template(path: Path | None = None) -> JudgeTemplate:
     """
     if path is None:
         return JudgeTemplate(Path(__file__).with_name("data").joinpath("judge.txt").read_text(encoding="utf-8"))
-    try:
-        return JudgeTemplate(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The judge template {path} cannot be read ({error})", "a UTF-8 text file") from error
+    return JudgeTemplate(read_text(path, "a judge template, a UTF-8 text file"), str(path))
 
 
 def parse_verdict(text: str) -> Label:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from rich.console import Group
 
+from interp.documents import json_lines, read_text
 from interp.errors import InputError
 from probes import tables
 from probes.intervals import rate_interval
@@ -139,24 +140,19 @@ def _errors(table: pd.DataFrame, lexicon: str, reference: str, source: str) -> d
 
 
 def _records(path: Path) -> list[dict[str, object]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})", "a UTF-8 file of JSON lines") from error
-    return [_record(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    source = path.stem.rpartition(".")[0] or path.stem
+    text = read_text(path, "a UTF-8 file of JSON lines")
+    return [{"source": source, **_record(fields, where)} for where, fields in json_lines(text, str(path))]
 
 
-def _record(line: str, path: Path, number: int) -> dict[str, object]:
-    try:
-        fields = json.loads(line)
-        text = next(fields[name] for name in RESPONSES if isinstance(fields.get(name), str))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number}, is not valid JSON ({error.msg})") from error
-    except (StopIteration, AttributeError) as error:
-        raise InputError(f"{path}, line {number}, has no text", f"a field {' or '.join(RESPONSES)}") from error
+def _record(fields: Any, where: str) -> dict[str, object]:
+    """The text of a line, and what its labels say."""
+    text = next((fields[n] for n in RESPONSES if isinstance(fields, dict) and isinstance(fields.get(n), str)), None)
+    if text is None:
+        raise InputError(f"{where} has no text", f"a field {' or '.join(RESPONSES)}")
     labels = {name: fields[name] for name in REFERENCES if fields.get(name) is not None}
     wrong = next((name for name, value in labels.items() if value not in (0, 1)), None)
     if wrong is not None:
-        raise InputError(f"{path}, line {number}: {wrong} is {labels[wrong]!r}", "0 or 1")
+        raise InputError(f"{where}: {wrong} is {labels[wrong]!r}", "0 or 1")
     refused = {name: float(value == REFERENCES[name]) for name, value in labels.items()}
-    return {"source": path.stem.rpartition(".")[0] or path.stem, "text": text, **refused}
+    return {"text": text, **refused}

@@ -5,7 +5,6 @@ An outcome table has one row per (cell, task, sample id), as `python -m probes.r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +12,7 @@ import pandas as pd
 from interp.errors import InputError
 from probes.labels import REFUSED, Label, classify
 from probes.per_prompt import SAMPLE, per_prompt, repeats_said
+from probes.table_files import read_frame
 
 REQUIRED = ["cell", "task", "sample_id", "response"]
 SAME = {
@@ -38,27 +38,7 @@ def read_outcomes(path: Path, label: str = "label") -> pd.DataFrame:
     Example:
         >>> drift.measure(read_outcomes(Path("runs/model/refusal.parquet")), "baseline").table
     """
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".parquet": pd.read_parquet,
-        ".csv": _read_csv,
-        ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False),
-    }
-    if path.suffix not in readers:
-        raise InputError(f"{path} is not a kind of table that can be read", f"a file ending in {', '.join(readers)}")
-    try:
-        table = readers[path.suffix](path)
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' parsing errors are both
-        raise InputError(
-            f"{path} cannot be read as a table of outcomes: {error}", "what probes.refusal wrote"
-        ) from error
-    return check_outcomes(table, label, str(path))
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Responses as they are: an empty one, or the word None, is an answer, and not a missing one."""
-    table = pd.read_csv(path)
-    texts = [name for name in ("prompt", "response") if name in table]
-    return table.assign(**pd.read_csv(path, usecols=texts, dtype=str, keep_default_na=False)) if texts else table
+    return check_outcomes(read_frame(path, (".parquet", ".csv", ".jsonl")), label, str(path))
 
 
 def check_outcomes(table: pd.DataFrame, label: str = "label", name: str = "The table") -> pd.DataFrame:

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from interp.documents import json_lines, parse_json, read_text, text_lines
 from interp.errors import InputError
 
 BUILTIN = ("harmful", "harmless", "borderline")
 FIELDS = ("instruction", "prompt", "goal")
 """What the field of a request may be called; the first one present is taken."""
+MAX_CHARACTERS = 1_000_000
+"""Of a request; no model of this project has a context as long, and splitting more into tokens takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -113,22 +116,11 @@ def read_prompts(path: str | Path, limit: int | None = None) -> PromptSet:
     if path.suffix.lower() not in _PARSERS:
         kinds = ", ".join(_PARSERS)
         raise InputError(f"{path} is not a kind of prompt file that can be read", f"a file ending in {kinds}")
-    prompts = _PARSERS[path.suffix.lower()](_read_text(path), str(path))
+    prompts = _PARSERS[path.suffix.lower()](read_text(path, "a file of prompts"), str(path))
     if not prompts:
         raise InputError(f"{path} holds no prompts", "at least one request")
     prompt_set = _prompt_set(path.name, prompts)
     return prompt_set if limit is None else prompt_set.take(limit)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")  # read_text would change the line ends inside requests
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (byte {error.start} cannot be decoded)", do="Save it again in UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", "a file of prompts") from error
 
 
 def _prompt_set(name: str, prompts: Sequence[_Prompt]) -> PromptSet:
@@ -151,44 +143,41 @@ def _prompt(record: object, where: str) -> _Prompt | None:
     if not isinstance(record[field], str):
         raise InputError(f"{where}: the field {field} is {json.dumps(record[field])}", "text")
     category = record.get("category")
-    instruction = record[field].strip()
-    return _Prompt(instruction, "" if category is None else str(category)) if instruction else None
+    prompt = _plain(record[field], where, "" if category is None else str(category))
+    return prompt if prompt.instruction else None
 
 
-def _bad_json(where: str, error: json.JSONDecodeError) -> InputError:
-    return InputError(f"{where} is not valid JSON ({error.msg}, column {error.colno})", do="Correct that line")
+def _plain(text: str, where: str, category: str = "") -> _Prompt:
+    """A request that a model can be asked."""
+    if "\0" in text:
+        raise InputError(f"{where} holds a NUL character", "text", "If the file is in UTF-16, save it again in UTF-8")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(
+            f"{where} holds a request of {len(text):,} characters",
+            f"at most {MAX_CHARACTERS:,}",
+            "Shorten or remove it",
+        )
+    return _Prompt(text.strip(), category)
 
 
 def _parse_txt(text: str, name: str) -> list[_Prompt]:
-    return [_Prompt(line.strip()) for line in text.splitlines() if line.strip()]
+    return [_plain(line, where) for where, line in text_lines(text, name)]
 
 
 def _parse_jsonl(text: str, name: str) -> list[_Prompt]:
-    prompts = []
-    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number},"
-        try:
-            prompts.append(_prompt(json.loads(line), where))
-        except json.JSONDecodeError as error:
-            raise _bad_json(where, error) from error
+    prompts = [_prompt(record, where) for where, record in json_lines(text, name)]
     return [prompt for prompt in prompts if prompt]
 
 
 def _parse_json(text: str, name: str) -> list[_Prompt]:
     if not text.strip():
         return []
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _bad_json(f"{name}, line {error.lineno},", error) from error
+    records = parse_json(text, name)
     if not isinstance(records, list):
         raise InputError(f"{name} holds {type(records).__name__} data", "a list of objects or of texts")
     prompts = [
-        _Prompt(record.strip()) if isinstance(record, str) else _prompt(record, f"{name}, record {number},")
-        for number, record in enumerate(records, start=1)
+        _plain(record, where) if isinstance(record, str) else _prompt(record, where)
+        for where, record in ((f"{name}, record {number},", record) for number, record in enumerate(records, start=1))
     ]
     return [prompt for prompt in prompts if prompt and prompt.instruction]
 

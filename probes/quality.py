@@ -7,9 +7,9 @@ By default the text and the task are the organisms' own: harmless requests whose
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ import typer
 from torch import Tensor
 
 from interp.chat import encode, render
+from interp.documents import json_lines, read_text
 from interp.errors import InputError
 from interp.files import sha256
 from interp.model import HookedModel
@@ -83,21 +84,14 @@ def read_task(path: Path, limit: int | None = None) -> Task:
     Raises:
         InputError: the file cannot be read, or a line lacks one of the two.
     """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()][:limit]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})", "a UTF-8 file of JSON lines") from error
-    pairs = [_request_and_reference(line, f"{path}, line {number},") for number, line in enumerate(lines, start=1)]
+    records = islice(json_lines(read_text(path, "a UTF-8 file of JSON lines"), str(path)), limit)
+    pairs = [_request_and_reference(record, where) for where, record in records]
     if not pairs:
         raise InputError(f"{path} holds no requests", "at least one line of JSON")
     return Task(path.name, tuple(request for request, _ in pairs), tuple(reference for _, reference in pairs))
 
 
-def _request_and_reference(line: str, where: str) -> tuple[str, str]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not valid JSON ({error.msg})") from error
+def _request_and_reference(record: Any, where: str) -> tuple[str, str]:
     found = [
         next((record[name] for name in names if isinstance(record, dict) and isinstance(record.get(name), str)), None)
         for names in (FIELDS, REFERENCES)
@@ -290,7 +284,7 @@ def main(
     """Perplexity, KL, flips, ROUGE-L, BERTScore, coherence and repetition of every cell."""
     if options.harmful is not None or options.harmless is not None:
         raise InputError("Quality is not measured on --harmful or --harmless", do="Give requests with --references")
-    given = None if text is None else _read_text(text)
+    given = None if text is None else read_text(text)
     task = organism_task(options.limit or TASK_SIZE) if references is None else read_task(references, options.limit)
     baseline, cells, _, _ = options.inputs()
     found = None if encoder is None else load_encoder(encoder, options.device)
@@ -317,13 +311,6 @@ def main(
     cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
     if set(result.table.loc[result.table["reason"] == "", "cell"]) <= {BASELINE}:
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})", "a UTF-8 text file") from error
 
 
 if __name__ == "__main__":

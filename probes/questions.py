@@ -18,6 +18,7 @@ from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.scorer import choice
 from inspect_ai.solver import multiple_choice
 
+from interp.documents import json_lines, parse_json, read_text
 from interp.errors import InputError
 from probes.requests import prompt_id
 
@@ -56,10 +57,10 @@ def _multiple_choice(
             f"{path} is not a file of questions that the task {name} reads", f"one ending in {', '.join(readers)}"
         )
     try:
-        samples = list(readers[path.suffix](path.read_text(encoding="utf-8-sig")))[:limit]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", "a file of questions") from error
-    except (ValueError, KeyError, TypeError, IndexError, StopIteration, csv.Error) as error:
+        samples = list(readers[path.suffix](read_text(path, "a file of questions")))[:limit]
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error) as error:
         raise InputError(
             f"{path} does not have the public layout of its questions ({error!r})",
             "TruthfulQA's CSV or mc_task.json, or BBQ's JSON lines",
@@ -77,10 +78,10 @@ def _truthful_csv(text: str) -> Iterable[Sample]:
 
 
 def _truthful_json(text: str) -> Iterable[Sample]:
-    for row in json.loads(text):
-        labels = row["mc1_targets"]
-        answers = list(labels)
-        yield _shuffled(row["question"], answers, answers.index(next(a for a in answers if labels[a] == 1)), "")
+    for row in parse_json(text, "The file of questions"):
+        answers = list(row["mc1_targets"])
+        correct = [place for place, answer in enumerate(answers) if row["mc1_targets"][answer] == 1]
+        yield _shuffled(row["question"], answers, correct[0], "")
 
 
 def _shuffled(question: str, answers: list[str], correct: int, category: str) -> Sample:
@@ -91,8 +92,7 @@ def _shuffled(question: str, answers: list[str], correct: int, category: str) ->
 
 
 def _bbq(text: str) -> Iterable[Sample]:
-    for line in filter(str.strip, text.split("\n")):
-        row: dict[str, Any] = json.loads(line)
+    for _, row in json_lines(text, "The file of questions"):
         yield _sample(
             f"{row['context']} {row['question']}",
             [row["ans0"], row["ans1"], row["ans2"]],

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
 
+from interp.documents import checked, read_json_object
 from interp.errors import InputError
 from interp.files import atomic_file, sha256
+from probes.table_files import read_parquet
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("quantscope", "torch", "transformers", "safetensors", "gguf", "compressed-tensors", "numpy", "pandas")
@@ -28,6 +31,18 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+class _Document(BaseModel):
+    """What is used of a result's JSON."""
+
+    model_config = ConfigDict(strict=True)
+    probe: str
+    table: str = Field(pattern=r"^[^/\\\x00]+$")
+    settings: dict[str, Any]
+    warnings: list[str]
+    seconds: float | None = None
+    table_sha256: str | None = None
 
 
 @dataclass
@@ -123,23 +138,19 @@ def read_result(document: Path) -> Result:
     Example:
         >>> read_result(Path("results/entropy.json")).table
     """
-    try:
-        described = json.loads(document.read_text())
-        version = described["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"{document} is not a Quantscope result ({error})"
-        raise InputError(found, "the JSON file that a probe wrote") from error
+    content = read_json_object(document, "the JSON file that a probe wrote")
+    version = content.get("schema_version")
+    if version is None:
+        raise InputError(f"{document} is not a Quantscope result", "the JSON file that a probe wrote")
     if version != SCHEMA_VERSION:
         raise InputError(f"{document} has schema version {version}", f"version {SCHEMA_VERSION}", "Measure it again")
-    parquet = document.with_name(Path(described["table"]).name)
-    try:
-        table = pd.read_parquet(parquet)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise InputError(f"{parquet} is missing or damaged ({error})", f"the table of {document}") from error
-    if described.get("table_sha256", found := sha256(parquet)) != found:
+    described = checked(_Document, content, str(document))
+    parquet = document.with_name(described.table)
+    table = read_parquet(parquet)
+    if described.table_sha256 not in (None, found := sha256(parquet)):
         raise InputError(
             f"{parquet} is not the table that {document} was written with (its SHA-256 is {found[:12]}…)",
             "files of one measurement",
             "Measure it again",
         )
-    return Result(described["probe"], table, described["settings"], described["warnings"], described.get("seconds"))
+    return Result(described.probe, table, described.settings, described.warnings, described.seconds)

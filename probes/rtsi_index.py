@@ -10,9 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from interp.documents import checked, read_json_object
 from interp.errors import InputError
 from interp.files import atomic_file
 from probes.refusal_text import WORDING_FEATURES, TokenUnit
@@ -26,6 +28,26 @@ REFUSAL_COLLAPSE = "refusal collapse"
 Band = Literal["LOW", "MODERATE", "HIGH", "UNKNOWN"]
 Counts = Sequence[float | int] | np.ndarray | pd.Series | None
 PUBLISHED = Path(__file__).with_name("data") / "rtsi_published.json"
+
+
+class _Thresholds(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    moderate: float
+    high: float
+
+
+class _Calibration(BaseModel):
+    """What `RTSI.save` writes."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    thresholds: _Thresholds
+    token_unit: TokenUnit
+    weights: list[float]
+    correlations: list[float]
+    low: list[float]
+    high: list[float]
+    n_rows: int
+    source: str
 
 
 class RTSI(BaseEstimator):
@@ -173,16 +195,12 @@ class RTSI(BaseEstimator):
         Raises:
             InputError: not a calibration, damaged, or of another schema version.
         """
-        document = _read_calibration(Path(path))
-        try:
-            thresholds = document["thresholds"]
-            index = cls(float(thresholds["moderate"]), float(thresholds["high"]), document["token_unit"])
-            index.weights_, index.correlations_, index.low_, index.high_ = (
-                np.array(document[name], dtype=float) for name in ("weights", "correlations", "low", "high")
-            )
-            index.n_calibration_, index.source_ = int(document["n_rows"]), str(document["source"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"The calibration {path} is damaged: {error!r}", do="Fit and save it again") from error
+        found = checked(_Calibration, _read_calibration(Path(path)), f"The calibration {path} is damaged")
+        index = cls(found.thresholds.moderate, found.thresholds.high, found.token_unit)
+        index.weights_, index.correlations_, index.low_, index.high_ = (
+            np.array(values, dtype=float) for values in (found.weights, found.correlations, found.low, found.high)
+        )
+        index.n_calibration_, index.source_ = found.n_rows, found.source
         index.token_unit_, index.n_features_in_ = index.token_unit, len(DELTAS)
         index._check_frozen(path)
         return index
@@ -216,9 +234,9 @@ class RTSI(BaseEstimator):
 
     def _check_frozen(self, path: str | Path) -> None:
         self._check_thresholds()
-        arrays = (self.weights_, self.low_, self.high_)
+        arrays = (self.weights_, self.correlations_, self.low_, self.high_)
         if any(array.shape != (len(DELTAS),) or not np.isfinite(array).all() for array in arrays):
-            raise InputError(f"The calibration {path} is damaged", "four finite weights, lows and highs")
+            raise InputError(f"The calibration {path} is damaged", "four finite weights, correlations, lows and highs")
         if (self.weights_ < 0).any() or abs(self.weights_.sum() - 1) > 1e-9 or (self.low_ >= self.high_).any():
             raise InputError(f"The calibration {path} is damaged", "weights ≥ 0 with sum 1, and each low < high")
 
@@ -283,13 +301,8 @@ def _counts(counts: Counts, n_rows: int) -> np.ndarray:
 
 
 def _read_calibration(path: Path) -> Mapping[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as a calibration: {error}", "a JSON file that RTSI.save wrote"
-        ) from error
-    if not isinstance(document, dict) or document.get("kind") != KIND:
+    document = read_json_object(path, "a calibration, a JSON file that RTSI.save wrote")
+    if document.get("kind") != KIND:
         raise InputError(f"{path} is not an RTSI calibration", f'a JSON file with "kind": "{KIND}"')
     if document.get("schema_version") != SCHEMA_VERSION:
         raise InputError(

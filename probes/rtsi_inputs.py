@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from interp.documents import json_lines, read_text
 from interp.errors import InputError
 from probes.matrix import KEY, add_deltas, check_rates, is_baseline, join
 from probes.refusal_text import WORDING_FEATURES, TokenUnit, refusal_features
@@ -81,11 +83,8 @@ def read_completions(file: Path) -> tuple[list[str], list[float] | None]:
     Raises:
         InputError: missing, empty, a line that is no such object, or token counts on some lines only.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # a JSON text may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}", "a .jsonl file of completions") from error
-    records = [_record(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    text = read_text(file, "a .jsonl file of completions")
+    records = [_completion(record, where) for where, record in json_lines(text, str(file))]
     if not records:
         raise InputError(f"{file} holds no completions", "an object a line")
     counts = [count for _, count in records if count is not None]
@@ -94,17 +93,17 @@ def read_completions(file: Path) -> tuple[list[str], list[float] | None]:
     return [text for text, _ in records], counts or None
 
 
-def _record(file: Path, number: int, line: str) -> tuple[str, float | None]:
-    try:
-        record = json.loads(line)
-        text = next(record[field] for field in TEXT_FIELDS if field in record)
-        count = next((float(record[field]) for field in COUNT_FIELDS if field in record), None)
-    except (ValueError, TypeError, StopIteration) as error:
-        expected = f"an object with {', '.join(TEXT_FIELDS[:-1])} or {TEXT_FIELDS[-1]}"
-        raise InputError(f"Line {number} of {file} is not a completion", expected) from error
-    if not isinstance(text, str):
-        raise InputError(f"The completion on line {number} of {file} is {type(text).__name__}", "text")
-    return text, count
+def _completion(record: Any, where: str) -> tuple[str, float | None]:
+    """The text of a record, and its token count where it has one."""
+    field = next((name for name in TEXT_FIELDS if isinstance(record, dict) and name in record), None)
+    if field is None:
+        raise InputError(f"{where} is not a completion", f"an object with {' or '.join(TEXT_FIELDS)}")
+    if not isinstance(record[field], str):
+        raise InputError(f"{where}: the field {field} is {json.dumps(record[field])}", "text")
+    count = next((record[name] for name in COUNT_FIELDS if record.get(name) is not None), None)
+    if count is not None and (isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count < 1e9):
+        raise InputError(f"{where}: the token count is {json.dumps(count)}", "a number, 0 or more")
+    return record[field], None if count is None else float(count)
 
 
 def _baseline_rows(cells: pd.DataFrame) -> pd.Series:

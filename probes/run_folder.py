@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pandas as pd
 
+from interp.documents import read_json_object
 from interp.errors import InputError
 from interp.files import atomic_file
 from probes.event_loop import outside_notebook, without_loop
@@ -60,12 +61,12 @@ class RunFolder:
         described = _as_json(described)
         file = self.path / "run.json"
         try:
-            before = json.loads(file.read_text()) if file.exists() else {}
+            before = read_json_object(file, "what a run wrote") if file.exists() else {}
             differing = _differing(before, described) if before else []
             if not differing and (merged := _merged(before, described)) != before:
                 with atomic_file(file) as temporary:
                     temporary.write_text(json.dumps(merged, indent=2))
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise InputError(f"{file} cannot be used ({error})", "a folder of this run", "Give another one") from error
         if differing:
             raise InputError(

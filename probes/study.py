@@ -21,6 +21,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
+from interp.documents import read_text
 from interp.errors import InputError
 from probes import cli, tables
 from probes.cli import Exit, console, log
@@ -41,6 +42,7 @@ from probes.study_state import (
     as_table,
     judge_records,
     other_versions,
+    read_state,
     records,
 )
 from probes.study_steps import ALWAYS
@@ -171,8 +173,8 @@ def _study_of(path: Path) -> Study:
     RunFolder.at(path)
     if not (path / STATE).exists():
         raise InputError(f"{path} is no run folder: it has no {STATE}", "a folder that `probes.study run` wrote")
-    directory = Path(json.loads((path / STATE).read_text())["directory"])
-    return parse_study((path / COPY).read_text(encoding="utf-8"), directory, str(path / COPY), on_disk=False)
+    directory = Path(read_state(path).directory)
+    return parse_study(read_text(path / COPY), directory, str(path / COPY), on_disk=False)
 
 
 def _report(path: Path) -> Path | None:

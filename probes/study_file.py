@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from interp.documents import parse_toml, read_text
 from interp.errors import InputError
 from probes.names import NAME, derived_name
 from probes.toml_lines import Location, key_lines, line_of
 
 DIRECT, INSPECT = "direct", "inspect"
+MAX_BYTES = 2**20
+"""Of a study file."""
 
 
 class _Table(BaseModel):
@@ -234,12 +236,8 @@ def read_study(file: str | Path) -> Study:
         >>> read_study("study.toml").models
     """
     file = Path(file)
-    try:
-        text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{file} cannot be read ({error})", "a study file in UTF-8", "`python -m probes.study init` writes one"
-        ) from error
+    expected = "a study file in UTF-8 (`python -m probes.study init` writes one)"
+    text = read_text(file, expected, MAX_BYTES).replace("\r\n", "\n")
     return parse_study(text, file.absolute().parent, str(file))
 
 
@@ -254,10 +252,7 @@ def parse_study(text: str, directory: Path, name: str = "The study", on_disk: bo
     """
     from probes.study_checks import check
 
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name} is not valid TOML: {error}", do="Correct that line") from error
+    document = parse_toml(text, name)
     problems = list(_schema_problems(document))
     problems += check(document, directory) if on_disk else ()
     if problems:

@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
 
 from interp.cells import content_hash, content_key
+from interp.documents import checked, read_json_object
 from interp.errors import InputError
 from interp.files import atomic_file
+from probes.names import NAME
 from probes.pair import BASELINE
 from probes.redaction import redact
 from probes.results import SCHEMA_VERSION as RESULT_SCHEMA
@@ -70,6 +73,52 @@ class Record:
     error: str = ""
 
 
+class _Step(BaseModel):
+    model_config = ConfigDict(strict=True)
+    model: str = Field(pattern=NAME)
+    cell: str
+    step: str
+    key: str
+    error: str
+
+
+class State(BaseModel):
+    """What is read of study.json.
+
+    Attributes:
+        directory: what relative paths in the study file start from.
+        steps: what was known of each part when the folder was last written.
+    """
+
+    model_config = ConfigDict(strict=True)
+    directory: str
+    steps: list[_Step]
+
+
+def read_state(path: Path) -> State:
+    """The study.json of a run folder.
+
+    Raises:
+        InputError: it is missing, damaged, or of another schema.
+    """
+    file = path / STATE
+    document = read_json_object(file, "what a study wrote")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} is a run of schema version {document.get('schema_version')}",
+            f"version {SCHEMA_VERSION}",
+            "Measure again into another folder with --out; nothing was changed in this one",
+        )
+    return checked(State, document, f"{file} is damaged")
+
+
+class _Marker(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    key: str
+    seconds: float
+    results: list[str]
+
+
 @dataclass
 class RunFolder:
     """A study's run folder.
@@ -100,20 +149,9 @@ class RunFolder:
                     "Move it away or give another one with --out",
                 )
             return cls(path)
-        try:
-            document = json.loads(file.read_text())
-            version = document["schema_version"]
-            steps = document["steps"] if version == SCHEMA_VERSION else []
-            keys = {Part(s["model"], s["cell"], s["step"]): s["key"] for s in steps}
-            failed = {Part(s["model"], s["cell"], s["step"]): (s["key"], s["error"]) for s in steps if s["error"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is damaged ({error})", "what a study wrote", "Give another --out") from error
-        if version != SCHEMA_VERSION:
-            raise InputError(
-                f"{path} is a run of schema version {version}",
-                f"version {SCHEMA_VERSION}",
-                "Measure again into another folder with --out; nothing was changed in this one",
-            )
+        state = read_state(path)
+        keys = {Part(step.model, step.cell, step.step): step.key for step in state.steps}
+        failed = {Part(s.model, s.cell, s.step): (s.key, s.error) for s in state.steps if s.error}
         return cls(path, failed, keys)
 
     def folder(self, part: Part) -> Path:
@@ -123,11 +161,11 @@ class RunFolder:
     def marker(self, part: Part) -> dict[str, Any] | None:
         """What was written when a part was finished: key, seconds, and the names of its results."""
         try:
-            document = json.loads((self.folder(part) / f"{part.step}.key.json").read_text())
-        except (OSError, ValueError):
+            found = read_marker(self.folder(part) / f"{part.step}.key.json")
+        except InputError:  # missing, or damaged by a disk or a hand: it is measured again
             return None
-        documents = [self.folder(part) / f"{name}.json" for name in document["results"]]
-        return document if all(map(_is_whole, documents)) else None
+        documents = [self.folder(part) / f"{name}.json" for name in found.results]
+        return found.model_dump() if all(map(_is_whole, documents)) else None
 
     def write(self, part: Part, key: str, results: Sequence[Result], seconds: float) -> None:
         """Keep a part's results, and last what says that they are whole."""
@@ -185,12 +223,21 @@ class RunFolder:
                 yield
                 owner.unlink(missing_ok=True)
         except Timeout as error:
-            pid = owner.read_text() if owner.exists() else "unknown"
+            pid = owner.read_text() if owner.is_file() else "unknown"
             raise InputError(
                 f"The run folder {self.path} is in use by the process {pid}",
                 "a folder that no other study is writing",
                 "Wait for it, or give another folder with --out",
             ) from error
+
+
+def read_marker(file: Path) -> _Marker:
+    """What says that a part is whole.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    return checked(_Marker, read_json_object(file), f"{file} is damaged")
 
 
 def _is_whole(document: Path) -> bool:
@@ -205,8 +252,8 @@ def _is_whole(document: Path) -> bool:
 @lru_cache(maxsize=100_000)
 def _is_as_written(document: Path, stamp: tuple[tuple[int, int], ...]) -> bool:
     try:
-        expected = json.loads(document.read_text()).get("table_sha256")
-    except (OSError, ValueError, AttributeError):
+        expected = read_json_object(document).get("table_sha256")
+    except InputError:
         return False
     return expected in (None, sha256_of(document.with_suffix(".parquet")))
 
@@ -336,12 +383,17 @@ def other_versions(folder: RunFolder, found: Mapping[Part, Record]) -> list[str]
     for part in (part for part, record in found.items() if record.status is Status.DONE):
         marker = folder.marker(part)
         documents = [folder.folder(part) / f"{name}.json" for name in (marker or {"results": []})["results"]]
-        measured = {pair for file in documents for pair in json.loads(file.read_text()).get("versions", {}).items()}
+        measured = {pair for file in documents for pair in _versions_of(file).items()}
         counts.update((name, had) for name, had in measured if installed.get(name, had) != had)
     return [
         f"{count} finished parts were measured with {name} {had}, installed is {installed[name]}"
         for (name, had), count in sorted(counts.items())
     ]
+
+
+def _versions_of(document: Path) -> dict[str, str]:
+    found = read_json_object(document).get("versions")
+    return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
 
 
 def as_table(found: Mapping[Part, Record]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from interp.chat import NAMED_TEMPLATES
 from interp.checkpoint import Checkpoint
+from interp.documents import read_text
 from interp.model import HookedModel
 from probes.calibration import refusals_from
 from probes.prompts import PromptSet
@@ -192,7 +193,7 @@ def _quality(
         bench.baseline,
         {bench.cell: bench.open_cell()},
         task,
-        text=None if text is None else text.read_text(encoding="utf-8"),
+        text=None if text is None else read_text(text),
         encoder=None if encoder is None else load_encoder(encoder),
         template=bench.asked.template,
         force=bench.model.forced,

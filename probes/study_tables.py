@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +24,18 @@ from probes.results import Result
 from probes.rtsi_index import RTSI
 from probes.study_file import Model, Study
 from probes.study_models import located
-from probes.study_state import JUDGES, Part, Record, RunFolder, Status, judge_records, judged, judges_key, reason_of
+from probes.study_state import (
+    JUDGES,
+    Part,
+    Record,
+    RunFolder,
+    Status,
+    judge_records,
+    judged,
+    judges_key,
+    read_marker,
+    reason_of,
+)
 from probes.study_steps import ALWAYS
 from probes.summary import (
     add_regimes,
@@ -81,7 +91,7 @@ def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> 
 def _forget(folder: RunFolder, model: str) -> None:
     """Remove tables that an earlier version of the study wrote: some are not measured any more, or fail now."""
     markers = (folder.path / model / "parts").glob("*/*.key.json")
-    named = {name for marker in markers for name in json.loads(marker.read_text())["results"]}
+    named = {name for marker in markers for name in read_marker(marker).results}
     for name in named | {"drift", JUDGES}:
         for kind in ("json", "parquet"):
             (folder.path / model / f"{name}.{kind}").unlink(missing_ok=True)

@@ -1,15 +1,36 @@
-"""Read a table from disk: .csv, .parquet, .json, or a result that a probe wrote."""
+"""Read a table from disk: .csv, .parquet, .json, .jsonl, or a result that a probe wrote.
+
+What names something (a model, a cell, a prompt) stays text as it stands in the file: 007 is not 7, and None can be a
+name. Sizes are checked before anything is unpacked.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from interp.documents import json_lines, parse_json, read_text, require_file
 from interp.errors import InputError
-from probes.results import read_result
+
+NAMES = frozenset(
+    ("model", "quantization", "cell", "baseline", "task", "sample_id", "prompt_sha256", "category", "prompts", "engine")
+)
+"""Columns that name something: text, whatever they look like."""
+ANSWERS = frozenset(("prompt", "response", "completion", "text"))
+"""Columns of text in which nothing is something, too: an empty answer is an answer, and not a missing one."""
+MAX_VALUES = 50_000_000
+"""Rows by columns; the largest table of this project has a millionth of the rows that would take."""
+MAX_TABLE_BYTES = 2**30
+_MISSING = frozenset(("", "nan", "na", "n/a", "null", "none", "<na>"))
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE | re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d{1,15}", re.ASCII)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -18,35 +39,160 @@ def read_table(path: Path) -> pd.DataFrame:
     Raises:
         InputError: missing, damaged, empty, or of another kind.
     """
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": _csv,
-        ".parquet": pd.read_parquet,
-        ".json": _json,
-        ".jsonl": _jsonl,
-    }
-    if path.suffix not in readers:
-        raise InputError(f"{path} has no known ending", f"one of {', '.join(readers)}")
-    try:
-        table = readers[path.suffix](path)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}") from error
+    table = read_frame(path, (".csv", ".parquet", ".json", ".jsonl"))
     if table.empty:
         raise InputError(f"{path} has no rows", "a table with a row per cell")
     return table
 
 
-def _csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, comment="#")
+def read_frame(path: Path, kinds: Sequence[str]) -> pd.DataFrame:
+    """A table of one of these kinds (endings such as ".csv"), which may be empty.
+
+    Raises:
+        InputError: missing, damaged, too large, or of another kind.
+    """
+    if path.suffix.lower() not in kinds:
+        raise InputError(f"{path} is not a kind of table that can be read", f"a file ending in {', '.join(kinds)}")
+    return _READERS[path.suffix.lower()](path)
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """The table of a parquet file, whose sizes are checked before it is unpacked.
+
+    Raises:
+        InputError: missing, damaged or too large.
+    """
+    import pyarrow.parquet
+
+    require_file(path, "a parquet file")
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            found = file.metadata
+            n_bytes = sum(found.row_group(number).total_byte_size for number in range(found.num_row_groups))
+            _check_size(path, found.num_rows, found.num_columns, n_bytes)
+            texts = [f.name for f in file.schema_arrow if pyarrow.types.is_string(f.type)]
+        # A text that is there a million times is in the file once: it is measured before it is copied.
+        columns = pyarrow.parquet.read_table(path, read_dictionary=texts, use_threads=False)
+        _check_size(path, columns.num_rows, columns.num_columns, sum(map(_unpacked_bytes, columns.columns)))
+        return pyarrow.parquet.read_table(path, use_threads=False).to_pandas()
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow believes what the file says of itself: a KeyError, an OverflowError …
+        found_error = str(error).split("\n")[0]
+        raise InputError(
+            f"{path} cannot be read as a parquet table ({type(error).__name__}: {found_error})",
+            "a table as it was written",
+            "Write or copy it again",
+        ) from error
+
+
+def _unpacked_bytes(column: Any) -> int:
+    """Of a column whose texts are still in a dictionary."""
+    import pyarrow.compute
+
+    if not pyarrow.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    total = 0
+    for chunk in column.chunks:
+        lengths = pyarrow.compute.binary_length(chunk.dictionary).to_numpy(zero_copy_only=False)
+        indices = chunk.indices.drop_null().to_numpy(zero_copy_only=False)
+        total += int(np.nansum(lengths[indices])) if len(indices) else 0
+    return total
+
+
+def _check_size(path: Path, rows: int, columns: int, n_bytes: int) -> None:
+    if rows * columns > MAX_VALUES or n_bytes > MAX_TABLE_BYTES:
+        raise InputError(
+            f"{path} holds {rows:,} rows of {columns:,} columns, {n_bytes:,} bytes",
+            f"at most {MAX_VALUES:,} values and {MAX_TABLE_BYTES:,} bytes",
+        )
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """The table of a CSV file with a header; lines before it may begin with #.
+
+    A column is numbers, or true and false, where every value in it is; `NAMES` and `ANSWERS` always are text.
+
+    Raises:
+        InputError: missing, not CSV, or a row that is longer or shorter than the header.
+    """
+    lines = read_text(path, "a CSV file").split("\n")
+    comments = next((place for place, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    reader = csv.reader(io.StringIO("\n".join(lines[comments:]), newline=""), strict=True)
+    try:
+        rows = [(reader.line_num + comments, row) for row in reader if row]
+    except csv.Error as error:
+        where = f"{path}, after line {reader.line_num + comments},"
+        raise InputError(f"{where} is not valid CSV ({error})", do="Correct that line") from error
+    if not rows:
+        raise InputError(f"{path} is empty", "a line of column names, and the rows below it")
+    (_, names), *records = rows
+    names = [name.strip() for name in names]
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise InputError(f"{path} has two columns {twice[0]!r}", "a name for each column")
+    for number, row in records:
+        if len(row) != len(names):
+            raise InputError(
+                f"{path}, line {number}, has {len(row)} fields", f"{len(names)}, as the header has", "Correct that line"
+            )
+    _check_size(path, len(records), len(names), 0)
+    return pd.DataFrame(
+        {name: _column(name, [row[place] for _, row in records]) for place, name in enumerate(names)},
+        index=range(len(records)),
+    )
+
+
+def _column(name: str, values: list[str]) -> pd.Series:
+    if name in ANSWERS:
+        return pd.Series(values, dtype=object)
+    if name not in NAMES:
+        bare = [value.strip().lower() for value in values]
+        known = [value for value in bare if value not in _MISSING]
+        if all(map(_NUMBER.fullmatch, known)):
+            if len(known) == len(bare) and all(map(_WHOLE.fullmatch, known)):
+                return pd.Series([int(value) for value in bare], dtype=np.int64)
+            return pd.Series([float("nan" if value in _MISSING else value) for value in bare], dtype=float)
+        if set(known) <= {"true", "false"} and len(known) == len(bare):
+            return pd.Series([value == "true" for value in bare], dtype=bool)
+    return pd.Series([value or None for value in values], dtype=object)
 
 
 def _json(path: Path) -> pd.DataFrame:
-    document = json.loads(path.read_text())
+    document = parse_json(read_text(path, "a JSON table"), str(path))
     if isinstance(document, dict) and "schema_version" in document:
-        return read_result(path).table
-    return pd.DataFrame.from_records(document)
+        from probes.results import read_result
+
+        if "rows" not in document:
+            return read_result(path).table
+        document = document["rows"]  # a result as `--json` prints it
+    if not isinstance(document, list):
+        raise InputError(f"{path} holds a JSON {type(document).__name__}", "a list of objects, one for each row")
+    return _of_records(path, ((f"{path}, record {number},", row) for number, row in enumerate(document, start=1)))
 
 
 def _jsonl(path: Path) -> pd.DataFrame:
-    return pd.read_json(path, lines=True)
+    return _of_records(path, json_lines(read_text(path, "JSON lines"), str(path)))
+
+
+def _of_records(path: Path, records: Iterable[tuple[str, Any]]) -> pd.DataFrame:
+    """Rows of plain values; a key that a row lacks is a missing value."""
+    rows: list[Mapping[str, Any]] = []
+    names: dict[str, None] = {}
+    for where, row in records:
+        if not isinstance(row, dict):
+            raise InputError(f"{where} holds {type(row).__name__} data", "an object with a value for each column")
+        for name, value in row.items():
+            if isinstance(value, (dict, list)):
+                raise InputError(f"{where} holds {type(value).__name__} data under {name!r}", "a number or a text")
+        rows.append(row)
+        names |= dict.fromkeys(row)
+    _check_size(path, len(rows), len(names), 0)
+    return pd.DataFrame({name: [row.get(name) for row in rows] for name in names}, index=range(len(rows)))
+
+
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+    ".json": _json,
+    ".jsonl": _jsonl,
+}

@@ -10,6 +10,10 @@ from typing import Any
 Location = tuple[str | int, ...]
 """Keys and, in arrays, 0-based positions from the root to a value."""
 
+_TOKEN = re.compile(
+    r'''"""(?:\\.|[^\\])*?"{3,5}|\'{3}.*?\'{3,5}|"(?:\\.|[^"\\])*"|'[^']*'|\#[^\n]*|[\[\]{}\n]''', re.DOTALL
+)
+"""What decides where a statement ends: texts and comments, in which nothing counts, brackets, and line feeds."""
 _HEADER = re.compile(r"^\s*\[")
 
 
@@ -42,21 +46,16 @@ def line_of(lines: dict[Location, int], location: Location) -> int:
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
     """Headers and key-value pairs with the number of their first line; a value may go over several lines."""
-    waiting: list[str] = []
-    first = 1
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not waiting:
-            if not line.strip() or line.lstrip().startswith("#"):
-                continue
-            first = number
-        waiting.append(line)
-        statement = "\n".join(waiting)
-        try:
-            tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
-            continue
-        waiting = []
-        yield first, statement
+    start, number, lines, depth = 0, 1, 0, 0
+    for token in _TOKEN.finditer(text + "\n"):
+        sign = token[0]
+        lines += sign.count("\n")
+        depth += (sign in ("[", "{")) - (sign in ("]", "}"))
+        if sign == "\n" and depth == 0:
+            statement = text[start : token.start()]
+            if statement.strip() and not statement.lstrip().startswith("#"):
+                yield number, statement
+            start, number, lines = token.end(), number + lines, 0
 
 
 def _enter(header: dict[str, Any], counts: dict[Location, int]) -> Location:

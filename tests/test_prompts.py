@@ -153,7 +153,7 @@ def test_missing_file_directory_and_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.txt cannot be read \(No such file"):
         read_prompts(tmp_path / "absent.txt")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(InputError, match=r"folder\.json cannot be read"):
+    with pytest.raises(InputError, match=r"folder\.json is a directory"):
         read_prompts(tmp_path / "folder.json")
     with pytest.raises(InputError, match="built-in prompt set 'evil'"):
         builtin("evil")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from interp.documents import read_json, read_text
 from interp.errors import InputError
 from probes.pair import BASELINE
 from probes.regimes import STUDY, RegimeRule
@@ -106,7 +106,7 @@ def read_run(path: Path) -> Run:
         path,
         tables,
         models,
-        _text(study) if study.is_file() else "",
+        read_text(study) if study.is_file() else "",
         _document(state) if state.is_file() else {},
         _versions([path, *(folder for folder in folders.values() if folder)]),
     )
@@ -149,15 +149,5 @@ def _versions(folders: Iterable[Path]) -> dict[str, list[str]]:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(_text(path))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error})", "JSON", "Measure it again") from error
+    document = read_json(path)
     return document if isinstance(document, dict) else {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})", "a text file in UTF-8") from error
