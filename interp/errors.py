@@ -53,4 +53,3 @@ class MissingExtra(InputError):
             f"{purpose} needs the package {package}, which is not installed",
             do=f"Install it with: pip install 'quantscope[{extra}]'",
         )
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -20,8 +21,8 @@ def resolve(path: str | Path) -> Path:
     Raises:
         InputError: the path does not exist, or the hub has no such model.
     """
-    local = Path(path).expanduser()
-    if local.exists():
+    local = Path(os.path.expanduser(path))  # a user who is not there, a name too long: no path, and no exception
+    if os.path.exists(local):
         return local
     if isinstance(path, Path) or not HUB_ID.match(path) or path.endswith((".gguf", ".safetensors")):
         raise InputError(
@@ -29,7 +30,7 @@ def resolve(path: str | Path) -> Path:
             "a directory, a .gguf file, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'",
             "Check the path",
         )
-    if local.parent.is_dir():
+    if os.path.isdir(local.parent):
         raise InputError(
             f"{path} does not exist, although its parent directory does",
             "a directory or a .gguf file",

@@ -6,6 +6,7 @@ python -m probes.matrix cells.csv quality.parquet --quality bertscore --out resu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Annotated
 
@@ -172,7 +173,12 @@ def _baseline_of(model: str, rows: pd.DataFrame) -> str:
 
 def _check_numbers(matrix: pd.DataFrame, columns: Iterable[str]) -> None:
     for column in columns:
-        _refuse(matrix, column, matrix[column].map(lambda value: isinstance(value, str)), "a number")
+        _refuse(matrix, column, ~matrix[column].map(_is_number), "a number")
+
+
+def _is_number(value: object) -> bool:
+    """Or a missing value."""
+    return isinstance(value, Real) or value is None or value is pd.NA or value is pd.NaT
 
 
 def _refuse(matrix: pd.DataFrame, column: str, wrong: pd.Series, expected: str) -> None:
@@ -243,7 +249,8 @@ def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence
     measured = [quality] if quality in matrix else []
     if not measured and f"{quality}_delta" not in matrix:
         raise InputError(f"The matrix has neither {quality} nor {quality}_delta", "the quality metric's column")
-    _check_numbers(matrix, measured or [f"{quality}_delta"])
+    others = [name for name in ("bits_per_weight", "judge_refusal_rate") if name in matrix]
+    _check_numbers(matrix, [*(measured or [f"{quality}_delta"]), *others])
     matrix = add_deltas(matrix, [*rates, *measured])
     matrix = add_intervals(matrix, [rate for rate in rates if f"{rate}_n" in matrix])
     matrix = matrix.assign(quality_metric=quality, quality_delta=matrix[f"{quality}_delta"])

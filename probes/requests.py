@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError, MissingExtra
@@ -52,7 +52,7 @@ def read_set(source: str, limit: int | None = None) -> PromptSet:
     """
     if source.startswith(DATASETS):
         prompts = _from_datasets(source.removeprefix(DATASETS))
-    elif source in BUILTIN and not Path(source).exists():
+    elif source in BUILTIN and not os.path.exists(source):
         prompts = builtin(source)
     else:
         prompts = read_prompts(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def _checkpoint(given: str, where: tuple[str | int, ...], finder: Study) -> Iter
         yield Problem(where, "is a server; probes look into a model, so give a checkpoint (servers: probes.refusal)")
         return
     found = finder.path(given)
-    if not Path(found).exists() and not (found == given and HUB_ID.match(given)):
+    if not os.path.exists(found) and not (found == given and HUB_ID.match(given)):
         yield Problem(where, f"{found} does not exist; expected a directory, a .gguf file or a hub id")
 
 
@@ -129,7 +130,7 @@ def _prompts(prompts: dict[str, Any], finder: Study) -> Iterator[Problem]:
         except InputError as error:
             yield Problem(("prompts", side), str(error))
     template = prompts.get("template", "auto")
-    if isinstance(template, str) and template not in NAMED_TEMPLATES and not Path(finder.path(template)).is_file():
+    if isinstance(template, str) and template not in NAMED_TEMPLATES and not os.path.isfile(finder.path(template)):
         yield Problem(
             ("prompts", "template"),
             f"{finder.path(template)} is no file; expected {', '.join(NAMED_TEMPLATES)} or a Jinja file",
@@ -154,7 +155,7 @@ def _behaviour(behaviour: dict[str, Any], finder: Study) -> Iterator[Problem]:
     if runner == DIRECT and behaviour.get("engine", "hooked") != "hooked":
         yield Problem(("behaviour", "engine"), f'another engine needs runner = "{INSPECT}"')
     for task in ("truthfulness", "bias"):
-        if isinstance(behaviour.get(task), str) and not Path(finder.path(behaviour[task])).is_file():
+        if isinstance(behaviour.get(task), str) and not os.path.isfile(finder.path(behaviour[task])):
             yield Problem(("behaviour", task), f"{finder.path(behaviour[task])} is no file")
 
 
@@ -180,7 +181,7 @@ def _files(document: dict[str, Any], finder: Study) -> Iterator[Problem]:
         except InputError as error:
             yield Problem(("rtsi", "calibration"), str(error))
     template = _dict(document, "judges").get("template")
-    if isinstance(template, str) and not Path(finder.path(template)).is_file():
+    if isinstance(template, str) and not os.path.isfile(finder.path(template)):
         yield Problem(("judges", "template"), f"{finder.path(template)} is no file")
 
 
@@ -221,7 +222,7 @@ def _options(known: Any, probe: str, options: dict[str, Any], finder: Study) -> 
             continue
         if wrong := _out_of_bounds(probe, key, converted):
             yield Problem(where, f"is {value!r:.60}: {wrong}")
-        if isinstance(converted, Path) and not Path(finder.path(str(converted))).is_file():
+        if isinstance(converted, Path) and not os.path.isfile(finder.path(str(converted))):
             yield Problem(where, f"{finder.path(str(converted))} is no file")
 
 

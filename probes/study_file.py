@@ -194,7 +194,8 @@ class Study(_Table):
     def path(self, given: str) -> str:
         """A path of the file as it is from here: relative ones start from the file's folder, hub ids stay."""
         local = self.directory / os.path.expanduser(given)  # Path.expanduser raises where there is no such user
-        return str(local) if local.exists() or not _may_be_hub_id(given) else given
+        # os.path.exists: a name that is too long is none, where Path.exists raises
+        return str(local) if os.path.exists(local) or not _may_be_hub_id(given) else given
 
 
 @dataclass(frozen=True)

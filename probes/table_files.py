@@ -53,7 +53,13 @@ def read_frame(path: Path, kinds: Sequence[str]) -> pd.DataFrame:
     """
     if path.suffix.lower() not in kinds:
         raise InputError(f"{path} is not a kind of table that can be read", f"a file ending in {', '.join(kinds)}")
-    return _READERS[path.suffix.lower()](path)
+    table = _READERS[path.suffix.lower()](path)
+    return table.assign(**{name: table[name].map(_as_name, na_action="ignore") for name in NAMES & set(table)})
+
+
+def _as_name(value: Any) -> str:
+    """JSON and parquet may hold a name as a number; of a column with gaps pandas makes 7 a 7.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
@@ -74,7 +80,9 @@ def read_parquet(path: Path) -> pd.DataFrame:
         # A text that is there a million times is in the file once: it is measured before it is copied.
         columns = pyarrow.parquet.read_table(path, read_dictionary=texts, use_threads=False)
         _check_size(path, columns.num_rows, columns.num_columns, sum(map(_unpacked_bytes, columns.columns)))
-        return pyarrow.parquet.read_table(path, use_threads=False).to_pandas()
+        table = pyarrow.parquet.read_table(path, use_threads=False)
+        table.validate(full=True)  # that texts are UTF-8, which pandas only finds out when it looks at one
+        return table.to_pandas()
     except InputError:
         raise
     except Exception as error:  # pyarrow believes what the file says of itself: a KeyError, an OverflowError …
@@ -152,8 +160,9 @@ def _column(name: str, values: list[str]) -> pd.Series:
             if len(known) == len(bare) and all(map(_WHOLE.fullmatch, known)):
                 return pd.Series([int(value) for value in bare], dtype=np.int64)
             return pd.Series([float("nan" if value in _MISSING else value) for value in bare], dtype=float)
-        if set(known) <= {"true", "false"} and len(known) == len(bare):
-            return pd.Series([value == "true" for value in bare], dtype=bool)
+        if set(known) <= {"true", "false"}:
+            truth = [None if value in _MISSING else value == "true" for value in bare]
+            return pd.Series(truth, dtype=bool if len(known) == len(bare) else object)
     return pd.Series([value or None for value in values], dtype=object)
 
 
@@ -187,7 +196,21 @@ def _of_records(path: Path, records: Iterable[tuple[str, Any]]) -> pd.DataFrame:
         rows.append(row)
         names |= dict.fromkeys(row)
     _check_size(path, len(rows), len(names), 0)
-    return pd.DataFrame({name: [row.get(name) for row in rows] for name in names}, index=range(len(rows)))
+    return pd.DataFrame({name: _of_one_kind(path, name, rows) for name in names}, index=range(len(rows)))
+
+
+def _of_one_kind(path: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """A column, undefined where it is missing: all text, all numbers, or all true and false."""
+    values = [row.get(name) for row in rows]
+    kinds = {_kind(value): value for value in values if value is not None}
+    if len(kinds) > 1 and name not in NAMES:
+        found = " and ".join(f"{kind} ({str(value)[:40]})" for kind, value in kinds.items())
+        raise InputError(f"{path}: the column {name} holds {found}", "one of them in all rows")
+    return values if kinds else [float("nan")] * len(values)
+
+
+def _kind(value: Any) -> str:
+    return "text" if isinstance(value, str) else "true or false" if isinstance(value, bool) else "numbers"
 
 
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import struct
+import tomllib
 from collections.abc import Callable
 from pathlib import PurePath
 from random import Random
@@ -113,6 +114,28 @@ def mutate_json(random: Random, content: bytes) -> bytes:
     if random.random() < 0.05 and text.startswith("{"):  # the same key twice
         text = text.replace("{", '{"' + random.choice(("a", *_keys(document))) + '": 0, ', 1)
     return _with_raw(text).encode("utf-8", "surrogatepass")
+
+
+def mutate_toml(random: Random, content: bytes) -> bytes:
+    """One value of a TOML document, as `mutate_json` does; tables are written inline."""
+    try:
+        document = _changed(random, tomllib.loads(content.decode()))
+    except (ValueError, RecursionError):
+        return mutate_text(random, content)
+    if not isinstance(document, dict):
+        return mutate_text(random, content)
+    lines = [f"{json.dumps(str(key))} = {_inline(value)}" for key, value in document.items() if value is not None]
+    return _with_raw("\n".join(lines)).encode("utf-8", "surrogatepass")
+
+
+def _inline(value: Any) -> str:
+    """A value in one line of TOML, which has no null."""
+    if isinstance(value, dict):
+        pairs = [f"{json.dumps(str(key))} = {_inline(inside)}" for key, inside in value.items() if inside is not None]
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_inline(inside) for inside in value if inside is not None) + "]"
+    return json.dumps(value).replace("NaN", "nan").replace("Infinity", "inf")
 
 
 def mutate_lines(random: Random, content: bytes) -> bytes:
@@ -300,7 +323,7 @@ _BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
     ".jsonl": (mutate_lines, mutate_lines, mutate_text),
     ".safetensors": (mutate_safetensors,),
     ".gguf": (mutate_gguf,),
-    ".toml": (mutate_text,),
+    ".toml": (mutate_toml, mutate_text),
     ".csv": (mutate_text,),
     ".txt": (mutate_text,),
     ".jinja": (mutate_text,),
