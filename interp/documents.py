@@ -90,8 +90,8 @@ def parse_json(text: str | bytes, where: str, unique_keys: bool = False) -> Any:
         unique_keys: refuse an object with a key twice, of which parsers keep one.
 
     Raises:
-        InputError: not JSON, nested deeper than `MAX_NESTING`, with an integer of more than 64 bits, a key twice, or half
-            of a surrogate pair, which no UTF-8 file and no tokenizer can hold.
+        InputError: not JSON, nested deeper than `MAX_NESTING`, with an integer of more than 64 bits, a key twice, or
+            half of a surrogate pair, which no UTF-8 file and no tokenizer can hold.
     """
     try:
         hook = _without_repetition if unique_keys else None

@@ -53,16 +53,16 @@ def test_names_that_are_numbers_elsewhere_are_the_same_names(tmp_path: Path) -> 
 
 
 def test_outcomes_keep_their_ids_and_hashes(tmp_path: Path) -> None:
-    """A hash such as 1234e567 is no number, nor is the sample 007 the sample 7."""
+    """A hash such as 1234e7 is no number, nor is the sample 007 the sample 7."""
     rows = [
-        {"cell": cell, "task": "t", "sample_id": sample, "response": "I cannot.", "prompt_sha256": "1234e567"}
+        {"cell": cell, "task": "t", "sample_id": sample, "response": "I cannot.", "prompt_sha256": f"1234e{sample}"}
         for cell in ("base", "q4")
         for sample in ("007", "7")
     ]
     table = read_outcomes(write(pd.DataFrame(rows), tmp_path / "o.csv"))
     pairs, _ = pair(table, "base", "q4")
     assert pairs["sample_id"].tolist() == ["007", "7"]
-    assert pairs["prompt_sha256_cell"].tolist() == ["1234e567"] * 2
+    assert pairs["prompt_sha256_cell"].tolist() == ["1234e007", "1234e7"]
 
 
 @given(st.lists(st.floats(allow_nan=False) | st.integers(-(10**15) + 1, 10**15 - 1), min_size=1))
