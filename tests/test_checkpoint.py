@@ -389,6 +389,8 @@ def test_the_writer_is_named_where_meta_can_be_read(tmp_path: Path) -> None:
     [
         ("gptq", "The quantization config of .* is 'gptq'"),
         ([1], r"The quantization config of .* is \[1\]"),
+        ([], r"The quantization config of .* is \[\]"),
+        (0, "The quantization config of .* is 0"),
         ({"quant_method": ["gptq"]}, r"quantized with \['gptq'\]"),
         ({"quant_method": "gptq", "bits": "four"}, "gives bits as 'four'"),
         ({"quant_method": "gptq", "bits": 4, "group_size": "many"}, "gives group_size as 'many'"),

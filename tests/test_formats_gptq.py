@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,20 @@ def test_unknown_widths_and_layouts_are_refused(tmp_path: Path) -> None:
         open_checkpoint(write_gptq(tmp_path, bits=5))
     with pytest.raises(InputError, match="layout 'marlin'"):
         open_checkpoint(write_gptq(tmp_path, checkpoint_format="marlin"))
+    with pytest.raises(InputError, match="layout 'gptq' and 'gptq_v2'"):
+        open_checkpoint(write_gptq(tmp_path, format="gptq_v2"))
+    with pytest.raises(InputError, match="gives checkpoint_format as 2"):
+        open_checkpoint(write_gptq(tmp_path, checkpoint_format=2))
+
+
+def test_the_version_under_its_other_key_and_under_none(tmp_path: Path) -> None:
+    write_gptq(tmp_path, version=2)
+    right = open_checkpoint(tmp_path).weight(Q_PROJ)
+    assert open_checkpoint(set_quantization(tmp_path, checkpoint_format=None)).quantization["version"] == 1
+    set_quantization(tmp_path, format="gptq_v2")
+    assert torch.equal(open_checkpoint(tmp_path).weight(Q_PROJ), right)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="has no quantization config, and its zero points are not"):
+        open_checkpoint(tmp_path)

@@ -179,22 +179,43 @@ def _group_size(module: PackedModule, n_groups: int, undeclared: int) -> int:
 
 
 def _version(module: PackedModule, stored: UInt8[Tensor, "groups out"], bits: int) -> tuple[Literal[1, 2], str | None]:
-    """The version to use, and a warning where symmetric zero points contradict the label."""
-    label = module.text("checkpoint_format", default="gptq").lower()
-    if label not in VERSIONS:
-        raise InputError(
-            f"{module.shards.directory} is GPTQ in the layout {label!r}",
-            f"checkpoint_format {' or '.join(VERSIONS)}",
-            "Convert it to plain GPTQ with the tool that wrote it",
-        )
+    """The version to use, and a warning where symmetric zero points contradict the label.
+
+    Raises:
+        InputError: a layout that is neither version, or nothing at all that tells the version.
+    """
+    label = _label(module)
     labelled = VERSIONS[label]
     seen = contradicted_version(stored, bits) if module.flag("sym", default=True) else None
+    if seen is None and not module.settings:
+        raise InputError(
+            f"{module.shards.directory} has no quantization config, and its zero points are not those of symmetric "
+            "quantization, which would tell how they are stored",
+            "a quantization_config in config.json, or a quantize_config.json",
+            "Download the file that the quantizer wrote beside the weights",
+        )
     if seen is None or seen == labelled:
         return labelled, None
     return seen, (
         f"{module.shards.directory} is labelled {label!r} (version {labelled}), but the zero points of symmetric "
         f"quantization are stored as in version {seen}; version {seen} was used"
     )
+
+
+def _label(module: PackedModule) -> str:
+    """The layout by the quantization config; without a word it is version 1. GPTQModel says it under two keys.
+
+    Raises:
+        InputError: a layout that is not supported, or two different ones.
+    """
+    labels = {module.text(key, default="").lower() for key in ("checkpoint_format", "format")} - {""}
+    if not labels <= set(VERSIONS) or len(labels) > 1:
+        raise InputError(
+            f"{module.shards.directory} is GPTQ in the layout {' and '.join(map(repr, sorted(labels)))}",
+            f"checkpoint_format {' or '.join(VERSIONS)}",
+            "Convert it to plain GPTQ with the tool that wrote it",
+        )
+    return labels.pop() if labels else "gptq"
 
 
 def _stored_zeros(module: PackedModule, bits: int) -> tuple[Int32[Tensor, "groups words"], UInt8[Tensor, "groups out"]]:

@@ -124,11 +124,12 @@ def quantization_settings(directory: Path, config: dict[str, Any]) -> dict[str, 
     Raises:
         InputError: it is no JSON object.
     """
-    settings = config.get("quantization_config") or config.get("compression_config")
+    found = (config.get(key) for key in ("quantization_config", "compression_config"))
+    settings = next((settings for settings in found if settings is not None), None)
     for name in QUANTIZATION_FILES:
         if settings is None and (directory / name).exists():
             settings = read_json_object(directory / name)
-    if settings and not isinstance(settings, dict):
+    if settings is not None and not isinstance(settings, dict):
         raise InputError(
             f"The quantization config of {directory} is {settings!r}",
             "a JSON object",
