@@ -24,7 +24,7 @@ def safetensors_arrays(directory: Path) -> dict[str, NDArray[Any]]:
     """Every tensor of a directory's safetensors files; bfloat16 as float32."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        files = {directory / name for name in json.loads(index.read_text())["weight_map"].values()}
+        files = {directory / name for name in json.loads(index.read_text("utf-8-sig"))["weight_map"].values()}
     else:
         files = set(directory.glob("*.safetensors"))
     arrays = {}
@@ -47,6 +47,8 @@ def _array(dtype: str, data: bytes) -> NDArray[Any]:
 
 def same(found: torch.Tensor, expected: NDArray[Any]) -> bool:
     """Bit for bit, but for the width of the floating-point type; NaN equals NaN."""
+    if found.dtype is torch.bfloat16:  # which numpy has not: the expected product is exact in float32, and rounded once
+        expected = torch.tensor(expected).bfloat16().float().numpy()
     values = found.float().numpy() if found.dtype is torch.bfloat16 else found.numpy()
     return values.shape == expected.shape and np.array_equal(values, expected, equal_nan=values.dtype.kind == "f")
 
@@ -83,7 +85,7 @@ def packed_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str
     What the config says may be damaged too: weights by the config as it was written are right as well.
     """
     arrays = safetensors_arrays(directory)
-    settings = json.loads((directory / "config.json").read_text()).get("quantization_config") or {}
+    settings = json.loads((directory / "config.json").read_text("utf-8-sig")).get("quantization_config") or {}
     method = json.loads((directory / "written.json").read_text())
     for name, tensor in tensors.items():
         if name in arrays:
