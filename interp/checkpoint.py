@@ -55,6 +55,10 @@ class Checkpoint:
         """What is known of it (bits, group_size, symmetric, act_order, version, writer); empty if dense."""
         return self._reader.quantization
 
+    def metadata(self) -> dict[str, Any]:
+        """What a GGUF says of its own model, keys without the architecture's prefix; empty where a config.json does."""
+        return self._reader.metadata()
+
     def linears(self) -> list[str]:
         """Names of the linear modules inside the blocks, in the model's order."""
         return list(self._reader.linears)

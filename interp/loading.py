@@ -146,6 +146,7 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, pla
         # A copy: the checkpoint's tensor may be the file's own mapped memory, and a model's weights may be edited.
         _set(model, name, tensor.to(placement(name), copy=True))
         missing.discard(name)
+    _untie(model, missing)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if missing:
         raise InputError(
@@ -153,6 +154,17 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, pla
             "every parameter of the model in the checkpoint",
             "Download the checkpoint again, or check that config.json belongs to these weights",
         )
+
+
+def _untie(model: PreTrainedModel, missing: set[str]) -> None:
+    """Let tensors that the config ties and that came with other numbers be ones of their own, as transformers does."""
+    for name, kept in list(model.all_tied_weights_keys.items()):
+        if name in missing or kept in missing:
+            continue
+        tensor, other = model.get_parameter(name), model.get_parameter(kept)
+        if not torch.equal(tensor, other.to(tensor.device)):
+            del model.all_tied_weights_keys[name]
+            model.config.tie_word_embeddings = False
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -31,6 +31,7 @@ from scipy import stats
 from torch import Tensor
 
 from interp.checkpoint import Checkpoint
+from interp.rounding import is_copy
 
 AGREEMENT = 0.8
 """Least correlation of log s between a producer's rows and a consumer's columns."""
@@ -126,12 +127,10 @@ def unscaled_vector(tensor: Tensor, name: str, scales: Scales, norm_offset: floa
     return tensor
 
 
-def equal_up_to_rounding(baseline: Tensor, quantized: Tensor, stored: set[torch.dtype], roundings: int = 1) -> bool:
-    """Whether two tensors hold the same numbers, but for so many roundings to the dtypes they were stored in."""
-    limits = [torch.finfo(dtype) for dtype in stored]
-    relative = roundings * max(limit.eps for limit in limits)
-    absolute = roundings * max(limit.eps * limit.smallest_normal for limit in limits)  # the step of subnormal numbers
-    return bool(torch.allclose(quantized.double(), baseline.double(), rtol=relative, atol=absolute))
+def stored_offset(baseline: Checkpoint, quantized: Checkpoint, name: str) -> float:
+    """What one of the two files stores added to the numbers of the tensor `name`, taken off again when it is read."""
+    offset = baseline.architecture.gguf_norm_offset
+    return offset if name.endswith("norm.weight") and "gguf" in (baseline.format, quantized.format) else 0.0
 
 
 def _blocks(checkpoint: Checkpoint) -> list[str]:
@@ -143,7 +142,7 @@ def _blocks(checkpoint: Checkpoint) -> list[str]:
 def _across_norm(baseline: Checkpoint, quantized: Checkpoint, norm: str, consumers: list[str], scales: Scales) -> None:
     offset = baseline.architecture.norm_offset
     before, after = (checkpoint.tensor(f"{norm}.weight") for checkpoint in (baseline, quantized))
-    if equal_up_to_rounding(before, after, {before.dtype, after.dtype}):
+    if is_copy(before, after, stored_offset(baseline, quantized, f"{norm}.weight")):
         return
     factor = (before.double() + offset) / (after.double() + offset)
     if not bool((torch.isfinite(factor) & (factor > 0)).all()):

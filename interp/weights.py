@@ -6,19 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.configs import config_differences, metadata_differences
 from interp.errors import InputError
-from interp.scales import Scales, effective_weight, equal_up_to_rounding, recovered_scales, unscaled_vector
+from interp.rounding import equal_up_to_rounding, is_copy, resembles
+from interp.scales import (
+    Scales,
+    effective_weight,
+    recovered_scales,
+    stored_offset,
+    unscaled_vector,
+)
 
 __all__ = ["Scales", "check_pair", "effective_weight", "recovered_scales", "weight_error", "weight_error_columns"]
 
-UNRELATED = 1.0
-"""Relative error of a whole weight from which on it shares nothing with the baseline's: independent weights have √2."""
 RESCALED_ROUNDINGS = 4
 """A rescaled tensor was rounded after the division, and so were the norm and the factor it is compared through."""
 SHOWN = 3
 """How many differences an error names."""
+UNEMBEDDING = "lm_head.weight"
+"""Stored or not: a model without one multiplies by its embedding."""
 
 
 def weight_error(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path) -> pd.DataFrame:
@@ -59,9 +69,10 @@ def weight_error_columns(baseline: Checkpoint | str | Path, quantized: Checkpoin
 def check_pair(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path, force: bool = False) -> list[str]:
     """Check that `quantized` is a quantization of `baseline`: everything that was not quantized is equal.
 
-    Compared are architecture, shapes, the vocabulary, and every tensor stored unquantized in `quantized`, AWQ's
-    rescaling undone and one rounding to the coarser dtype allowed; of the quantized weights, that they resemble the
-    baseline's.
+    Compared are architecture, shapes, the vocabulary, every setting that changes what the model computes (of a GGUF,
+    its own metadata), and every tensor stored unquantized in `quantized`, the unembedding included: AWQ's rescaling
+    undone, each must be the baseline's or a rounding of it (`interp.rounding` says what can be told apart). Of the
+    quantized weights, that they resemble the baseline's.
 
     Args:
         baseline: checkpoint, or its path.
@@ -81,7 +92,11 @@ def check_pair(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | 
     baseline, quantized = _opened(baseline), _opened(quantized)
     _require_same_model(baseline, quantized)
     scales = recovered_scales(baseline, quantized)
-    differences = [*_vocabulary_differences(baseline, quantized), *_tensor_differences(baseline, quantized, scales)]
+    differences = [
+        *_vocabulary_differences(baseline, quantized),
+        *_function_differences(baseline, quantized),
+        *_tensor_differences(baseline, quantized, scales),
+    ]
     warnings = list(scales.warnings)
     if baseline.vocabulary() is None or quantized.vocabulary() is None:
         warnings.append("the tokenizers were not compared: a checkpoint has no tokenizer.json")
@@ -137,7 +152,8 @@ def _require_same_model(baseline: Checkpoint, quantized: Checkpoint) -> None:
         )
     ours, theirs = baseline.shapes(), quantized.shapes()
     for name in dict.fromkeys([*ours, *theirs]):
-        if ours.get(name) != theirs.get(name) and not name.startswith("lm_head."):
+        tied = name == UNEMBEDDING and (name not in ours or name not in theirs)
+        if ours.get(name) != theirs.get(name) and not tied:
             raise InputError(
                 f"Not a quantization of this baseline: {name!r} has shape {ours.get(name)} in {baseline.path} and "
                 f"{theirs.get(name)} in {quantized.path}",
@@ -154,29 +170,80 @@ def _vocabulary_differences(baseline: Checkpoint, quantized: Checkpoint) -> list
     return [f"{len(differing)} tokens have other ids, among them {differing[:SHOWN]}"] if differing else []
 
 
+def _function_differences(baseline: Checkpoint, quantized: Checkpoint) -> list[str]:
+    """Settings that say that another function is computed; a GGUF as baseline has none that could be compared."""
+    if baseline.config is None:
+        return []
+    if quantized.config is None:
+        return metadata_differences(baseline.config, quantized.metadata())
+    return config_differences(baseline.config, quantized.config)
+
+
 def _tensor_differences(baseline: Checkpoint, quantized: Checkpoint, scales: Scales) -> list[str]:
-    names = [name for name in quantized.names() if name in baseline.shapes()]
-    differing = [name for name in names if not _equal(baseline, quantized, name, scales)]
+    pairs = _counterparts(baseline, quantized)
+    differing = [pair for pair in pairs if not _equal(baseline, quantized, *pair, scales)]
     if not differing:
         return []
-    return [
-        f"{len(differing)} of {len(names)} tensors differ beyond rounding, among them {', '.join(differing[:SHOWN])}"
+    names = [theirs for _, theirs in differing]
+    said = [f"{len(differing)} of {len(pairs)} tensors differ beyond rounding, among them {_listed(names)}"]
+    said += [
+        f"{theirs} is no copy of {ours}, with which the baseline computes its output"
+        for ours, theirs in differing
+        if ours != theirs
     ]
+    if shifted := [name for name in names if _is_shifted(baseline, quantized, name)]:
+        said.append(
+            f"{len(shifted)} of them differ by a constant 1 ({_listed(shifted)}), as Gemma's norms do in GGUF files, "
+            "which store w + 1: a writer added or took off that 1 once too often"
+        )
+    return said
 
 
-def _equal(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scales) -> bool:
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN])
+
+
+def _counterparts(baseline: Checkpoint, quantized: Checkpoint) -> list[tuple[str, str]]:
+    """What is compared with what: the same names, and an unembedding with the embedding that the other one uses."""
+    ours, theirs = baseline.shapes(), quantized.shapes()
+    pairs = [(name, name) for name in theirs if name in ours]
+    if (UNEMBEDDING in ours) != (UNEMBEDDING in theirs):
+        embedding = f"{baseline.architecture.embed}.weight"
+        pairs.append(tuple(UNEMBEDDING if UNEMBEDDING in names else embedding for names in (ours, theirs)))
+    return pairs
+
+
+def _equal(baseline: Checkpoint, quantized: Checkpoint, ours: str, theirs: str, scales: Scales) -> bool:
     """Whether a tensor is the baseline's; for a quantized one, whether it resembles it at all."""
-    module, _, kind = name.rpartition(".")
-    if kind == "weight" and module in baseline.linears():
-        ours, theirs = baseline.weight(module), effective_weight(quantized, module, scales)
-    else:
-        ours, offset = baseline.tensor(name), baseline.architecture.norm_offset
-        theirs = unscaled_vector(quantized.tensor(name), name, scales, offset)
+    module, _, kind = theirs.rpartition(".")
     if kind == "weight" and quantized.is_quantized(module):
-        return bool((theirs.double() - ours.double()).norm() < UNRELATED * ours.double().norm())
-    stored = {checkpoint.tensor(name).dtype for checkpoint in (baseline, quantized)}
-    rescaled = module in scales.inputs or module in scales.outputs or module in scales.norms
-    return equal_up_to_rounding(ours, theirs, stored, RESCALED_ROUNDINGS if rescaled else 1)
+        return resembles(*_compared(baseline, quantized, ours, theirs, scales))
+    if module in scales.inputs or module in scales.outputs or module in scales.norms:
+        stored = {baseline.tensor(ours).dtype, quantized.tensor(theirs).dtype}
+        offset = baseline.architecture.norm_offset if module in scales.norms and kind == "weight" else 0.0
+        compared = _compared(baseline, quantized, ours, theirs, scales)
+        return equal_up_to_rounding(*compared, stored, RESCALED_ROUNDINGS, offset)
+    return is_copy(baseline.tensor(ours), quantized.tensor(theirs), stored_offset(baseline, quantized, theirs))
+
+
+def _compared(
+    baseline: Checkpoint, quantized: Checkpoint, ours: str, theirs: str, scales: Scales
+) -> tuple[Tensor, Tensor]:
+    """Both tensors, AWQ's rescaling undone."""
+    module, _, kind = theirs.rpartition(".")
+    if kind == "weight" and module in baseline.linears():
+        return baseline.weight(module), effective_weight(quantized, module, scales)
+    offset = baseline.architecture.norm_offset
+    return baseline.tensor(ours), unscaled_vector(quantized.tensor(theirs), theirs, scales, offset)
+
+
+def _is_shifted(baseline: Checkpoint, quantized: Checkpoint, name: str) -> bool:
+    """Whether a vector is the baseline's plus or minus 1, rounded no more coarsely than in bfloat16."""
+    if len(quantized.shapes()[name]) != 1 or name not in baseline.shapes():
+        return False
+    ours, theirs = baseline.tensor(name).float(), quantized.tensor(name).float()
+    pairs = ((ours + 1, theirs), (ours, theirs + 1))
+    return any(equal_up_to_rounding(*pair, {torch.bfloat16}) for pair in pairs)
 
 
 def _not_a_quantization(baseline: Checkpoint, quantized: Checkpoint, differences: list[str]) -> InputError:

@@ -49,11 +49,12 @@ def write_gguf(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(getattr(config, "num_key_value_heads", config.num_attention_heads))
     for key, value in metadata.items():
-        writer.add_uint32(key.replace("__", "."), value)
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add[type(value)](key.replace("__", "."), value)
     model_arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
     names = gguf.get_tensor_name_map(model_arch, config.num_hidden_layers)
     for name, tensor in state.items():
-        stored_name = names.get_name(name, (".weight", ".bias"))
+        stored_name = names.get_name(name, (".weight", ".bias")) or {"lm_head.weight": "output.weight"}.get(name)
         assert stored_name is not None, name
         values = to_llama_cpp(name, tensor.float(), config).contiguous().numpy()
         block = gguf.GGML_QUANT_SIZES[kind][0]

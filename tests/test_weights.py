@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -13,6 +17,7 @@ import interp.scales as scales_module
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.weights import check_pair, effective_weight, recovered_scales, weight_error, weight_error_columns
+from tests.gguf_files import write_gguf
 from tests.packed_files import edit
 from tests.tiny_models import write
 
@@ -296,3 +301,150 @@ def test_rows_of_zeros_have_no_relative_error(tmp_path: Path) -> None:
     row = weight_error(baseline, baseline).query("module == 'model.layers.0.mlp.up_proj' and neuron == 3").iloc[0]
     assert row.rms_error == row.rms_weight == 0
     assert np.isnan(row.relative_error)
+
+
+def test_a_cell_of_gptqmodel_with_norms_in_bfloat16_is_a_pair(fixtures: Path) -> None:
+    """Its biases are float16 again after a trip through bfloat16."""
+    pair = fixtures / "gptqmodel_bf16_norms"
+    assert check_pair(pair / "baseline", pair / "quantized") == []
+
+
+def tuned(directory: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+    return edit(directory, lambda tensors: tensors.update({name: change(tensors[name])}))
+
+
+def test_a_bias_that_no_rounding_explains_is_a_fine_tune(fixtures: Path, tmp_path: Path) -> None:
+    pair, name = fixtures / "gptqmodel_bf16_norms", "model.layers.0.self_attn.q_proj.bias"
+    cell = Path(shutil.copytree(pair / "quantized", tmp_path / "cell", copy_function=shutil.copyfile))
+    cell.chmod(0o755)
+    tuned(cell, name, lambda bias: torch.nextafter(bias, torch.full_like(bias, 2.0)))
+    with pytest.raises(InputError, match=rf"1 of \d+ tensors differ beyond rounding, among them {name}"):
+        check_pair(pair / "baseline", cell)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("cell", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_fine_tune_of_three_in_a_thousand_is_seen_in_any_dtypes(
+    dtype: torch.dtype, cell: torch.dtype, tmp_path: Path
+) -> None:
+    baseline = write("llama", tmp_path / "base", dtype)
+    copy = write("llama", tmp_path / "copy", dtype)
+    edit(copy, lambda tensors: tensors.update({name: tensor.to(cell) for name, tensor in tensors.items()}))
+    assert check_pair(baseline, copy) == []
+    tuned(copy, "model.embed_tokens.weight", lambda weight: (weight.float() * 1.003).to(weight.dtype))
+    with pytest.raises(InputError, match=r"1 of \d+ tensors differ beyond rounding, among them model\.embed_tokens"):
+        check_pair(baseline, copy)
+
+
+def test_a_cell_that_computes_another_function_is_no_pair(tmp_path: Path) -> None:
+    baseline, cell = (write("llama", tmp_path / name) for name in ("base", "cell"))
+    config = json.loads((cell / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 500000.0
+    config |= {"rms_norm_eps": 1e-3, "eos_token_id": 7}
+    (cell / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"rms_norm_eps = 0\.001 and .* 1e-06; .*rope_theta = 500000\.0") as caught:
+        check_pair(baseline, cell)
+    assert "eos_token_id" not in str(caught.value)
+    assert len(check_pair(baseline, cell, force=True)) == 2
+
+
+NO_TOKENIZER = ["the tokenizers were not compared: a checkpoint has no tokenizer.json"]
+
+
+def gguf_cell(
+    baseline: Path, out: Path, arch: str, kind: str = "F16", add: dict[str, torch.Tensor] | None = None, **metadata: Any
+) -> Path:
+    """A GGUF of a checkpoint's tensors as they are stored, and of others."""
+    checkpoint = open_checkpoint(baseline)
+    state = {name: checkpoint.tensor(name) for name in checkpoint.names()} | (add or {})
+    return write_gguf(out, state, checkpoint.config, arch, gguf.GGMLQuantizationType[kind], **metadata)
+
+
+def test_a_gguf_that_says_another_function_is_no_pair(tmp_path: Path) -> None:
+    baseline = write("llama", tmp_path / "base", torch.float16)
+    right = {"llama__rope__freq_base": 10000.0, "llama__attention__layer_norm_rms_epsilon": 1e-6}
+    assert check_pair(baseline, gguf_cell(baseline, tmp_path / "right.gguf", "llama", **right)) == NO_TOKENIZER
+    wrong = right | {"llama__rope__freq_base": 500000.0}
+    with pytest.raises(InputError, match=r"metadata say rope\.freq_base = 500000\.0 and .* 10000\.0"):
+        check_pair(baseline, gguf_cell(baseline, tmp_path / "wrong.gguf", "llama", **wrong))
+
+
+@pytest.mark.parametrize(("model", "arch"), [("qwen2", "qwen2"), ("gemma2", "gemma2"), ("gpt2", "gpt2")])
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+def test_an_unembedding_of_its_own_beside_tied_embeddings(model: str, arch: str, kind: str, tmp_path: Path) -> None:
+    """llama.cpp multiplies by output.weight wherever there is one."""
+    baseline = write(model, tmp_path / "base", torch.float16)
+    embedding = open_checkpoint(baseline).tensor(f"{open_checkpoint(baseline).architecture.embed}.weight")
+    copied = gguf_cell(baseline, tmp_path / "copied.gguf", arch, kind, {"lm_head.weight": embedding})
+    assert check_pair(baseline, copied) == NO_TOKENIZER
+    for size in (1.0, 1e-3):
+        random = torch.randn(embedding.shape, generator=torch.Generator().manual_seed(0)) * size * embedding.std()
+        other = gguf_cell(baseline, tmp_path / f"{size}.gguf", arch, kind, {"lm_head.weight": random.half()})
+        assert "lm_head.weight" in open_checkpoint(other).names()
+        with pytest.raises(InputError, match=r"lm_head\.weight is no copy of .*, with which the baseline computes"):
+            check_pair(baseline, other)
+
+
+def test_a_tied_cell_of_an_untied_baseline_is_no_pair(tmp_path: Path) -> None:
+    baseline = write("llama", tmp_path / "base", torch.float16)
+    checkpoint = open_checkpoint(baseline)
+    state = {name: checkpoint.tensor(name) for name in checkpoint.names() if name != "lm_head.weight"}
+    cell = write_gguf(tmp_path / "tied.gguf", state, checkpoint.config, "llama", gguf.GGMLQuantizationType.F16)
+    with pytest.raises(InputError, match=r"model\.embed_tokens\.weight is no copy of lm_head\.weight"):
+        check_pair(baseline, cell)
+
+
+def test_a_stored_unembedding_is_kept_where_the_config_says_tied(tmp_path: Path) -> None:
+    """As transformers does, on which the logits are held."""
+    from transformers import AutoModelForCausalLM
+
+    from interp import load
+    from tests.tiny_models import TEXTS
+
+    baseline, cell = (write("qwen2", tmp_path / name, torch.float16) for name in ("base", "cell"))
+    embedding = open_checkpoint(baseline).tensor("model.embed_tokens.weight")
+    edit(cell, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
+    assert "lm_head.weight" not in open_checkpoint(cell).names()
+    assert check_pair(baseline, cell) == []
+    tuned(cell, "lm_head.weight", lambda weight: weight.flip(0))
+    opened = open_checkpoint(cell)
+    assert torch.equal(opened.tensor("lm_head.weight"), embedding.flip(0))
+    assert any("lm_head.weight is stored with other numbers" in warning for warning in opened.warnings)
+    with pytest.raises(InputError, match=r"lm_head\.weight is no copy of model\.embed_tokens\.weight"):
+        check_pair(baseline, cell)
+    model, bare = load(cell), AutoModelForCausalLM.from_pretrained(cell, dtype=torch.float32)
+    ids = torch.tensor(model.token_ids(TEXTS[:1]))
+    torch.testing.assert_close(model.logits(TEXTS[:1]), bare(ids).logits[:, -1], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(model.logits(TEXTS[:1]), load(baseline).logits(TEXTS[:1]))
+
+
+def test_tied_weights_stored_under_the_other_name_only(tmp_path: Path) -> None:
+    baseline, cell = (write("qwen2", tmp_path / name, torch.float16) for name in ("base", "cell"))
+    edit(cell, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")}))
+    assert check_pair(baseline, cell) == []
+
+
+@pytest.mark.parametrize("model", ["gemma2", "gemma3_text"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_gguf_of_gemma_is_a_pair_however_small_a_norms_weight(model: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """llama.cpp stores w + 1 in float32, and (w + 1) - 1 is not w."""
+    baseline = write(model, tmp_path / "base", dtype)
+    tuned(baseline, "model.norm.weight", lambda weight: weight.index_fill(0, torch.tensor([3]), 1e-7))
+    arch = open_checkpoint(baseline).architecture.gguf
+    cell = gguf_cell(baseline, tmp_path / "cell.gguf", arch)
+    assert check_pair(baseline, cell) == NO_TOKENIZER
+    shifted = open_checkpoint(baseline).tensor("model.norm.weight").float() + 1e-3
+    other = gguf_cell(baseline, tmp_path / "other.gguf", arch, add={"model.norm.weight": shifted})
+    with pytest.raises(InputError, match=r"1 of \d+ tensors differ beyond rounding, among them model\.norm\.weight"):
+        check_pair(baseline, other)
+
+
+@pytest.mark.parametrize("by", [1, -1])
+def test_norms_that_differ_by_1_are_named_as_that(by: int, tmp_path: Path) -> None:
+    """A converter that adds the 1 of Gemma's norms twice, or never."""
+    baseline = write("gemma2", tmp_path / "base", torch.bfloat16)
+    checkpoint = open_checkpoint(baseline)
+    norms = {n: checkpoint.tensor(n).float() + by for n in checkpoint.names() if n.endswith("norm.weight")}
+    cell = gguf_cell(baseline, tmp_path / "cell.gguf", "gemma2", add=norms)
+    with pytest.raises(InputError, match=rf"{len(norms)} of them differ by a constant 1 \(.*norm\.weight.*w \+ 1"):
+        check_pair(baseline, cell)

@@ -34,7 +34,11 @@ FUSED = {"attn_q": 0, "attn_k": 1, "attn_v": 2}
 """Which third of `attn_qkv` holds these, where an older converter wrote Phi's three projections as one."""
 INTERLEAVED_QKV = ("gptneox",)
 """Architectures whose query, key and value rows Hugging Face interleaves head by head; llama.cpp stores all of each."""
-DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+ROPE_FACTORS = "rope_freqs.weight"
+"""What each rotary frequency is divided by (Llama 3's scaling)."""
+UNEMBEDDING = {"lm_head": "output"}
+"""For architectures whose table has none, as their embeddings are always tied: a file may hold one nevertheless."""
+DERIVED = (ROPE_FACTORS, "rope_factors_long.weight", "rope_factors_short.weight")
 """Tables that llama.cpp stores and that Hugging Face computes from the config."""
 MAX_COUNT = 2**31
 PERMUTED_BY = {"q_proj": "attention.head_count", "k_proj": "attention.head_count_kv"}
@@ -124,6 +128,13 @@ class GGUFReader(Reader):
                 count[dtype] += torch.Size(stored.shape).numel()
         return dict(count) or {torch.float16: 0}
 
+    def metadata(self) -> dict[str, Any]:
+        """See `Reader.metadata`; among it are `ROPE_FACTORS`, a tensor that scales the rotary frequencies."""
+        prefix = f"{self.architecture.gguf}."
+        fields = {key.removeprefix(prefix): f for key, f in self._gguf.fields.items() if key.startswith(prefix)}
+        factors = {name: t.data.tolist() for name, t in self._tensors.items() if name == ROPE_FACTORS}
+        return {key: field.contents() for key, field in fields.items()} | factors
+
     def vocabulary(self) -> dict[str, int] | None:
         """See `Reader.vocabulary`."""
         field = self._gguf.get_field("tokenizer.ggml.tokens")
@@ -204,8 +215,8 @@ class GGUFReader(Reader):
         """Where each tensor of the Hugging Face model is; biases the architecture may leave out are optional."""
         names = gguf.get_tensor_name_map(model_arch(self.architecture), n_blocks)
         located = {}
-        for module in dict.fromkeys(name.rpartition(".")[0] for name in model.shapes):
-            stem = names.get_name(module)
+        for module in dict.fromkeys(name.rpartition(".")[0] for name in [*model.shapes, *model.tied]):
+            stem = names.get_name(module) or UNEMBEDDING.get(module)
             for suffix in ("weight", "bias"):
                 stored = self._find(stem, suffix) if stem else None
                 if stored is not None:
@@ -294,7 +305,7 @@ class GGUFReader(Reader):
         return self.architecture.conv1d and name.removesuffix(".weight") in self.linears
 
     def _unused(self) -> list[str]:
-        used = {stored.tensor.name for stored in self._stored.values()} | {*DERIVED, "output.weight"}
+        used = {stored.tensor.name for stored in self._stored.values()} | {*DERIVED}
         unused = [name for name in self._tensors if name not in used]
         return [f"{len(unused)} tensors of {self.file} belong to no part of the model: {unused[:5]}"] if unused else []
 

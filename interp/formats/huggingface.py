@@ -30,6 +30,7 @@ from interp.formats.packed import PackedFormat, PackedModule
 from interp.formats.reader import Reader
 from interp.formats.shards import Shards
 from interp.formats.skeleton import Skeleton, count_blocks, skeleton
+from interp.rounding import resembles
 
 PACKED_FORMATS: dict[str, PackedFormat] = {packed.name: packed for packed in (AWQ, GPTQ, COMPRESSED)}
 """By `quant_method` of the config. To support another format, add its module here."""
@@ -71,10 +72,12 @@ class HuggingFaceReader(Reader):
         self.config = transformers_config(directory, settings_of_model)
         self._check_blocks(self.config.num_hidden_layers)
         self.skeleton = _skeleton(directory, self.config, self.architecture)
+        untied = self._untied()
+        self.skeleton = self.skeleton.untie(untied)
         self.linears = self.skeleton.linears
         self._sources = {name: self._source(name) for name in self.skeleton.shapes}
         self._check_dense()
-        self.warnings = self._unused()
+        self.warnings = [*self._unused(), *map(self._tie_warning, untied)]
         self.quantization = self._describe()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -139,7 +142,14 @@ class HuggingFaceReader(Reader):
             )
 
     def _source(self, name: str) -> str:
-        """The tensor's name in the files, or the packed module's name."""
+        """The tensor's name in the files, or the packed module's name; of tied tensors the one that is there."""
+        copies = [copy for copy, kept in self.skeleton.tied.items() if kept == name]
+        source = next((found for candidate in (name, *copies) if (found := self._find(candidate))), None)
+        if source is None:
+            raise self._missing(name)
+        return source
+
+    def _find(self, name: str) -> str | None:
         plain = name.removeprefix(self.skeleton.prefix)
         for candidate in (name, plain, *RENAMED.get(name, ())):
             if candidate in self.shards:
@@ -147,7 +157,33 @@ class HuggingFaceReader(Reader):
             module = candidate.removesuffix(".weight")
             if self._packed and module != candidate and f"{module}.{self._packed.marker}" in self.shards:
                 return module
-        raise self._missing(name)
+        return None
+
+    def _untied(self) -> list[str]:
+        """Tensors that the config ties to another one and that are stored with other numbers; see `Skeleton.untie`."""
+        pairs = {copy: (self._find(copy), self._find(kept)) for copy, kept in self.skeleton.tied.items()}
+        return [
+            copy
+            for copy, (stored, kept) in pairs.items()
+            if stored and kept and not self._is_redundant(copy, stored, kept)
+        ]
+
+    def _is_redundant(self, name: str, stored: str, kept: str) -> bool:
+        """Whether a stored copy is the tied tensor again, bit by bit, or packed and so close to it."""
+        if kept not in self.shards:
+            return True
+        tensor = self.shards.read(kept)
+        if stored in self.shards:
+            return torch.equal(self.shards.read(stored).to(tensor.dtype), tensor)
+        assert self._packed is not None
+        packed = self._packed.dequantize(PackedModule(stored, self.shards, self.settings, tuple(tensor.shape)))
+        return resembles(tensor, packed)
+
+    def _tie_warning(self, name: str) -> str:
+        return (
+            f"{self.directory / 'config.json'} says that the embeddings are tied, and {name} is stored with other "
+            "numbers: it is kept, as transformers keeps it"
+        )
 
     def _missing(self, name: str) -> InputError:
         module = name.removesuffix(".weight")

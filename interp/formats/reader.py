@@ -53,6 +53,10 @@ class Reader(ABC):
     def floating_dtypes(self) -> dict[torch.dtype, int]:
         """For each dtype of unquantized floating-point parameters, how many numbers are stored in it."""
 
+    def metadata(self) -> dict[str, Any]:
+        """What a GGUF says of its own model, keys without the architecture's prefix; empty where a config.json does."""
+        return {}
+
     @abstractmethod
     def vocabulary(self) -> dict[str, int] | None:
         """Token to id, None where the files carry no tokenizer that can be read without code."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,11 @@ class Skeleton:
     linears: list[str]
     tied: dict[str, str]
     prefix: str
+
+    def untie(self, names: Collection[str]) -> Skeleton:
+        """The model in which these tied tensors are ones of their own."""
+        shapes = self.shapes | {name: self.shapes[self.tied[name]] for name in names}
+        return replace(self, shapes=shapes, tied={k: v for k, v in self.tied.items() if k not in names})
 
 
 def skeleton(config: Any, architecture: Architecture) -> Skeleton:
