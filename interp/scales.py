@@ -9,11 +9,14 @@ The factors are looked for in the tensors, never assumed from a format's name:
 - Across a norm, s = norm_baseline / norm_quantized is known exactly. It belongs to a linear only if dividing the
   linear's columns by s brings them closer to the baseline.
 - Between two linears, s must show twice: the consumer's columns grew by s and the producer's rows shrank by it. The two
-  are fitted from different matrices, so that rounding, and GPTQ's compensation of it, give them independent errors;
-  only a real rescaling makes them agree. It is accepted where log s of the one and of the other correlate by at least
-  0.8 over the channels with p < 1e-6; without rescaling the correlation of n channels has a standard deviation of 1/√n
-  about 0. Where they agree less, the spread of s is below the error of the fits, and undoing it would change nothing
-  that can be measured: s is exactly 1.
+  are fitted from different matrices, so that rounding, and GPTQ's compensation of it, give them independent errors. So
+  each side is judged by the other one's fit: undoing the producer's rows by what the consumer's columns say, and the
+  reverse. Where that leaves less than half of both squared errors, it is a rescaling; rounding alone is not undone by
+  another matrix, and clipping, which shrinks rows and columns, is made worse. Where it lowers them by a tenth, log s of
+  the two sides must correlate over the channels, too, by values or by ranks, with p < 1e-6. And where the two factors
+  do not cancel (a writer's mistake), they must correlate by at least 0.8. Errors are geometric means over the channels
+  and ranks are asked as well as values, so that no outlier decides. Otherwise the spread of s is below the error of the
+  fits, and undoing it would change nothing that can be measured: s is exactly 1.
 """
 
 from __future__ import annotations
@@ -26,19 +29,27 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from scipy import stats
 from torch import Tensor
 
 from interp.checkpoint import Checkpoint
 from interp.rounding import is_copy
 
+HALVED = 0.5
+"""Squared errors that undoing lowers to less than this share need no correlation."""
+LOWERED = 0.9
+"""Share below which squared errors are lower by more than what fits to rounding give."""
 AGREEMENT = 0.8
-"""Least correlation of log s between a producer's rows and a consumer's columns."""
+"""Correlation of log s between a producer's rows and a consumer's columns that tells by itself."""
 SIGNIFICANCE = 1e-6
-"""Largest p value of that correlation."""
+"""Largest p value of a correlation; that of n channels without rescaling has a standard deviation of 1/√n about 0."""
+CLIPPING = 0.02
+"""How far clipping and the like move the logarithm of a fit, beyond the fit's own error; the same on both sides."""
 CANCELLATION = 5.0
 """The two sides' factors are one if they differ by no more than this many standard errors of their fits (RMS)."""
+CONSTANT = 1e-3
+"""Factors whose logarithms spread less are one factor."""
 FLOAT32_ROUNDING = 1e-6
 """Factors are no more exact than this, even between tensors that were never rounded to few bits."""
 MINIMUM_CHANNELS = 8
@@ -147,7 +158,7 @@ def _across_norm(baseline: Checkpoint, quantized: Checkpoint, norm: str, consume
     factor = (before.double() + offset) / (after.double() + offset)
     if not bool((torch.isfinite(factor) & (factor > 0)).all()):
         return
-    rescaled = [name for name in consumers if _closer(baseline.weight(name), quantized.weight(name), factor)]
+    rescaled = _follow(baseline, quantized, consumers, factor)
     if not rescaled:
         return
     scales.norms[norm] = factor.float()
@@ -160,15 +171,89 @@ def _across_norm(baseline: Checkpoint, quantized: Checkpoint, norm: str, consume
             )
 
 
+def _follow(baseline: Checkpoint, quantized: Checkpoint, names: list[str], factor: Float64[Tensor, " in"]) -> list[str]:
+    """Those linears that dividing their columns by `factor` brings closer to the baseline.
+
+    The rows of a linear that is also a producer may be rescaled too, by more than the columns: of it only the shape of
+    the rows counts. Where the factor is the same for all columns that says nothing, and it goes with the others.
+    """
+    producers = {name for name, _ in baseline.architecture.scaled_by_linear}
+    fitted = [name for name in names if _part(name) in producers]
+    plain = [name for name in names if name not in fitted]
+    found = [name for name in plain if _closer(baseline.weight(name), quantized.weight(name), factor)]
+    if float(factor.log().std(correction=0)) < CONSTANT:
+        return [name for name in names if name in found or (found and name in fitted)]
+    found += [name for name in fitted if _closer_in_shape(baseline.weight(name), quantized.weight(name), factor)]
+    return [name for name in names if name in found]
+
+
 def _closer(
     baseline: Float[Tensor, "out in"], quantized: Float[Tensor, "out in"], factor: Float64[Tensor, " in"]
 ) -> bool:
-    """Whether dividing the columns by `factor` brings a quantized weight closer to the baseline, rows up to a factor.
+    undone, as_it_is = (_Rows.between(baseline, after) for after in (quantized / factor, quantized))
+    return _error_ratio(undone.errors(), as_it_is.errors()) < 1
 
-    The rows may be rescaled too, by more than the columns, if the linear is also a producer.
+
+def _closer_in_shape(
+    baseline: Float[Tensor, "out in"], quantized: Float[Tensor, "out in"], factor: Float64[Tensor, " in"]
+) -> bool:
+    """As `_closer`, rows up to a factor."""
+    undone, as_it_is = (_Rows.between(baseline, after) for after in (quantized / factor, quantized))
+    known = undone.known & as_it_is.known
+    return _error_ratio(undone.variances[known], as_it_is.variances[known]) < 1
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the rows of a matrix and of its copy are to each other: all that fits and errors need.
+
+    Attributes:
+        before: squared norm of each row of the original.
+        after: of the copy.
+        product: of both.
+        n_columns: numbers in a row.
     """
-    undone, as_it_is = (_row_factors(baseline, after)[1].mean() for after in (quantized / factor, quantized))
-    return bool(undone < as_it_is)
+
+    before: Float64[Tensor, " rows"]
+    after: Float64[Tensor, " rows"]
+    product: Float64[Tensor, " rows"]
+    n_columns: int
+
+    @classmethod
+    def between(cls, before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"]) -> _Rows:
+        before, after = before.double(), after.double()
+        return cls(before.square().sum(1), after.square().sum(1), (before * after).sum(1), before.shape[1])
+
+    @property
+    def known(self) -> Bool[Tensor, " rows"]:
+        """Rows that a positive factor can be fitted to: not zeros, not rounded to zeros."""
+        return (self.before > 0) & (self.product > 0)
+
+    @property
+    def logarithms(self) -> Float64[Tensor, " rows"]:
+        """Of the least-squares factors; 0 where none is known."""
+        return torch.where(self.known, self.product / self.before, 1.0).log()
+
+    @property
+    def variances(self) -> Float64[Tensor, " rows"]:
+        """Of the errors of `logarithms`; infinite where none is known."""
+        residual = self.before * self.after / self.product.square() - 1
+        residual = residual.clamp_min(FLOAT32_ROUNDING**2) / self.n_columns
+        return torch.where(self.known, residual, torch.inf)
+
+    def errors(self, multiplier: Float64[Tensor, " rows"] | float = 1.0) -> Float64[Tensor, " rows"]:
+        """Squared error of the copy's rows times `multiplier`, relative to the original's."""
+        squares = multiplier**2 * self.after - 2 * multiplier * self.product + self.before
+        relative = torch.where(self.before > 0, squares / self.before, 0.0)
+        return relative.clamp_min(FLOAT32_ROUNDING**2)
+
+    def __getitem__(self, rows: Bool[Tensor, " rows"]) -> _Rows:
+        return _Rows(self.before[rows], self.after[rows], self.product[rows], self.n_columns)
+
+
+def _error_ratio(undone: Float64[Tensor, " rows"], as_it_is: Float64[Tensor, " rows"]) -> float:
+    """Geometric mean of each row's ratio, in which no outlier decides."""
+    return float((undone.log() - as_it_is.log()).mean().exp())
 
 
 @dataclass(frozen=True)
@@ -178,6 +263,7 @@ class PairFit:
     Attributes:
         rows: factor the producer's rows were divided by, [channels].
         columns: factor the consumer's columns were multiplied by, [channels].
+        shared: their mean, in which clipping, which shrinks both matrices, cancels; the better fit counts for more.
         cancel: whether they are one factor as far as the fits can tell, so that the function is preserved.
         repeats: how many consumer columns read one channel (query heads that share a value head).
         head_width: channels of a head.
@@ -185,14 +271,10 @@ class PairFit:
 
     rows: Float64[Tensor, " channels"]
     columns: Float64[Tensor, " channels"]
+    shared: Float64[Tensor, " channels"]
     cancel: bool
     repeats: int
     head_width: int
-
-    @property
-    def shared(self) -> Float64[Tensor, " channels"]:
-        """The one factor: the geometric mean, in which clipping, which shrinks both matrices, cancels."""
-        return (self.rows * self.columns).sqrt()
 
 
 def _across_linears(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: str, scales: Scales) -> None:
@@ -211,49 +293,45 @@ def _across_linears(baseline: Checkpoint, quantized: Checkpoint, producer: str, 
 
 def _fit(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: str, scales: Scales) -> PairFit | None:
     """The factors of both sides, None where no rescaling shows in both."""
-    rows, columns = baseline.weight_shape(producer)[0], baseline.weight_shape(consumer)[1]
-    repeats = columns // rows
-    head_width = rows // int(getattr(baseline.config, "num_key_value_heads", 1)) if repeats > 1 else rows
-    if columns % rows or rows % head_width:
+    n_rows, n_columns = baseline.weight_shape(producer)[0], baseline.weight_shape(consumer)[1]
+    repeats = n_columns // n_rows
+    head_width = n_rows // int(getattr(baseline.config, "num_key_value_heads", 1)) if repeats > 1 else n_rows
+    if n_columns % n_rows or n_rows % head_width:
         return None
-    shrunk, row_error = _row_factors(baseline.weight(producer), effective_weight(quantized, producer, scales))
-    before, after = (_gather_heads(c.weight(consumer), repeats, head_width) for c in (baseline, quantized))
-    grown, column_error = _row_factors(before, after)
-    usable = (shrunk > 0) & (grown > 0)
-    if int(usable.sum()) < MINIMUM_CHANNELS:
+    rows = _Rows.between(baseline.weight(producer), effective_weight(quantized, producer, scales))
+    columns = _Rows.between(*(_gather_heads(c.weight(consumer), repeats, head_width) for c in (baseline, quantized)))
+    known = rows.known & columns.known
+    if int(known.sum()) < MINIMUM_CHANNELS or not _agree(rows[known], columns[known]):
         return None
-    produced, consumed = -shrunk[usable].log(), grown[usable].log()
-    if not _agree(produced.numpy(), consumed.numpy()):
-        return None
-    deviation = (row_error + column_error)[usable].sqrt().clamp_min(FLOAT32_ROUNDING)  # of produced − consumed
-    one = torch.ones_like(shrunk)
+    produced, consumed = -rows.logarithms, columns.logarithms
+    weights = [1 / (fit.variances + CLIPPING**2) for fit in (rows, columns)]
+    mean = (weights[0] * produced + weights[1] * consumed) / sum(weights).clamp_min(torch.finfo(torch.float64).tiny)
+    deviation = (rows.variances + columns.variances)[known].sqrt().clamp_min(FLOAT32_ROUNDING)
     return PairFit(
-        rows=one.masked_scatter(usable, produced.exp()),
-        columns=one.masked_scatter(usable, consumed.exp()),
-        cancel=bool(((produced - consumed) / deviation).square().mean().sqrt() <= CANCELLATION),
+        rows=torch.where(rows.known, produced, consumed).exp(),
+        columns=torch.where(columns.known, consumed, produced).exp(),
+        shared=mean.exp(),
+        cancel=bool(((produced - consumed)[known] / deviation).square().mean().sqrt() <= CANCELLATION),
         repeats=repeats,
         head_width=head_width,
     )
 
 
-def _row_factors(
-    before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"]
-) -> tuple[Float64[Tensor, " rows"], Float64[Tensor, " rows"]]:
-    """Least-squares factor of each row, 1 for rows of zeros, and the variance of its logarithm's error."""
-    before, after = before.double(), after.double()
-    power = before.square().sum(1)
-    factor = torch.where(power > 0, (before * after).sum(1) / power, 1.0)
-    fitted = factor[:, None] * before
-    relative = (after - fitted).square().sum(1) / fitted.square().sum(1)
-    return factor, torch.where(power > 0, relative, 0.0) / before.shape[1]
+def _agree(rows: _Rows, columns: _Rows) -> bool:
+    """Whether both sides tell of the same rescaling, by more than chance; see the module's docstring."""
+    by_columns = _error_ratio(rows.errors(columns.logarithms.exp()), rows.errors())
+    by_rows = _error_ratio(columns.errors(rows.logarithms.exp()), columns.errors())
+    left = max(by_columns, by_rows)
+    correlation = _correlation((-rows.logarithms).numpy(), columns.logarithms.numpy())
+    return left < HALVED or correlation >= AGREEMENT or (left < LOWERED and correlation > 0)
 
 
-def _agree(producer: np.ndarray, consumer: np.ndarray) -> bool:
-    """Whether both sides tell of the same rescaling, by more than chance."""
+def _correlation(producer: np.ndarray, consumer: np.ndarray) -> float:
+    """By values or by ranks, the larger one; 0 where neither is significant."""
     if np.ptp(producer) == 0 or np.ptp(consumer) == 0:
-        return False
-    test = stats.pearsonr(producer, consumer, alternative="greater")
-    return bool(test.statistic >= AGREEMENT and test.pvalue < SIGNIFICANCE)
+        return 0.0
+    tests = (test(producer, consumer, alternative="greater") for test in (stats.pearsonr, stats.spearmanr))
+    return max((float(test.statistic) for test in tests if test.pvalue < SIGNIFICANCE), default=0.0)
 
 
 def _gather_heads(

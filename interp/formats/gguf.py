@@ -131,9 +131,9 @@ class GGUFReader(Reader):
     def metadata(self) -> dict[str, Any]:
         """See `Reader.metadata`; among it are `ROPE_FACTORS`, a tensor that scales the rotary frequencies."""
         prefix = f"{self.architecture.gguf}."
-        fields = {key.removeprefix(prefix): f for key, f in self._gguf.fields.items() if key.startswith(prefix)}
-        factors = {name: t.data.tolist() for name, t in self._tensors.items() if name == ROPE_FACTORS}
-        return {key: field.contents() for key, field in fields.items()} | factors
+        said = {key.removeprefix(prefix): self._field(key) for key in self._gguf.fields if key.startswith(prefix)}
+        factors = self._tensors.get(ROPE_FACTORS)
+        return said if factors is None else said | {ROPE_FACTORS: self._dequantize(factors).flatten().tolist()}
 
     def vocabulary(self) -> dict[str, int] | None:
         """See `Reader.vocabulary`."""
@@ -215,7 +215,7 @@ class GGUFReader(Reader):
         """Where each tensor of the Hugging Face model is; biases the architecture may leave out are optional."""
         names = gguf.get_tensor_name_map(model_arch(self.architecture), n_blocks)
         located = {}
-        for module in dict.fromkeys(name.rpartition(".")[0] for name in [*model.shapes, *model.tied]):
+        for module in dict.fromkeys(name.rpartition(".")[0] for name in model.shapes):
             stem = names.get_name(module) or UNEMBEDDING.get(module)
             for suffix in ("weight", "bias"):
                 stored = self._find(stem, suffix) if stem else None
@@ -352,7 +352,8 @@ def model_arch(row: Architecture) -> gguf.MODEL_ARCH:
 
 
 def _skeleton(row: Architecture, n_blocks: int) -> Skeleton:
-    """Names only: the sizes are those of the architecture's default config."""
+    """Names only: the sizes are those of the architecture's default config. A file may untie what that ties."""
     from transformers import AutoConfig
 
-    return skeleton(AutoConfig.for_model(row.model_type, num_hidden_layers=n_blocks), row)
+    model = skeleton(AutoConfig.for_model(row.model_type, num_hidden_layers=n_blocks), row)
+    return model.untie([*model.tied])
