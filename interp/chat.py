@@ -19,6 +19,7 @@ from interp.documents import read_text
 from interp.errors import InputError
 from interp.templates import TemplateFailed, TemplateUnbounded, render_template
 from interp.thoughts import FORMS, left_open, to_answer
+from interp.tokenizer_files import refused
 
 CLOSED_THOUGHT = "closed-thought"
 """The template option that appends a thought which is already over; see `template_source`."""
@@ -153,10 +154,18 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of raw or rendered texts, each with exactly one BOS where the tokenizer adds one or the text carries one.
 
     Nothing is appended: the last token is the last of the text.
+
+    Raises:
+        InputError: the tokenizer fails on a text.
     """
     bos = tokenizer.bos_token_id
-    adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
-    encoded = tokenizer(list(texts), add_special_tokens=False).input_ids if len(texts) else []
+    with refused(
+        f"The tokenizer of {tokenizer.name_or_path} cannot read a text",
+        "text without lone surrogates, and a tokenizer that reads all other text",
+        "Correct the text, or download the tokenizer again",
+    ):
+        adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
+        encoded = tokenizer(list(texts), add_special_tokens=False).input_ids if len(texts) else []
     return [_with_one_bos(ids, bos, adds_bos) for ids in encoded]
 
 

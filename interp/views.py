@@ -37,7 +37,8 @@ def to_transformer_lens(model: HookedModel) -> Any:
     tokenizer = copy.deepcopy(model.tokenizer)
     # Else the bridge would open the tokenizer again from these, which are not all its settings and not all plain data.
     # Whether it adds a BOS is found out by the bridge itself.
-    tokenizer.init_kwargs = {**tokenizer.init_kwargs, "add_bos_token": True}
+    named = {"name_or_path": tokenizer.name_or_path}  # missing where it was made in memory
+    tokenizer.init_kwargs = {**named, **tokenizer.init_kwargs, "add_bos_token": True}
     hf.config.architectures = [type(hf).__name__]
     return TransformerBridge.boot_transformers(
         hf.name_or_path or hf.config.model_type,

@@ -10,10 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.errors import InputError
+from interp.batching import PAD
 from interp.model import HookedModel
+from interp.tokenizer_files import refused
 
 ENCODED_AT_ONCE = 16
+MANY_TOKENS = 8192
+"""Where a text is cut for an encoder that names no longest text."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,17 @@ def load_encoder(path: str, device: str | None = None) -> Encoder:
     """
     from transformers import AutoModel, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        hf = AutoModel.from_pretrained(path, dtype=torch.float32).eval().to(device or "cpu")
-    except (OSError, ValueError, KeyError) as error:
-        found = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"The encoder {path} cannot be opened: {found}", "a directory or hub id of a transformers encoder"
-        ) from error
+    with refused(
+        f"The encoder {path} cannot be opened",
+        "a directory or hub id of a transformers encoder that runs no code of its own",
+        "Give another encoder, or leave it out to take the baseline's hidden states",
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        hf = AutoModel.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+    hf = hf.eval().to(device or "cpu")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= hf.get_input_embeddings().num_embeddings:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(PAD)
+    longest = min(tokenizer.model_max_length, getattr(hf.config, "max_position_embeddings", MANY_TOKENS))
 
     def encode(texts: Sequence[str]) -> list[Tensor]:
         vectors: list[Tensor] = []
@@ -100,6 +106,7 @@ def load_encoder(path: str, device: str | None = None) -> Encoder:
                 list(texts[start : start + ENCODED_AT_ONCE]),
                 padding=True,
                 truncation=True,
+                max_length=longest,
                 return_special_tokens_mask=True,
                 return_tensors="pt",
             )

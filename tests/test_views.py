@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from interp import HookedModel, load
 from interp.errors import InputError, MissingExtra
-from tests.tiny_models import CONFIGS, TEXTS
+from tests.tiny_models import CONFIGS, TEXTS, tokenizer
 
 CELLS = ["fp16", "autoawq_gemm", "autoawq_gemv", "compressed_w4a16", "gptqmodel_v1", "gptqmodel_v2_act"]
 Snapshot = dict[str, Any]
@@ -160,3 +162,40 @@ def test_a_package_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=r"quantscope\[lens\]"):
         getattr(load(tiny("llama")), view)()
+
+
+def unlike(change: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that lacks something or has been changed in memory."""
+    own = tokenizer(adds_bos=change != "adds no BOS")
+    if change == "lacks special tokens":
+        own.bos_token = own.pad_token = None
+    if change == "has settings that are no plain data":
+        own.init_kwargs["unk_token"] = AddedToken("<unk>", special=True)
+    if change == "was added to":
+        own.add_special_tokens({"additional_special_tokens": ["<|extra|>"]})
+    return own
+
+
+@pytest.mark.parametrize(
+    "change", ["adds no BOS", "lacks special tokens", "has settings that are no plain data", "was added to"]
+)
+def test_the_bridge_keeps_the_tokenizer(change: str, tiny: Callable[[str], Path]) -> None:
+    model = load(tiny("llama"))
+    model.tokenizer = unlike(change)
+    before = (model.tokenizer.get_vocab(), model.token_ids(TEXTS))
+    bridge = model.to_transformer_lens()
+    assert bridge.tokenizer.get_vocab() == before[0]
+    assert bridge.tokenizer(TEXTS).input_ids == model.tokenizer(TEXTS).input_ids
+    bos = model.tokenizer.bos_token_id
+    if bos is not None:
+        assert bridge.to_tokens(TEXTS[0])[0].tolist() == [bos, *(t for t in before[1][0] if t != bos)]
+    assert (model.tokenizer.get_vocab(), model.token_ids(TEXTS)) == before
+
+
+def test_a_real_gptqmodel_cell_has_views(fixtures: Path) -> None:
+    """Its tokenizer's init arguments hold an AddedToken."""
+    model = load(fixtures / "gptqmodel_bf16_norms" / "quantized")
+    for use in (use_transformer_lens, use_nnsight):
+        logits = use(model)[0, -1]
+        expected = model.logits(TEXTS[:1])[0]
+        assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
