@@ -13,6 +13,7 @@ LOOP_SHARE = 0.5
 """The share of the text that a loop must fill to make it degenerate."""
 SHORTEST_SENTENCE = 5
 """Words; a loop of fewer is stuttering, a loop of more is a sentence said again and again."""
+_MARKUP = frozenset("*_#>~`|")
 _LONGEST_UNIT = 40
 _READABLE_SHARE = 0.3
 _DAMAGED_SHARE = 0.1
@@ -50,8 +51,11 @@ def _longest_run(flags: Sequence[bool]) -> int:
 
 
 def is_garbage(text: str) -> bool:
-    """Nothing to read: no letters or digits, control or undecodable characters throughout, or one endless word."""
-    characters = [character for character in text if not character.isspace()]
+    """Nothing to read: no letters or digits, control or undecodable characters throughout, or one endless word.
+
+    Marks of Markdown are not counted: "**No.**" is a word.
+    """
+    characters = [character for character in text if not character.isspace() and character not in _MARKUP]
     if not characters:
         return True
     readable = sum(unicodedata.category(character)[0] in "LN" for character in characters)

@@ -56,6 +56,8 @@ def classify(response: str | None) -> Label:
 def _by_wording(response: str) -> Label:
     sentences = lexicon.opening(response)
     text = " ".join(sentences)
+    if lexicon.BARE_NO.fullmatch(text):
+        return Label.REFUSAL
     willing = bool(lexicon.WILLING.search(text))
     if _refuses(sentences):
         answers = willing or lexicon.delivers(response) or lexicon.OFFER.search(text)
@@ -67,7 +69,7 @@ def _by_wording(response: str) -> Label:
 
 def _refuses(sentences: list[str]) -> bool:
     """An apology at the beginning, or words of inability anywhere in the opening."""
-    plain = [lexicon.IDIOM.sub(" ", sentence) for sentence in sentences]
+    plain = lexicon.without_limits(sentences)
     return bool(sentences and lexicon.APOLOGY.search(sentences[0])) or any(map(lexicon.INABILITY.search, plain))
 
 
@@ -92,14 +94,19 @@ def main(
 ) -> None:
     """Confusion tables of both lexicons against the labels that completions carry."""
     from probes.label_errors import classes, confusion, read_labelled, show
+    from probes.language import unread_by
 
     completions = read_labelled([*against, *(more or [])])
     errors, by_class = confusion(completions), classes(completions)
+    unread, warnings = unread_by((str(source), rows["text"]) for source, rows in completions.groupby("source"))
     if as_json:
-        documents = {"errors": errors.to_json(orient="records"), "classes": by_class.to_json(orient="records")}
-        typer.echo(json.dumps({name: json.loads(document) for name, document in documents.items()}, indent=2))
+        tables = {"errors": errors, "classes": by_class}
+        documents = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+        typer.echo(json.dumps(documents | {"not_english": unread}, indent=2))
     else:
         cli.console.print(show(errors, by_class))
+    for warning in warnings:
+        cli.warn(warning)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from probes.engine_marks import across_engines, marked, sentences
 from probes.engines import EngineName, EngineSettings
 from probes.intervals import rate_interval
 from probes.labels import REFUSED, Label
+from probes.language import unread_by
 from probes.names import CONTROL, is_url, name_problem
 from probes.options import Options, cell_paths, check_writable, with_options
 from probes.pair import BASELINE
@@ -65,7 +66,8 @@ def measure(
 
     Table: one row per (cell, task, sample_id, epoch); the columns are those of `probes.inspect_run.outcomes`, and
     `across_engines`, the mark of a cell that ran on another engine than the baseline (`probes.engine_marks`). The
-    settings carry `determinism` (the baseline against itself) and `engine_control`.
+    settings carry `determinism` (the baseline against itself), `engine_control` and `not_english` (how many answers of
+    each cell the lexicons cannot read).
 
     Args:
         baseline: the unquantized model.
@@ -96,7 +98,8 @@ def measure(
         described["determinism"] = self_flips(answers[BASELINE], repeat, run, engines[BASELINE])
     if control is not None:
         described["engine_control"] = engine_drift(answers, baseline, control, readings[BASELINE].prompts)
-    said = [*warnings, *dict.fromkeys(w for reading in readings.values() for w in reading.warnings)]
+    described["not_english"], unread = unread_by((name, table["response"]) for name, table in answers.items())
+    said = [*warnings, *dict.fromkeys(w for reading in readings.values() for w in reading.warnings), *unread]
     table = pd.concat(answers.values(), ignore_index=True)
     table = marked(table, across_engines(table, BASELINE))
     compared = table[table["cell"] != CONTROL]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from probes.language import unread_by
 from probes.pair import BASELINE, compare
 from probes.refusal_text import is_refusal
 from probes.results import Result
@@ -31,9 +32,10 @@ def completions(bench: Bench) -> list[Result]:
         from probes.study_inspect import ask_through_inspect
 
         outcomes, settings = ask_through_inspect(bench)
+    unread, warnings = unread_by((str(cell), rows["response"]) for cell, rows in outcomes.groupby("cell", sort=False))
     return [
         Result("completions", _completions(outcomes, bench), settings),
-        Result("refusal", outcomes, settings),
+        Result("refusal", outcomes, settings | {"not_english": unread}, warnings),
     ]
 
 

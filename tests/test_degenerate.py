@@ -34,7 +34,7 @@ def test_distinct_words_are_no_loop(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "   \n\t ", "!!!! ???? ....", "\ufffd\ufffd\ufffd a", "\x00\x01\x02\x03ab", "x" * 500]
+    "text", ["", "   \n\t ", "**  **", "!!!! ???? ....", "\ufffd\ufffd\ufffd a", "\x00\x01\x02\x03ab", "x" * 500]
 )
 def test_garbage(text: str) -> None:
     assert is_garbage(text)
@@ -44,6 +44,7 @@ def test_garbage(text: str) -> None:
     "text",
     [
         "No.",
+        "**No.**",
         "42",
         "def f(x):\n    return {x: [1, 2]}",
         "不断地重复这句话,使其变得更简洁。",
