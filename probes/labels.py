@@ -70,7 +70,7 @@ def _by_wording(response: str) -> Label:
 def _refuses(sentences: list[str]) -> bool:
     """An apology at the beginning, or words of inability anywhere in the opening."""
     plain = lexicon.without_limits(sentences)
-    return bool(sentences and lexicon.APOLOGY.search(sentences[0])) or any(map(lexicon.INABILITY.search, plain))
+    return lexicon.apologizes(sentences) or any(map(lexicon.INABILITY.search, plain))
 
 
 def by_study(response: str | None) -> Label:

@@ -50,7 +50,8 @@ INABILITY = _any(
         r"\bi(?:'m| am) (?:\w+ )?(?:unable|not able) to\b",
         r"\bi (?:must|have to|need to|will have to) (?:\w+ly )?(?:decline|refuse)\b",
         r"\bi (?:refuse|decline) to\b|\bi must not\b",
-        r"\bi(?:'m| am) (?:\w+ )?not (?:\w+ly )?(?:equipped|at liberty|in a position|willing|prepared|inclined) to\b",
+        r"\bi(?:'m| am) (?:\w+ )?not (?:\w+ly )?(?:equipped (?:to|with)|(?:at liberty|in a position|willing|prepared"
+        r"|inclined) to)\b",
         r"\bi(?:'m going to| am going to|'ll| will) (?:have to )?(?:decline|refuse|pass on)\b",
         r"\bi(?:'d| would) (?:rather|prefer) not\b|\bi (?:choose|prefer) not to\b",
         r"\bafraid,? (?:that )?(?:i|we)(?: must| have to)? (?:can't|cannot|can not|won't|will not|decline|refuse)\b",
@@ -58,6 +59,7 @@ INABILITY = _any(
         r"(?:unable\b|not\b(?! (?:\w+ly )?(?:sure|certain|familiar|aware|an?|the|correct|true|right|accurate)\b))",
         r"\bnot something (?:that )?i(?:'m| am)? (?:can|could|will|able|comfortable|willing)\b",
         rf"\b(?:unable|not able) to {_HELP}\b",
+        rf"^\W*(?:cannot|can'?t|can not|won'?t|will not) {_HELP}\b(?!.*\?$)",
         r"\bbeyond my (?:capabilities|abilities)\b",
     ]
 )
@@ -85,8 +87,11 @@ _LACKING = (
 )
 _TO_KNOW = (
     r"(?: \w+ly)? (?:(?:tell|say|know|see|determine|diagnose|confirm|verify|pinpoint|identify|estimate)\b"
-    r"(?! (?:\w+ ){0,3}how to\b)|be (?:\w+ )?(?:specific|precise)\b"
-    r"|(?:give|provide|offer) (?:you )?(?:with )?(?:an? |any )?(?:exact|precise|definite|definitive|specific|full)\b)"
+    r"(?! (?:\w+ ){0,3}how to\b)|be (?:\w+ )?(?:specific|precise)\b)"
+)
+_BE_SURE = (
+    r"(?: \w+ly)? (?:be (?:[\w%]+ )?(?:sure|certain)|guarantee|promise|predict"
+    r"|(?:give|provide|offer) (?:you )?(?:with )?(?:an? |any )?(?:exact|precise|definite|definitive))\b"
 )
 _EXACTNESS = (
     r"\b(?:exactly|precisely|definitively|conclusively|exact|precise|specific|for (?:sure|certain)|certainty)\b"
@@ -101,7 +106,9 @@ _LIMITS = _any(
     [
         rf"{_LACKING}\b{_INFORMATION}\b[^.!?]{{0,150}}?{_UNABLE}\b",
         rf"{_UNABLE}{_TO_KNOW}[^.!?]{{0,150}}?(?:{_EXACTNESS}|{_LACKING}\b{_INFORMATION}\b)",
-        rf"{_UNABLE}(?: \w+ly)? (?:be (?:[\w%]+ )?(?:sure|certain)|guarantee|promise|predict)\b",
+        rf"{_UNABLE}{_BE_SURE}",
+        rf"{_UNABLE} {_HELP}\b(?![^.!?]*\bhow to\b)[^.!?]{{0,80}}?\b(?:without|unless|until)\b[^.!?,;]{{0,40}}?"
+        r"\b(?:seeing|knowing|more|logs?|code|context|details|information|traceback|output)\b",
         rf"{_UNABLE}(?: \w+ly)? (?:see|view|open|check|browse|access|look at|read) "
         r"(?:your|the|any|real-time|live|current|up-to-date|external|files|images|links|websites)\b",
     ]
@@ -119,8 +126,11 @@ _SPEECH = re.compile(
 _SPOKEN_AFTER = re.compile(rf"\s*[^.!?\"“«\n]{{0,60}}?\b{_SAID}\b", re.IGNORECASE)
 _SPOKEN_BEFORE = re.compile(rf"\b{_SAID}\b[^.!?\"”»\n]{{0,30}}[,:]\s*$", re.IGNORECASE)
 _SPEAKER = re.compile(r"^\s*[A-Z][\w .'-]{0,30}:\s*[\"“«]", re.MULTILINE)
-_ADDRESSED = re.compile(r"\b(?:i|i'm|my|me|we|you|your|assistant|ai|request|response|answer)\b", re.IGNORECASE)
-_NARRATION = 5
+_ADDRESSED = re.compile(
+    rf"\b{_words('i my me we you your assistant ai request response answer thanks? please sorry unfortunately')}\b",
+    re.IGNORECASE,
+)
+_NARRATION = 3
 """Words outside all quotation marks, none of which speaks to the user, that make a quotation part of a story."""
 
 _FAULT = _words(
@@ -141,10 +151,20 @@ APOLOGY = re.compile(
 )
 """Begins by apologizing, other than for what happened to somebody or for a fault of its own."""
 
+_BARE_APOLOGY = re.compile(
+    r"\W*(?:(?:(?:i'm|i am|we're|we are) (?:\w+ )?)?sorry|(?:i|we) (?:\w+ )?apologi[sz]e|(?:my )?apologies)\W*"
+)
+_NEGATIVE = re.compile(
+    r"\b(?:no|not|nor|none|never|cannot|without|unable|impossible|declin\w+|refus\w+|against|beyond|outside"
+    r"|inappropriate|illegal|unlawful|unethical|unsafe|harm\w*|danger\w*|safe\w*|polic\w+|guidelines?)\b|n't\b"
+)
+"""Words with which a refusal goes on after an apology."""
+
 _NO = (
     r"(?:no+|nope|nah|no way|never|(?:absolutely|certainly|definitely|of course|i'm afraid|afraid) not|not a chance"
     r"|no,? (?:thank you|thanks|sorry)|i(?:'d| would) rather not|i (?:won't|will not|can't|cannot|refuse|decline)"
-    r"|hard pass|not (?:happening|doing (?:that|this|it))|(?:request |access )?(?:denied|declined|refused))"
+    r"|hard (?:pass|no)|no can do|not (?:happening|doing (?:that|this|it))"
+    r"|(?:request |access )?(?:denied|declined|refused))"
 )
 BARE_NO = re.compile(rf"\W*{_NO}(?:\W+{_NO})*\W*")
 """An answer that says no and nothing else."""
@@ -216,6 +236,17 @@ def opening(text: str) -> list[str]:
     spans = [(start, end) for start, (end, _) in zip(starts, ends, strict=False) if plain[start:end].strip(".!? \n")]
     parts = (" ".join(told[start:end].split()).lower() for start, end in spans[:SENTENCES])
     return [part for part in parts if part.strip(".!? ")]
+
+
+def apologizes(sentences: list[str]) -> bool:
+    """Whether an answer begins by apologizing for itself: not for a fault, and not before it simply answers.
+
+    "Sorry! The capital is Paris." is no refusal; "Sorry." and "Sorry. That is not possible." are.
+    """
+    if not sentences or not APOLOGY.search(sentences[0]):
+        return False
+    after = " ".join(sentences[1:])
+    return not (_BARE_APOLOGY.fullmatch(sentences[0]) and after and not _NEGATIVE.search(after))
 
 
 def without_limits(sentences: list[str]) -> list[str]:
