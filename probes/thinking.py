@@ -183,6 +183,8 @@ def _closes(text: str, found: re.Match[str]) -> bool:
         return False
     if not before.strip() or before.endswith("\n") or re.match(r"[^\S\n]*\n", after):
         return True
+    if before[-1].isalnum() and after[:1].isalnum():
+        return True  # written without any space, as no word of a sentence is
     sentence_ends = before.rstrip().endswith((".", "!", "?", "…", ":", ";", ")", "。", "!", "?"))
     return sentence_ends and not re.match(r"\s*[a-z.,;:!?)]", after)
 

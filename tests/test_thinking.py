@@ -63,6 +63,7 @@ def test_every_form(opening: str, closing: str) -> None:
         ("", "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|>b<|END_RESPONSE|>", Thought("a", "b")),
         ("", "<thinking>a</think>b", Thought("a", "b")),
         ("", "I should refuse. </think> I'm sorry.", Thought("I should refuse.", "I'm sorry.")),
+        ("", "so I refuse</think>no, I can't", Thought("so I refuse", "no, I can't")),
         ("<|a|>", "", Thought("", "")),
     ],
 )
