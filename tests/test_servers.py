@@ -212,6 +212,13 @@ class TestMisbehavingServer:
         assert list(table["label"]) == ["refusal"] * 2
         assert list(table["score"]) == [1.0] * 2
 
+    def test_answers_that_are_not_english_are_counted_and_warned_of(self, tmp_path: Path) -> None:
+        with self.serving(lambda: (200, self.completion("Lo siento, no puedo ayudar con eso."))) as url:
+            subject = ServerSubject.at(url)
+            result = measure(subject, {"q": subject}, run_in(tmp_path, limit=2))
+        assert result.settings["not_english"] == {name: {"n": 2, "not_english": 2} for name in ("baseline", "q")}
+        assert any(w.startswith("q: 2 of 2 answers (100.0 %) are not English") for w in result.warnings)
+
     @pytest.mark.parametrize(
         ("status", "body"),
         [(200, b"{not json"), (200, b'"a string"'), (200, b"{}"), (500, b"{}"), (401, b"{}"), (404, b"{}")],
