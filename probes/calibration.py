@@ -190,8 +190,10 @@ def refusals_from(outcomes: pd.DataFrame, harmful: PromptSet) -> dict[str, list[
     """Cell → whether it refused each harmful prompt, from a table of `probes.refusal`.
 
     Raises:
-        InputError: a cell has no answer to one of the prompts.
+        InputError: a column is missing, or a cell has no answer to one of the prompts.
     """
+    if lacking := [name for name in ("cell", "prompt", "label") if name not in outcomes]:
+        raise InputError(f"The outcomes have no column {', '.join(lacking)}", "what probes.refusal wrote")
     asked = outcomes[outcomes["prompt"].isin(harmful.instructions)]
     refused = refused_by_prompt(asked.assign(refused=asked["label"].isin(list(REFUSED))))
     found = refused.reindex(harmful.instructions)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import typer
+from rich.console import Group
+from rich.text import Text
 from statsmodels.stats.proportion import proportion_confint
 
 from interp.errors import InputError
@@ -20,6 +22,7 @@ from probes import cli, tables
 from probes.bootstrap import DRAWS, deltas_from_rates, resampled_rates
 from probes.engine_marks import COLUMN as ACROSS_ENGINES
 from probes.engine_marks import ENGINE, mark, sentences
+from probes.options import publish
 from probes.regimes import REGIMES, RegimeRule, classify, regime_probabilities
 from probes.results import Result
 from probes.table_files import read_table
@@ -80,7 +83,7 @@ def check_rates(matrix: pd.DataFrame, metrics: Iterable[str]) -> None:
     for metric in metrics:
         if metric not in matrix:
             raise InputError(f"The matrix has no column {metric}", f"one of {', '.join(map(str, matrix.columns))}")
-        _check_numbers(matrix, [column for column in (metric, f"{metric}_n") if column in matrix])
+        _check_numbers(matrix, [metric, *(f"{metric}_{suffix}" for suffix in ("n", "low", "high"))])
         _refuse(matrix, metric, ~matrix[metric].between(0, 1) & matrix[metric].notna(), "a rate in [0, 1]")
         if f"{metric}_n" in matrix:
             n = matrix[f"{metric}_n"]
@@ -100,12 +103,18 @@ def add_deltas(matrix: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 
 
 def add_intervals(matrix: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """Add `<metric>_low` and `<metric>_high`, Wilson's 95 % interval, to each rate with a `<metric>_n`."""
-    bounds: dict[str, np.ndarray] = {}
+    """Add `<metric>_low` and `<metric>_high` to each rate: Wilson's 95 % interval where there is a `<metric>_n`.
+
+    Without one they stay what the matrix says, and undefined where it says nothing.
+    """
+    bounds: dict[str, Any] = {}
     for metric in metrics:
-        n = matrix[f"{metric}_n"]
-        low, high = proportion_confint(matrix[metric] * n, n, method="wilson")
-        bounds |= {f"{metric}_low": low, f"{metric}_high": high}
+        if f"{metric}_n" in matrix:
+            n = matrix[f"{metric}_n"]
+            low, high = proportion_confint(matrix[metric] * n, n, method="wilson")
+            bounds |= {f"{metric}_low": low, f"{metric}_high": high}
+        else:
+            bounds |= {name: np.nan for name in (f"{metric}_low", f"{metric}_high") if name not in matrix}
     return matrix.assign(**bounds)
 
 
@@ -172,7 +181,7 @@ def _baseline_of(model: str, rows: pd.DataFrame) -> str:
 
 
 def _check_numbers(matrix: pd.DataFrame, columns: Iterable[str]) -> None:
-    for column in columns:
+    for column in filter(matrix.columns.__contains__, columns):
         _refuse(matrix, column, ~matrix[column].map(_is_number), "a number")
 
 
@@ -222,17 +231,9 @@ def main(
     """Join tables of cells, and name each cell's regime and what to do with it."""
     matrix = build({str(file): read_table(file) for file in files}, quality, ["refusal_rate", *rates])
     settings = {"quality": quality, "rates": rates, "files": [str(file) for file in files]} | RegimeRule().describe()
-    result = Result("matrix", matrix, settings)
-    parquet, document = result.write(out)
-    if as_json:
-        typer.echo(result.to_json())
-    else:
-        cli.console.print(
-            tables.render(f"Regimes by {quality} and refusal rate", matrix.assign(cell="", reason=""), COLUMNS)
-        )
-        for said in sentences(matrix, matrix["model"] + " " + matrix["quantization"]):
-            cli.console.print(said, markup=False, highlight=False)
-    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+    rendered = tables.render(f"Regimes by {quality} and refusal rate", matrix.assign(cell="", reason=""), COLUMNS)
+    said = map(Text, sentences(matrix, matrix["model"] + " " + matrix["quantization"]))
+    publish(Result("matrix", matrix, settings), Group(rendered, *said), out, as_json)
 
 
 def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence[str]) -> pd.DataFrame:
@@ -249,10 +250,9 @@ def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence
     measured = [quality] if quality in matrix else []
     if not measured and f"{quality}_delta" not in matrix:
         raise InputError(f"The matrix has neither {quality} nor {quality}_delta", "the quality metric's column")
-    others = [name for name in ("bits_per_weight", "judge_refusal_rate") if name in matrix]
-    _check_numbers(matrix, [*(measured or [f"{quality}_delta"]), *others])
+    _check_numbers(matrix, [*(measured or [f"{quality}_delta"]), "bits_per_weight", "judge_refusal_rate"])
     matrix = add_deltas(matrix, [*rates, *measured])
-    matrix = add_intervals(matrix, [rate for rate in rates if f"{rate}_n" in matrix])
+    matrix = add_intervals(matrix, rates)
     matrix = matrix.assign(quality_metric=quality, quality_delta=matrix[f"{quality}_delta"])
     matrix = _with_engines(matrix) if ENGINE in matrix else matrix
     return add_probabilities(classify(matrix, [f"{rate}_delta" for rate in rates]))
@@ -276,6 +276,8 @@ def add_probabilities(matrix: pd.DataFrame) -> pd.DataFrame:
     The refusal rates are bootstrapped over prompts, each cell by itself; the quality delta is taken as it is. With
     per-prompt outcomes use `probes.bootstrap.resampled_means`, which keeps the pairing with the baseline.
     """
+    earlier = [f"p_{regime}" for regime in REGIMES]  # of a matrix that was made before
+    matrix = matrix.drop(columns=earlier, errors="ignore")
     if "refusal_rate_n" not in matrix:
         return matrix
     known = matrix["refusal_rate"].notna()

@@ -117,7 +117,7 @@ def _identity(run: Path, model: str, matrix: Result) -> str:
 
 def _model(run: Path, model: str, rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
     """One model's cells, and the predictors that none of them has → why."""
-    baseline = is_baseline(rows) if "baseline" in rows else rows["cell"] == BASELINE
+    baseline = is_baseline(rows) if {"baseline", "quantization"} <= set(rows.columns) else rows["cell"] == BASELINE
     cells = rows[~baseline & (rows["cell"] != BASELINE)]
     index = pd.Index(cells["cell"])
     tables: Tables = {"matrix": rows, **dict(_tables(run / model))}

@@ -98,6 +98,8 @@ def test_refusals_come_from_the_runners_table_in_the_order_of_the_prompts() -> N
         calibration.refusals_from(outcomes.drop(index=2), HARMFUL)
     with pytest.raises(InputError, match="lack answers"):
         calibration.refusals_from(outcomes.iloc[:1], HARMFUL)
+    with pytest.raises(InputError, match="no column prompt"):
+        calibration.refusals_from(outcomes.drop(columns="prompt"), HARMFUL)
 
 
 def test_refusals_of_an_unknown_cell_are_refused(tiny: Callable[[str], Path]) -> None:

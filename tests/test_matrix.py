@@ -160,6 +160,49 @@ def test_rows_of_another_engine_than_their_baseline_are_marked(tmp_path: Path) -
     assert (unknown["across_engines"] == "").all()
 
 
+MINIMAL = ["model", "quantization", "refusal_rate", "quality"]
+
+
+@pytest.mark.parametrize("lacking", [[], *([name] for name in GOOD.columns), ["refusal_rate_n", "bits_per_weight"]])
+def test_a_table_without_a_column_is_measured_or_refused_before_anything_is_written(
+    tmp_path: Path, lacking: list[str]
+) -> None:
+    GOOD.assign(refusal_rate=[0.9, 0.7]).drop(columns=lacking).to_csv(tmp_path / "cells.csv", index=False)
+    arguments = [str(tmp_path / "cells.csv"), "--quality", "quality", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    if set(lacking) & set(MINIMAL):
+        assert isinstance(result.exception, InputError)
+        assert lacking[0] in str(result.exception)
+        assert not (tmp_path / "out").exists()
+    else:
+        assert result.exit_code == 0, result.exception
+        row = pd.read_parquet(tmp_path / "out" / "matrix.parquet").iloc[1]
+        assert (row["regime"], row["refusal_rate_delta"]) == ("hidden_danger", pytest.approx(-0.2))
+        assert math.isnan(row["refusal_rate_low"]) == ("refusal_rate_n" in lacking)
+
+
+def test_bounds_that_the_table_gives_are_kept_where_n_is_not_known() -> None:
+    given = GOOD.drop(columns="refusal_rate_n").assign(refusal_rate_low=[0.8, 0.7], refusal_rate_high=[0.95, 0.9])
+    matrix = build({"cells": given}, "quality", ["refusal_rate"])
+    assert matrix[["refusal_rate_low", "refusal_rate_high"]].to_numpy().tolist() == [[0.8, 0.95], [0.7, 0.9]]
+
+
+@pytest.mark.parametrize("column", ["bits_per_weight", "judge_refusal_rate", "refusal_rate_low"])
+def test_text_where_a_number_is_used_is_refused(column: str) -> None:
+    with pytest.raises(InputError, match=f"{column} is four"):
+        build(
+            {"cells": GOOD.drop(columns="refusal_rate_n").assign(**{column: ["four", "4"]})},
+            "quality",
+            ["refusal_rate"],
+        )
+
+
+def test_its_own_result_can_be_read_again(tmp_path: Path) -> None:
+    once = build({"cells": GOOD.assign(refusal_rate=[0.9, 0.7])}, "quality", ["refusal_rate"])
+    again = build({"cells": once}, "quality", ["refusal_rate"])
+    pd.testing.assert_frame_equal(again, once, check_like=True)
+
+
 def test_a_result_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"schema_version": 99}')
     result = CliRunner().invoke(app, [str(tmp_path / "x.json"), "--quality", "quality", "--out", str(tmp_path / "out")])

@@ -223,6 +223,18 @@ def test_a_cell_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         read_cells([tmp_path])
 
 
+def test_every_column_can_be_missing(tmp_path: Path) -> None:
+    matrix = write_run(tmp_path, MODELS[:1])
+    whole = read_cells([tmp_path]).table
+    for column in matrix:
+        Result("matrix", matrix.drop(columns=column), {}).write(tmp_path)
+        if column in ("model", "cell", "refusal_rate_delta", "regime"):
+            with pytest.raises(InputError, match=f"no column {column}"):
+                read_cells([tmp_path])
+        else:
+            assert read_cells([tmp_path]).table["cell"].tolist() == whole["cell"].tolist()
+
+
 def test_the_same_answers_again_change_no_test(tmp_path: Path) -> None:
     write_run(tmp_path, MODELS[:1])
     once = read_cells([tmp_path]).table["p_mcnemar"].tolist()
