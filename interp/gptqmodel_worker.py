@@ -71,7 +71,8 @@ def write(job: dict[str, Any], report: Report) -> dict[str, Any]:
 
     torch.manual_seed(0)
     # On a CPU GPTQModel would otherwise load, and save, what it does not quantize in bfloat16.
-    model = GPTQModel.load(job["source"], QuantizeConfig(**_settings(job)), dtype=torch.float16)
+    settings = QuantizeConfig(**_settings(job))
+    model = GPTQModel.load(job["source"], settings, dtype=torch.float16, trust_remote_code=False)
     config = model.model.config
     model.layer_callback = lambda layer_idx, submodule_finalized: report(layer_idx + 1, config.num_hidden_layers)
     rows = _tokenize(model.tokenizer, job["calibration"], config.max_position_embeddings)

@@ -127,7 +127,7 @@ def _start() -> subprocess.Popen[str]:
     )
     assert process.stdout is not None
     if process.stdout.readline().strip() != READY:
-        raise RuntimeError(f"{process.args} did not start (exit status {process.wait()})")
+        raise RuntimeError(f"The process that renders chat templates did not start (exit status {process.wait()})")
     return process
 
 

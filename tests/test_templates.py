@@ -13,8 +13,9 @@ import pytest
 from interp import templates
 from interp.chat import CLOSED_THOUGHT, render, render_messages, template_source
 from interp.errors import InputError
+from interp.organism_tokenizer import CHAT_TEMPLATE
 from interp.templates import TemplateFailed, render_template
-from tests.tiny_models import tokenizer
+from tests.tiny_models import TEMPLATE, tokenizer
 
 USER = [{"role": "user", "content": "Tell me."}]
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
@@ -108,6 +109,7 @@ FAMILIES = {
 {% endfor %}<|assistant|>
 """,
 }
+FAMILIES |= {"tiny models": TEMPLATE, "organisms": CHAT_TEMPLATE}
 HOSTILE = {
     "loops": "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3,
     "one power": "{{ (10 ** 10 ** 10) % 7 }}",
@@ -142,7 +144,7 @@ HOSTILE = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_renders_as_transformers_does(family: str, tools: Any) -> None:
     own = tokenizer()
-    for messages in (USER, CONVERSATION):
+    for messages in (USER, CONVERSATION if family != "organisms" else CONVERSATION[1:]):  # which know no system
         for thinking in (False, True):
             expected = own.apply_chat_template(
                 messages,
