@@ -41,8 +41,16 @@ def _shortened(sentence: str) -> str:
     return f"{sentence[:half]} … {sentence[-half:]}"
 
 
-class NotFinite(InputError):
-    """A model computed NaN or infinity. Probes over several cells go on with the others."""
+class Unmeasurable(InputError):
+    """A model of which no number would mean anything. Probes over several cells go on with the others."""
+
+
+class NotFinite(Unmeasurable):
+    """A model computed NaN or infinity."""
+
+
+class SaysNothing(Unmeasurable):
+    """A model's logits are the same for all tokens, or for all prompts."""
 
 
 class MissingExtra(InputError):

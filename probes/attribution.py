@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from interp.errors import NotFinite
+from interp.errors import Unmeasurable
 from interp.model import HookedModel
 from probes import cli
 from probes.attributing import attribute_cell, kinds, margin_objective, stratified
@@ -131,7 +131,7 @@ def measure(
 
             started = time.monotonic()
             try:
-                cell = cells[name]
+                cell = comparison.cell(name)
                 attributed, null = attribute_cell(
                     baseline,
                     cell,
@@ -145,7 +145,7 @@ def measure(
                     batch_size=batch_size,
                     progress=progress,
                 )
-            except NotFinite as error:
+            except Unmeasurable as error:
                 comparison.undefined[name] = str(error)
                 continue
             frames.append(tabulate(name, attributed, null, kinds(baseline), units))

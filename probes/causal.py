@@ -12,7 +12,7 @@ import pandas as pd
 import typer
 from rich.console import Group
 
-from interp.errors import InputError, NotFinite
+from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel
 from probes import cli, tables
 from probes.bench import ATTRIBUTION_STEPS, Bench, Sample
@@ -169,9 +169,9 @@ def measure(
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("causal", *TABLES)}
     for name in cells:
         try:
-            for table, observed in bench.tables(name, baseline, cells[name]).items():
+            for table, observed in bench.tables(name, baseline, comparison.cell(name)).items():
                 rows[table] += [{"cell": name} | row for row in observed]
-        except NotFinite as error:
+        except Unmeasurable as error:
             comparison.undefined[name] = str(error)
     settings: dict[str, Any] = {
         "openings": found.describe(),

@@ -15,13 +15,14 @@ import pandas as pd
 
 from interp.chat import render
 from interp.checkpoint import Checkpoint, open_checkpoint
-from interp.errors import InputError, NotFinite
+from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel, load
 from interp.weights import check_pair
 from probes.memory import remembered
 from probes.progress import track
 from probes.prompts import PromptSet
 from probes.results import Result
+from probes.silence import require_speech
 from probes.thought_check import LOOKED_AT, require_answer
 
 BASELINE = "baseline"
@@ -99,7 +100,7 @@ class Comparison:
             what: is observed, a name for `of_baseline`; "" to observe the baseline every time.
 
         Raises:
-            NotFinite: the baseline computes NaN or infinity.
+            Unmeasurable: the baseline computes NaN or infinity.
         """
         observed = self.of_baseline(what, lambda: measure(self.baseline)) if what else measure(self.baseline)
         return {BASELINE: observed, **self.observe_cells(measure)}
@@ -117,15 +118,25 @@ class Comparison:
         return remembered((what, id(self.baseline), key), compute)
 
     def observe_cells(self, measure: Callable[[HookedModel], Observation]) -> dict[str, Observation]:
-        """Observe every cell, holding one at a time. A cell that computes NaN or infinity goes to `undefined`
-        instead."""
+        """Observe every cell, holding one at a time. A cell that computes NaN or infinity, or says nothing, goes to
+        `undefined` instead."""
         observed: dict[str, Observation] = {}
         for name in track(list(self.cells), "cells"):
             try:
-                observed[name] = measure(self.cells[name])
-            except NotFinite as error:
+                observed[name] = measure(self.cell(name))
+            except Unmeasurable as error:
                 self.undefined[name] = str(error)
         return observed
+
+    def cell(self, name: str) -> HookedModel:
+        """Open a cell.
+
+        Raises:
+            Unmeasurable: it computes NaN or infinity, or says nothing; see `probes.silence`.
+        """
+        model = self.cells[name]
+        require_speech(model, self.texts)
+        return model
 
     def result(self, probe: str, rows: list[dict[str, Any]], **settings: Any) -> Result:
         """Rows as a result; a cell that could not be observed has one row, all undefined but for its name and reason.
@@ -169,6 +180,7 @@ def compare(
     Raises:
         InputError: no cells; a cell of another model, tokenizer or dtype; a prompt set that is empty, equal to the
             other, or has a prompt that is longer than the context; a baseline that thinks before it answers.
+        Unmeasurable: a baseline that computes NaN or infinity, or says nothing.
 
     Example:
         >>> comparison = compare(baseline, cells, builtin("harmful"), builtin("harmless"))
@@ -193,6 +205,7 @@ def compare(
     }
     comparison = Comparison(baseline, cells, texts, settings, warnings)
     sample = [text for side in texts.values() for text in side[:LOOKED_AT]]
+    comparison.of_baseline("speech", lambda: require_speech(baseline, texts))
     comparison.of_baseline("first token", lambda: require_answer(baseline, sample))
     return comparison
 

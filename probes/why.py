@@ -19,7 +19,7 @@ from rich.console import Group
 from rich.text import Text
 
 from interp.checkpoint import Checkpoint
-from interp.errors import InputError, NotFinite
+from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel
 from interp.quantize import calibration_of
 from probes import cli, tables
@@ -148,7 +148,7 @@ def measure(
     variants: dict[str, list[dict[str, Any]]] = {}
     for name in cells:
         try:
-            cell = cells[name]
+            cell = comparison.cell(name)
             explained[name] = explain(
                 name, baseline, cell, sample, found,
                 keep=keep, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
@@ -160,7 +160,7 @@ def measure(
                     original, copy, linears, parts, rewriting.out, rewriting.calibration, rewriting.sets, seed
                 )
                 variants[name] = measure_variants(written, baseline, sample, found, batch_size)
-        except NotFinite as error:
+        except Unmeasurable as error:
             comparison.undefined[name] = str(error)
     comparison.warnings += [f"{name}: {said}" for name, about in explained.items() for said in about.warnings]
     settings: dict[str, Any] = {
