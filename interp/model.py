@@ -331,6 +331,7 @@ def _fill_and_dispatch(
 def _finite(name: str, value: Tensor) -> Tensor:
     if not torch.isfinite(value).all():
         raise NotFinite(
-            f"{name} holds values that are not finite", do="Load the model with dtype=torch.float32 or bfloat16"
+            f"{name} holds values that are not finite (NaN or infinity)",
+            do="Load the model with dtype=torch.float32 or bfloat16",
         )
     return value

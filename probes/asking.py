@@ -18,7 +18,6 @@ from probes.pair import BASELINE, Models
 from probes.progress import track
 from probes.prompts import PromptSet
 from probes.requests import Request, prompt_sha256, requests
-from probes.silence import require_speech
 
 
 def ask(
@@ -56,7 +55,6 @@ def ask(
 
     Raises:
         InputError: no requests, or one that is empty or longer than the context.
-        Unmeasurable: a model computes NaN or infinity, or says nothing; see `probes.silence`.
     """
     if not prompts.instructions:
         raise InputError(f"The prompt set {prompts.name} is empty", "at least one request")
@@ -66,7 +64,6 @@ def ask(
     rows: list[dict[str, Any]] = []
     for name in track([BASELINE, *cells], "models"):
         model = baseline if name == BASELINE else cells[name]
-        require_speech(model, {task: texts})
         completions = complete(model, texts, max_new_tokens, batch_size)
         rows += [{"cell": name, "task": task, **row} for row in _rows(asked, hashes, completions)]
     table = pd.DataFrame(rows)

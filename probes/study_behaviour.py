@@ -53,6 +53,7 @@ def _direct(bench: Bench) -> tuple[pd.DataFrame, dict[str, Any]]:
     own = bench.of_baseline("refusal")
     if own.empty:
         own = comparison.of_baseline("answers", lambda: _ask(bench, BASELINE), max_new_tokens=limit)
+    comparison.cell(bench.cell)  # an error where it says nothing
     table = pd.concat([own, _ask(bench, bench.cell)], ignore_index=True)
     return table, comparison.settings | {"max_new_tokens": limit, "engine": "hooked", "runner": DIRECT}
 

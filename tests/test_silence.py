@@ -10,7 +10,7 @@ import torch
 
 from interp import HookedModel, load
 from interp.errors import SaysNothing
-from probes import asking, entropy
+from probes import entropy
 from probes.silence import require_speech
 from tests.cells import HARMFUL, HARMLESS
 from tests.tiny_models import CONFIGS
@@ -85,5 +85,3 @@ def test_a_silent_baseline_is_an_error_and_a_silent_cell_undefined(tiny: Callabl
     assert row.isna()["entropy"]
     assert "says nothing" in row.reason
     assert table[table.cell == "cell"].entropy.notna().all()
-    with pytest.raises(SaysNothing):
-        asking.ask(silent, {}, HARMFUL, "refusal", template="none", max_new_tokens=2)
