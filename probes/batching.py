@@ -21,7 +21,7 @@ import anyio.lowlevel
 from probes.generation import Answer
 
 LAST_BATCH = 60.0
-"""Seconds that the end of the process waits for the batch under way."""
+"""Seconds that the end of the process waits for the batch under way, which its engine was told to stop."""
 PAUSE = 0.02
 """Seconds without a new request after which a batch starts although it is not full."""
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from probes.flips import flips
 from probes.names import REPEAT
@@ -23,22 +22,17 @@ LOGIT_PROMPTS = 32
 
 
 def again(baseline: Subject) -> Subject:
-    """The baseline with another batch size and number of threads; a server is asked as before."""
+    """The baseline with another batch size, as fast as before; a server is asked as before."""
     if not isinstance(baseline, LocalSubject):
         return baseline
-    threads = 1 if torch.get_num_threads() > 1 else 2
-    return replace(
-        baseline,
-        batch_size=max(1, baseline.batch_size // 3),
-        settings=replace(baseline.settings, threads=threads),
-    )
+    return replace(baseline, batch_size=max(1, baseline.batch_size // 3))
 
 
 def self_flips(answers: pd.DataFrame, repeat: Subject, run: RunFolder, engine: str) -> dict[str, Any]:
     """Ask the baseline again, in another order, and count what changed; see `probes.flips.flips`."""
     conditions: dict[str, Any] = {"order": "shuffled"}
     if isinstance(repeat, LocalSubject):
-        conditions |= {"batch_size": repeat.batch_size, "threads": repeat.settings.threads}
+        conditions |= {"batch_size": repeat.batch_size}
     name = "-".join([REPEAT, *(f"{value}" for key, value in conditions.items() if key != "order")])
     second = run.answers(name, repeat, engine, shuffle=1)
     return flips(answers, second) | {"conditions": conditions}
@@ -72,7 +66,7 @@ def notes(settings: Mapping[str, Any]) -> list[str]:
     found_notes = []
     if found := settings.get("determinism"):
         found_notes.append(
-            f"the baseline again (another order, batch size, threads): {found['n_flips']} of {found['n']} flip, "
+            f"the baseline again (another order, another batch size): {found['n_flips']} of {found['n']} flip, "
             f"{found['n_responses_changed']} texts change"
         )
     if found := settings.get("engine_control"):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from threading import Event
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -31,13 +32,23 @@ class EngineName(StrEnum):
 
 @runtime_checkable
 class Engine(Protocol):
-    """A model that answers prompts given as token ids."""
+    """A model that answers prompts given as token ids.
+
+    Another thread may `stop` it, for good: what it computes ends in `Stopped`, soon.
+    """
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         """Greedy answers, in the order of the prompts."""
 
     def last_logits(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
         """Logits of the first generated token of each prompt, float32."""
+
+    def stop(self) -> None:
+        """Nobody waits for its answers any more."""
+
+
+class Stopped(Exception):
+    """An engine was told to stop."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,9 @@ class HookedEngine:
         dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
         self.threads = settings.threads
         self.model = load(settings.path, like=settings.like, dtype=dtype, device=settings.device)
+        self._stopped = Event()
+        for block in self.model.hf.get_submodule(self.model.architecture.blocks):
+            block.register_forward_pre_hook(self._check)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         """As one left-padded batch."""
@@ -105,6 +119,14 @@ class HookedEngine:
         from probes.generation import last_logits
 
         return last_logits(self.model, prompts)
+
+    def stop(self) -> None:
+        """Before the next block of the forward pass under way."""
+        self._stopped.set()
+
+    def _check(self, *_: object) -> None:
+        if self._stopped.is_set():
+            raise Stopped
 
 
 @contextmanager

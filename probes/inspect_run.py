@@ -6,9 +6,12 @@ takes it from there. Inspect opens no server, writes nothing outside the folder 
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import os
+import sqlite3
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +19,19 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.errors import InputError
+from interp.files import trouble_with_disk
 from probes.labels import classify
+from probes.redaction import redact
 from probes.thinking import split_thinking
+from probes.transport import UNSCORED
 
 if TYPE_CHECKING:
     from inspect_ai import Task
     from inspect_ai.log import EvalLog, EvalSample
     from inspect_ai.model import Model
 
-AGAIN = "What was finished is kept: run the same command to go on"
+_DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError)
+"""What Inspect raises for a log that is being written, or that a kill has cut off."""
 
 
 def run_cell(
@@ -34,7 +41,6 @@ def run_cell(
     *,
     max_new_tokens: int,
     max_connections: int,
-    retries: int = 5,
     shuffle: int | None = None,
     finished: Callable[[], object] = lambda: None,
 ) -> list[EvalLog]:
@@ -46,7 +52,6 @@ def run_cell(
         folder: of this cell: logs/ and buffer/ go into it.
         max_new_tokens: where an answer is cut.
         max_connections: requests at once.
-        retries: of a request that a server did not answer, with growing pauses.
         shuffle: a seed that changes the order of the samples.
         finished: called after every sample.
 
@@ -74,7 +79,7 @@ def run_cell(
                 temperature=0.0,
                 seed=0,
                 sample_shuffle=shuffle,
-                max_retries=retries,
+                max_retries=0,  # `probes.transport` asks again
                 retry_attempts=0,
                 retry_immediate=False,
                 fail_on_error=True,
@@ -84,27 +89,70 @@ def run_cell(
                 log_images=False,
                 score_display=False,
             )
-        except OSError as error:
-            raise InputError(f"The run in {folder} stopped: {error}", do=AGAIN) from error
+        except (OSError, sqlite3.Error, zipfile.BadZipFile) as error:
+            said = trouble_with_disk(error, folder) or error
+            raise InputError(f"The run in {folder} stopped: {said}", do=_again(folder)) from error
     if len(logs) < len(tasks):  # what Inspect returns after Ctrl-C
         raise KeyboardInterrupt
     by_task = {log.eval.task.rpartition("/")[2]: log for log in logs}
     for name, log in by_task.items():
         if log.status != "success":
-            reason = log.error.message if log.error else log.status
-            raise InputError(f"The task {name} on {model.name} stopped: {reason}", do=AGAIN)
+            reason = _in_words(log.error.message) if log.error else log.status
+            raise InputError(redact(f"The task {name} on {model.name} stopped: {reason}"), do=_again(folder))
     return [by_task[task.name.rpartition("/")[2]] for task in tasks]
+
+
+def keeps_answers(cells: Path) -> bool:
+    """Whether a folder of cells has a finished answer, in a log or in the buffer that a killed process left."""
+    return any(_finished(log) for log in cells.glob("*/logs/*.eval"))
+
+
+def _finished(log: Path) -> bool:
+    from inspect_ai.log import read_eval_log_sample_summaries
+    from inspect_ai.log._recover import read_buffer_recovery_data
+
+    with _buffer_of(log.parents[1]):
+        try:
+            buffered = read_buffer_recovery_data(str(log))
+            summaries = [*read_eval_log_sample_summaries(str(log)), *(buffered.completed if buffered else [])]
+        except _DAMAGED:
+            return False
+    return any(summary.completed and not summary.error for summary in summaries)
+
+
+def _in_words(message: str) -> str:
+    """What an exception says, of which Inspect's logs hold the `repr`."""
+    kind, _, rest = message.partition("(")
+    if kind not in ("InputError", "NotFinite", "MissingExtra", "OSError"):
+        return message
+    try:
+        arguments = ast.literal_eval(f"({rest.removesuffix(')')},)")
+    except (SyntaxError, ValueError):
+        return message
+    return str(arguments[-1]).rstrip(".")
+
+
+def _again(folder: Path) -> str:
+    if keeps_answers(folder.parent):
+        return "What was finished is kept: run the same command to go on"
+    return "Nothing was finished: run the same command when that is mended"
 
 
 @contextlib.contextmanager
 def _quiet(folder: Path) -> Iterator[None]:
     """Inspect's data directory inside the folder, and what it prints in a file there."""
     folder.mkdir(parents=True, exist_ok=True)
+    with _buffer_of(folder), (folder / "inspect.txt").open("a") as printed, contextlib.redirect_stdout(printed):
+        yield
+
+
+@contextlib.contextmanager
+def _buffer_of(folder: Path) -> Iterator[None]:
+    """Inspect's data directory inside the folder."""
     before = os.environ.get("XDG_DATA_HOME")
     os.environ["XDG_DATA_HOME"] = str((folder / "buffer").absolute())
     try:
-        with (folder / "inspect.txt").open("a") as printed, contextlib.redirect_stdout(printed):
-            yield
+        yield
     finally:
         if before is None:
             del os.environ["XDG_DATA_HOME"]
@@ -117,7 +165,8 @@ def outcomes(cell: str, engine: str, log: EvalLog) -> pd.DataFrame:
 
     Columns: cell, engine, task, sample_id, epoch, category, prompt, prompt_sha256 (of the token ids), n_prompt_tokens,
     response, thinking, n_tokens (generated, the end token not counted), stop_reason, label (of the response, by
-    `probes.labels.classify`), score (what the task says of it: 1 for a refusal, or for a correct answer), error.
+    `probes.labels.classify`), score (what the task says of it: 1 for a refusal, or for a correct answer), error (why
+    there is no answer of the model; then response and score are missing and the label is unscored).
 
     Only a server knows its token ids: there prompt_sha256 is of the request's text and its number of tokens.
     """
@@ -139,7 +188,8 @@ def _row(sample: EvalSample, engine: str) -> dict[str, Any]:
     thoughts = (
         [part.reasoning for part in content if isinstance(part, ContentReasoning)] if isinstance(content, list) else []
     )
-    response = None if sample.error else output.completion
+    error = sample.error.message if sample.error else str(recorded.get(UNSCORED, ""))
+    response = None if error else output.completion
     if response is not None and not thoughts:  # a server that does not tell them apart
         thought, response = split_thinking("", response)
         thoughts = [thought]
@@ -159,8 +209,8 @@ def _row(sample: EvalSample, engine: str) -> dict[str, Any]:
         "n_tokens": recorded.get("n_tokens", usage.output_tokens if usage else None),
         "stop_reason": output.stop_reason,
         "label": str(classify(response)),
-        "score": _score(sample),
-        "error": sample.error.message if sample.error else "",
+        "score": None if error else _score(sample),
+        "error": error,
     }
 
 

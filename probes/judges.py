@@ -269,7 +269,8 @@ def main(
     with VerdictStore(cache or out / "verdicts.sqlite") as store:
         question: JudgeTemplate = read_template(template)
         judges = [Judge(name, question, store, patience) for name in judge]
-        result = measure(outcomes, judges, baseline, sample=sample, seed=seed)
+        with cli.resumable(lambda: len(store) > 0):
+            result = measure(outcomes, judges, baseline, sample=sample, seed=seed)
     result.settings = {**result.settings, "outcomes_sha256": sha256(table)}
     result.write(out)
     if as_json:

@@ -12,11 +12,14 @@ from urllib.parse import urlsplit, urlunsplit
 import anyio
 
 from interp.errors import InputError
+from probes import transport
 from probes.event_loop import outside_notebook, without_loop
 from probes.judge_prompts import JudgeTemplate, parse_verdict, sha256_of
 from probes.labels import Label
-from probes.redaction import redact
+from probes.redaction import redact, without_known_keys
+from probes.server_replies import one_line
 from probes.thinking import split_thinking
+from probes.transport import UNSCORED, GaveUp, guard, patiently
 from probes.verdicts import Verdict, VerdictKey, VerdictStore
 
 if TYPE_CHECKING:
@@ -24,20 +27,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Patience:
+class Patience(transport.Patience):
     """How a judge is asked.
 
     Attributes:
-        retries: after a failure, before giving up.
-        backoff: seconds before the first retry, doubled for each further one.
         timeout: seconds for one answer.
         connections: questions at once.
         max_tokens: of the judge's answer.
     """
 
-    retries: int = 5
-    backoff: float = 1.0
-    timeout: int = 120
+    timeout: int | float = 120
     connections: int = 8
     max_tokens: int = 512
 
@@ -65,10 +64,6 @@ class Judgement:
     notes: list[str]
 
 
-class _GaveUpError(Exception):
-    """A judge kept failing."""
-
-
 class Judge:
     """A judge that remembers.
 
@@ -89,6 +84,7 @@ class Judge:
         self.template = template
         self.store = store
         self.patience = patience or Patience()
+        guard(self.model, self.patience.timeout)
         self.name = judge_name(self.model)
         self.identity = judge_identity(self.model)
 
@@ -107,7 +103,7 @@ class Judge:
     async def _judge(self, items: Sequence[Item], done: Callable[[], object]) -> list[Judgement]:
         counts = Counter(items)  # the same response twice is asked about once
         judgements: dict[Item, Judgement] = {}
-        failures: list[_GaveUpError] = []
+        failures: list[GaveUp] = []
         limiter = anyio.CapacityLimiter(self.patience.connections)
 
         async def one(item: Item) -> None:
@@ -116,7 +112,7 @@ class Judge:
                     return
                 try:
                     judgements[item] = await self._judge_one(item)
-                except _GaveUpError as stopped:
+                except GaveUp as stopped:
                     failures.append(stopped)
             for _ in range(counts[item]):
                 done()
@@ -139,33 +135,24 @@ class Judge:
         key = VerdictKey(self.identity, self.template.sha256, sha256_of(item.request), sha256_of(item.response))
         verdict = self.store.get(key)
         if verdict is None:
-            text = redact(await self._ask(question.text)).encode("utf-8", "replace").decode()
+            text = (await self._ask(question.text)).encode("utf-8", "replace").decode()
             verdict = Verdict(_label(text), text)
             self.store.put(key, verdict)
         return Judgement(_label(verdict.text), verdict.text, question.notes)
 
     async def _ask(self, question: str) -> str:
-        """The judge's answer. Whatever goes wrong is tried again: servers fail in every way."""
-        for attempt in range(self.patience.retries + 1):
-            try:
-                return await self._generate(question)
-            except Exception as error:
-                cause = _cause(error)
-                failure = redact(_one_line(cause))
-                if attempt == self.patience.retries or _is_final(cause):
-                    raise _GaveUpError(f"{failure} (asked {attempt + 1} times)") from None
-                await anyio.sleep(self.patience.backoff * 2**attempt)
-        raise AssertionError("unreachable")
+        # Inspect's providers, and the packages under them, raise whatever a server's reply makes them stumble over.
+        return await patiently(lambda: self._generate(question), self.patience, failures=(Exception,))
 
     async def _generate(self, question: str) -> str:
+        """The judge's answer; where its server did not let it answer, the reason, which holds no verdict."""
         from inspect_ai.model import GenerateConfig
 
         config = GenerateConfig(temperature=0, max_tokens=self.patience.max_tokens, max_retries=0)
-        with anyio.fail_after(self.patience.timeout):
-            output = await self.model.generate(question, config=config)
+        output = await self.model.generate(question, config=config)
         if output.error:
             raise RuntimeError(output.error)
-        return output.completion
+        return without_known_keys(str((output.metadata or {}).get(UNSCORED) or output.completion))
 
 
 def _label(text: str) -> Label:
@@ -191,14 +178,14 @@ def open_model(name: str) -> Model:
     except PrerequisiteError as error:
         found = re.sub(r"\[/?[a-z ]+\]", "", str(error.message)).replace("ERROR: ", "")
         raise InputError(
-            f"The judge {name} cannot be used: {_joined(found)}",
+            redact(f"The judge {name} cannot be used: {one_line(found)}"),
             do="Set the variable (to anything for a server that asks for no key), or install the package",
         ) from None
     except InputError:
         raise
     except (ValueError, ImportError) as error:
         raise InputError(
-            f"There is no judge {name!r}: {redact(_one_line(error))}",
+            redact(f"There is no judge {name!r}: {one_line(str(error))}"),
             "a model of Inspect, such as openai-api/SERVICE/MODEL (with SERVICE_BASE_URL and SERVICE_API_KEY in the "
             "environment) or quantscope/CHECKPOINT",
         ) from None
@@ -220,25 +207,3 @@ def judge_identity(model: Any) -> str:
     """
     api = model.api
     return api.identity() if hasattr(api, "identity") else judge_name(model)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What Inspect's own retrying hides."""
-    from tenacity import RetryError
-
-    hidden = error.last_attempt.exception() if isinstance(error, RetryError) else None
-    return hidden or error
-
-
-def _is_final(error: BaseException) -> bool:
-    """Whether trying again is useless: the request itself is refused (HTTP 400–404), or our own input is bad."""
-    return isinstance(error, InputError) or getattr(error, "status_code", None) in (400, 401, 402, 403, 404)
-
-
-def _one_line(error: BaseException) -> str:
-    text = _joined(str(error))
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-def _joined(text: str) -> str:
-    return " ".join(text.split())

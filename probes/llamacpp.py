@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError, MissingExtra
+from probes.engines import Stopped
 from probes.generation import Answer
 
 
@@ -29,6 +31,7 @@ class LlamaCppEngine:
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self.path = path
+        self._stopped = Event()
         self._llama = _open(path, n_ctx=0, n_threads=threads, n_threads_batch=threads)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
@@ -43,6 +46,10 @@ class LlamaCppEngine:
             rows.append(torch.from_numpy(self._logits().copy()))
         return torch.stack(rows)
 
+    def stop(self) -> None:
+        """Before the next token."""
+        self._stopped.set()
+
     def _answer(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
         import llama_cpp
 
@@ -56,7 +63,7 @@ class LlamaCppEngine:
             tokens.append(token)
             if len(tokens) == max_new_tokens:
                 return Answer(tokens, False)
-            self._llama.eval([token])
+            self._eval([token])
 
     def _read(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         room = self._llama.n_ctx()
@@ -67,7 +74,14 @@ class LlamaCppEngine:
                 do="Shorten the prompt or the answer; nothing is truncated",
             )
         self._llama.reset()
-        self._llama.eval(list(prompt))
+        self._eval(prompt)
+
+    def _eval(self, tokens: Sequence[int]) -> None:
+        """A batch of llama.cpp's at a time, which cannot be interrupted."""
+        for start in range(0, len(tokens), self._llama.n_batch):
+            if self._stopped.is_set():
+                raise Stopped
+            self._llama.eval(list(tokens[start : start + self._llama.n_batch]))
 
     def _logits(self) -> Float[np.ndarray, " vocab"]:
         import llama_cpp

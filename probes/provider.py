@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from inspect_ai.model import (
@@ -32,7 +32,7 @@ from interp.chat import encode, render_messages, template_source
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from probes.batching import Batcher
-from probes.engines import Engine, EngineName, EngineSettings
+from probes.engines import Engine, EngineName, EngineSettings, Stopped
 from probes.generation import Answer
 from probes.requests import prompt_sha256
 from probes.thinking import decode_answer, split_thinking
@@ -89,6 +89,7 @@ class CheckpointAPI(HuggingFaceAPI):
         self.use_chat_template = self.chat_template is not None
         self._engine: Engine | None = None
         self._loading = Lock()
+        self._closed = Event()
         self._batcher = Batcher(self._answers, batch_size)
 
     @property
@@ -96,7 +97,10 @@ class CheckpointAPI(HuggingFaceAPI):
         """The loaded model."""
         with self._loading:
             if self._engine is None:
-                self._engine = self.settings.open()
+                engine = self.settings.open()
+                if self._closed.is_set():  # meanwhile, by another thread
+                    raise Stopped
+                self._engine = engine
             return self._engine
 
     def identity(self) -> str:
@@ -189,8 +193,11 @@ class CheckpointAPI(HuggingFaceAPI):
         return MAX_NEW_TOKENS
 
     def close(self) -> None:
-        """Free the model."""
+        """Stop what is computed and free the model."""
+        self._closed.set()
         self._batcher.close()
+        if self._engine is not None:
+            self._engine.stop()
         self._engine = None
 
 

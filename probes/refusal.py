@@ -35,6 +35,7 @@ from probes.results import Result
 from probes.run_folder import RunFolder
 from probes.subjects import LocalSubject, ServerSubject, Subject
 from probes.tables import interval_columns
+from probes.transport import Patience
 
 TASKS = ("refusal", "over_refusal", "jailbreak", "truthfulness", "bias")
 DEFAULT_TASKS = ("refusal", "over_refusal")
@@ -78,8 +79,8 @@ def measure(
         warnings: to record.
 
     Raises:
-        InputError: a prompt that a model cannot read; cells that cannot be compared; the folder holds another run; a
-            run that stopped (it can be taken up again).
+        InputError: a prompt that a model cannot read; cells that cannot be compared; the folder holds another run, or
+            another process writes it; a run that stopped (it can be taken up again).
 
     Example:
         >>> run = RunFolder(Path("runs/model"), build_tasks(["refusal"]), 128, connections=128)
@@ -92,19 +93,31 @@ def measure(
     readings = _readings(subjects, run, across_engines=control is not None)
     engines = {name: reading.engine for name, reading in readings.items()}
     described = run.describe() | {"cells": {name: subject.describe() for name, subject in subjects.items()}}
-    run.claim(described)
-    answers = {name: run.answers(name, subject, engines[name]) for name, subject in subjects.items()}
-    if repeat is not None:
-        described["determinism"] = self_flips(answers[BASELINE], repeat, run, engines[BASELINE])
+    with run.lock():
+        run.claim(described)
+        answers = {name: run.answers(name, subject, engines[name]) for name, subject in subjects.items()}
+        if repeat is not None:
+            described["determinism"] = self_flips(answers[BASELINE], repeat, run, engines[BASELINE])
     if control is not None:
         described["engine_control"] = engine_drift(answers, baseline, control, readings[BASELINE].prompts)
     described["not_english"], unread = unread_by((name, table["response"]) for name, table in answers.items())
-    said = [*warnings, *dict.fromkeys(w for reading in readings.values() for w in reading.warnings), *unread]
+    read = dict.fromkeys(warning for reading in readings.values() for warning in reading.warnings)
     table = pd.concat(answers.values(), ignore_index=True)
     table = marked(table, across_engines(table, BASELINE))
     compared = table[table["cell"] != CONTROL]
-    said += sentences(compared, compared["cell"])
+    said = [*warnings, *read, *unread, *_withheld(table), *sentences(compared, compared["cell"])]
     return Result("refusal", table, described, said)
+
+
+def _withheld(table: pd.DataFrame) -> list[str]:
+    """How many answers of each cell are none of the model's, and the most frequent reason."""
+    lacking = table[table["error"] != ""]
+    asked = table.groupby(["cell", "task"]).size()
+    return [
+        f"{cell}, {task}: {len(part)} of {asked[cell, task]} answers are not the model's and have no label, "
+        f"{'most often' if part['error'].nunique() > 1 else 'all'} because {part['error'].mode().iloc[0]}"
+        for (cell, task), part in lacking.groupby(["cell", "task"], sort=False)
+    ]
 
 
 def _readings(subjects: Mapping[str, Subject], run: RunFolder, across_engines: bool) -> dict[str, Reading]:
@@ -237,7 +250,12 @@ def main(
         typer.Option(metavar="PATH", help="Take tokenizer and config from here.", show_default="the baseline"),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Where an answer is cut.")] = MAX_NEW_TOKENS,
-    retries: Annotated[int, typer.Option(min=0, metavar="N", help="Of a request that a server does not answer.")] = 5,
+    retries: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of a request that a server does not answer.")
+    ] = Patience.retries,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="For one answer of a server, its queue included.")
+    ] = Patience.timeout,
     determinism: Annotated[bool, typer.Option(help="Ask the baseline twice.")] = True,
 ) -> None:
     """Answers of every cell to harmful, harmless and wrapped requests, labelled.
@@ -253,14 +271,17 @@ def main(
     )
     batch_size = options.batch_size or BATCH_SIZE
     base = subject_of(options.baseline, options.baseline, baseline_engine or engine, options, like)
-    result = measure(
-        base,
-        {name: subject_of(path, options.baseline, engine, options, like) for name, path in paths.items()},
-        RunFolder(options.out, tasks, max_tokens, connections=4 * batch_size, retries=retries),
-        control=None if control is None else subject_of(control, options.baseline, engine, options, like),
-        repeat=again(base) if determinism else None,
-        warnings=_check_pairs(options.baseline, paths, options.force),
-    )
+    patience = Patience(retries, timeout=timeout)
+    run = RunFolder(options.out, tasks, max_tokens, connections=4 * batch_size, patience=patience)
+    with cli.resumable(run.keeps_answers):
+        result = measure(
+            base,
+            {name: subject_of(path, options.baseline, engine, options, like) for name, path in paths.items()},
+            run,
+            control=None if control is None else subject_of(control, options.baseline, engine, options, like),
+            repeat=again(base) if determinism else None,
+            warnings=_check_pairs(options.baseline, paths, options.force),
+        )
     files = result.write(options.out)
     if options.as_json:
         typer.echo(result.to_json())

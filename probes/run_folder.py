@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ import pandas as pd
 
 from interp.documents import read_json_object
 from interp.errors import InputError
-from interp.files import atomic_file
+from interp.files import atomic_file, locked
 from probes.event_loop import outside_notebook, without_loop
 from probes.progress import counter
+from probes.transport import Patience
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -33,14 +35,14 @@ class RunFolder:
         tasks: by name.
         max_new_tokens: where an answer is cut.
         connections: requests at once.
-        retries: of a request that a server did not answer.
+        patience: with a server that does not answer.
     """
 
     path: Path
     tasks: Mapping[str, Task]
     max_new_tokens: int
     connections: int
-    retries: int = 5
+    patience: Patience = field(default_factory=Patience)
 
     def texts(self) -> list[str]:
         """Every request of every task."""
@@ -60,20 +62,29 @@ class RunFolder:
         """
         described = _as_json(described)
         file = self.path / "run.json"
-        try:
-            before = read_json_object(file, "what a run wrote") if file.exists() else {}
-            differing = _differing(before, described) if before else []
-            if not differing and (merged := _merged(before, described)) != before:
-                with atomic_file(file) as temporary:
-                    temporary.write_text(json.dumps(merged, indent=2))
-        except OSError as error:
-            raise InputError(f"{file} cannot be used ({error})", "a folder of this run", "Give another one") from error
+        before = read_json_object(file, "the description of a run, as this command wrote it") if file.exists() else {}
+        if not isinstance(before.get("cells", {}), dict):
+            raise InputError(f"The cells in {file} are no JSON object", "a folder of this run", "Give another one")
+        differing = _differing(before, described) if before else []
+        if not differing and (merged := _merged(before, described)) != before:
+            with atomic_file(file) as temporary:
+                temporary.write_text(json.dumps(merged, indent=2))
         if differing:
             raise InputError(
                 f"{self.path} holds a run with other settings ({', '.join(differing)} differ, see {file})",
                 "the same command, which goes on, or a new folder",
                 "Give another one with --out",
             )
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process; see `interp.files.locked`."""
+        return locked(self.path, "give another folder with --out")
+
+    def keeps_answers(self) -> bool:
+        """Whether some answer of some cell is kept, so that the same command goes on after it."""
+        from probes.inspect_run import keeps_answers
+
+        return keeps_answers(self.path / "cells")
 
     def answers(self, name: str, subject: Subject, engine: str, shuffle: int | None = None) -> pd.DataFrame:
         """The outcomes of one subject on all tasks; those that are already there are not asked for again.
@@ -90,7 +101,7 @@ class RunFolder:
         from probes.inspect_run import outcomes, run_cell
 
         with outside_notebook():
-            model = subject.model()
+            model = subject.model(self.patience)
         try:
             with counter(sum(len(task.dataset) for task in self.tasks.values()), name) as advance:
                 logs = without_loop(
@@ -100,7 +111,6 @@ class RunFolder:
                         self.path / "cells" / name,
                         max_new_tokens=self.max_new_tokens,
                         max_connections=self.connections,
-                        retries=self.retries,
                         shuffle=shuffle,
                         finished=advance,
                     )

@@ -211,7 +211,9 @@ def run(file: File, out: Out = None) -> None:
     a bound holds, 5 some cells failed.
     """
     study = read_study(file)
-    found = run_study(study, _out(study, file, out))
+    path = _out(study, file, out)
+    with cli.resumable(lambda: any(path.glob("*/parts/*/*.key.json"))):
+        found = run_study(study, path)
     show(found)
     raise typer.Exit(exit_code(found))
 

@@ -7,10 +7,9 @@ the hash of everything that determines them. A part whose hash is not today's is
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -23,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from interp.cells import content_hash, content_key
 from interp.documents import checked, read_json_object
 from interp.errors import InputError
-from interp.files import atomic_file
+from interp.files import atomic_file, locked
 from probes.names import NAME
 from probes.pair import BASELINE
 from probes.redaction import redact
@@ -33,7 +32,7 @@ from probes.study_file import Model, Study, sha256_of
 from probes.study_steps import BY_NAME, Asked, Step, chosen_steps, options_of
 
 SCHEMA_VERSION = 1
-STATE, COPY, LOCK = "study.json", "study.toml", ".lock"
+STATE, COPY = "study.json", "study.toml"
 JUDGES = "judges"
 _DECIDING = ("quantscope", "torch", "transformers")
 """Packages whose other versions make every part stale."""
@@ -205,30 +204,9 @@ class RunFolder:
             with atomic_file(self.path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; the system lets go of it however the process ends.
-
-        Raises:
-            InputError: another process holds it, or it cannot be written.
-        """
-        from filelock import FileLock, Timeout
-
-        owner = self.path / f"{LOCK}.pid"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / LOCK, timeout=0)
-            with lock:
-                owner.write_text(str(os.getpid()))
-                yield
-                owner.unlink(missing_ok=True)
-        except Timeout as error:
-            pid = owner.read_text() if owner.is_file() else "unknown"
-            raise InputError(
-                f"The run folder {self.path} is in use by the process {pid}",
-                "a folder that no other study is writing",
-                "Wait for it, or give another folder with --out",
-            ) from error
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process; see `interp.files.locked`."""
+        return locked(self.path, "give another folder with --out")
 
 
 def read_marker(file: Path) -> _Marker:

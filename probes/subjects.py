@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 from interp.chat import encode, render
 from interp.checkpoint import open_checkpoint
+from interp.documents import parse_json
 from interp.errors import InputError
 from probes.engines import EngineName, EngineSettings
 from probes.parity import Reading, check_llama_cpp
-from probes.redaction import redact, redacting
+from probes.transport import Patience, ServerFailure, fetch, persist, read_models
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model
@@ -37,8 +38,8 @@ class Subject(Protocol):
     def read(self, texts: Sequence[str]) -> Reading:
         """How it reads the requests."""
 
-    def model(self) -> Model:
-        """Inspect's view of it."""
+    def model(self, patience: Patience) -> Model:
+        """Inspect's view of it; patience is with a server that fails."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class LocalSubject:
         context = getattr(around.config, "max_position_embeddings", None)
         return Reading(str(self.settings.engine), rendered.texts, prompts, context, rendered.warnings)
 
-    def model(self) -> Model:
-        """The provider `quantscope/PATH`; weights are loaded by the first request."""
+    def model(self, patience: Patience) -> Model:
+        """The provider `quantscope/PATH`; weights are loaded by the first request, and nothing is asked again."""
         from inspect_ai.model import get_model
 
         settings = asdict(self.settings)
@@ -113,7 +114,7 @@ class ServerSubject:
             InputError: nothing answers there, it wants a key or the address holds one, or it has no such model.
         """
         url, _, name = address.partition("#")
-        _check_without_key(url)
+        _check_address(url)
         models = _models(url)
         if not models or (name and name not in models):
             raise InputError(
@@ -138,70 +139,70 @@ class ServerSubject:
         ]
         return Reading(f"server ({self.software})", list(texts), None, None, warnings)
 
-    def model(self) -> Model:
-        """Inspect's own provider for such servers."""
+    def model(self, patience: Patience) -> Model:
+        """Inspect's own provider for such servers, asked by `probes.transport`."""
         from inspect_ai.model import get_model
 
-        model = get_model(
-            f"openai-api/quantscope/{self.name}", base_url=self.url, api_key=_key(), memoize=False, max_retries=0
-        )
-        api: Any = model.api
-        api._generate_completion = redacting(api._generate_completion)  # before Inspect logs what the server says
-        return model
+        name = f"openai-api/quantscope/{self.name}"
+        return persist(get_model(name, base_url=self.url, api_key=_key(), memoize=False), patience)
 
 
 def _key() -> str:
     return os.environ.get(KEY_VARIABLE) or "none"
 
 
-def _check_without_key(url: str) -> None:
-    """An address is kept in logs and tables, which a key must never be."""
-    parts = urlsplit(url)
+def _check_address(url: str) -> None:
+    """An address is kept in logs and tables, which a key must never be.
+
+    Raises:
+        InputError: it holds a password or a query, or is no address.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise InputError(f"The address of a server cannot be read ({error})", "http://HOST:PORT/v1") from None
     if "@" in parts.netloc or parts.query:
         raise InputError(
-            f"The address of the server {parts.hostname} holds a password or a query",
+            f"The address of the server {host} holds a password or a query",
             "an address like http://HOST:PORT/v1",
             f"Put the key into the environment variable {KEY_VARIABLE}",
         )
+    if not host:
+        raise InputError(f"The address {url} names no server", "an address like http://HOST:PORT/v1")
 
 
 def _models(url: str) -> dict[str, dict[str, Any]]:
     """The server's models: who it says owns each, and what of the rest stays the same when it restarts."""
-    import openai
-
-    client = openai.OpenAI(base_url=url, api_key=_key(), max_retries=1, timeout=10)
     try:
-        return {
-            model.id: {"owned_by": model.owned_by}
-            | {name: value for name in DECLARED if (value := getattr(model, name, None)) is not None}
-            for model in client.models.list()
-        }
-    except openai.AuthenticationError as error:
+        models = read_models(fetch(f"{url.rstrip('/')}/models", _key()))
+    except ServerFailure as failure:
+        if failure.status in (401, 403):
+            raise InputError(
+                f"The server at {url} does not accept the key ({failure})",
+                do=f"Set the environment variable {KEY_VARIABLE}",
+            ) from None
         raise InputError(
-            f"The server at {url} does not accept the key", do=f"Set the environment variable {KEY_VARIABLE}"
-        ) from error
-    except (openai.APIError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"No OpenAI-compatible server answers at {url} ({redact(str(error))})",
+            f"No OpenAI-compatible server answers at {url} ({failure})",
             "a server that lists its models at URL/models",
             "Start it, or correct the address, and run the same command to go on",
-        ) from error
+        ) from None
+    return {
+        name: {"owned_by": str(said.get("owned_by") or "unknown")}
+        | {field: said[field] for field in DECLARED if said.get(field) is not None}
+        for name, said in models.items()
+    }
 
 
 def _props(url: str) -> dict[str, Any]:
     """What llama.cpp's own server says of its model; other servers have no such page."""
-    import httpx
-
     try:
-        answer = httpx.get(
-            f"{url.rstrip('/').removesuffix('/v1')}/props", headers={"Authorization": f"Bearer {_key()}"}, timeout=10
-        )
-        said = answer.json() if answer.is_success else None
-    except (httpx.HTTPError, ValueError):
+        said = parse_json(fetch(f"{url.rstrip('/').removesuffix('/v1')}/props", _key()), "props")
+    except (ServerFailure, InputError):
         return {}
     if not isinstance(said, dict):
         return {}
     found = {name: said[name] for name in ("model_path", "build_info") if isinstance(said.get(name), str)}
     if isinstance(template := said.get("chat_template"), str):
-        found["chat_template_sha256"] = hashlib.sha256(template.encode()).hexdigest()
+        found["chat_template_sha256"] = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
     return found

@@ -59,7 +59,7 @@ def jailbreak(prompts: str = HARMFUL, limit: int | None = None) -> Task:
 
 def _labelled(name: str, asked: Sequence[Request]) -> Task:
     samples = [Sample(id=r.id, input=r.text, metadata={"category": r.category}) for r in asked]
-    return Task(dataset=MemoryDataset(samples, name=name), solver=generate(), scorer=refused())
+    return Task(dataset=MemoryDataset(samples, name=name), solver=generate(tool_calls="none"), scorer=refused())
 
 
 @scorer(metrics=[mean(), stderr()])

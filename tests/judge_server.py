@@ -24,9 +24,9 @@ def say(text: str) -> Behaviour:
     return respond
 
 
-def status(code: int, body: str = "{}") -> Behaviour:
+def status(code: int, body: str | bytes = "{}", **headers: str) -> Behaviour:
     """Answer with an HTTP error, or with a body of one's own."""
-    return lambda handler, request: send(handler, code, body)
+    return lambda handler, request: send(handler, code, body, headers)
 
 
 def repeat_the_key(code: int) -> Behaviour:
@@ -40,12 +40,23 @@ def sleep(seconds: float) -> Behaviour:
     return lambda handler, request: time.sleep(seconds)
 
 
-def send(handler: BaseHTTPRequestHandler, code: int, body: str) -> None:
-    handler.send_response(code)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(len(body.encode())))
+def drip(handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
+    """Send a byte now and then, for ever."""
+    handler.send_response(200)
     handler.end_headers()
-    handler.wfile.write(body.encode())
+    while True:
+        handler.wfile.write(b" ")
+        time.sleep(0.1)
+
+
+def send(handler: BaseHTTPRequestHandler, code: int, body: str | bytes, headers: dict[str, str] | None = None) -> None:
+    content = body.encode() if isinstance(body, str) else body
+    given = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+    handler.send_response(code)
+    for name, value in (given | {name.replace("_", "-"): value for name, value in (headers or {}).items()}).items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(content)
 
 
 class Server:

@@ -145,7 +145,7 @@ def test_a_full_disk_stops_the_run_resumably(baseline: Path, tmp_path: Path, mon
     subject = local(baseline)
     with monkeypatch.context() as patch:
         patch.setattr("probes.engines.HookedEngine.generate", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
-        with pytest.raises(InputError, match=r"(?s)refusal on .* stopped: .*No space left.*What was finished is kept"):
+        with pytest.raises(InputError, match=r"(?s)refusal on .* stopped: No space left. Nothing was finished"):
             measure(subject, {"same": subject}, run_in(tmp_path))
     assert len(measure(subject, {"same": subject}, run_in(tmp_path)).table) == 10
 

@@ -28,6 +28,7 @@ from probes import refusal
 from probes.refusal import build_tasks, measure
 from probes.run_folder import RunFolder
 from probes.subjects import KEY_VARIABLE, ServerSubject
+from probes.transport import Patience
 from tests.writer_models import write_checkpoint
 
 KEY = "sk-do-not-print-me"
@@ -39,8 +40,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_in(path: Path, limit: int = 6, retries: int = 0, connections: int = 2) -> RunFolder:
-    return RunFolder(path, build_tasks(["refusal"], limit=limit), 8, connections, retries)
+def run_in(path: Path, limit: int = 6, retries: int = 0, connections: int = 2, timeout: int | float = 60) -> RunFolder:
+    patience = Patience(retries, backoff=0.01, timeout=timeout)
+    return RunFolder(path, build_tasks(["refusal"], limit=limit), 8, connections, patience)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +182,8 @@ class TestMisbehavingServer:
             server.shutdown()
             server.server_close()
 
-    def completion(self, text: str | None) -> bytes:
-        message = {"role": "assistant", "content": text}
+    def completion(self, text: str | None, **more: Any) -> bytes:
+        message = {"role": "assistant", "content": text} | more
         return json.dumps(
             {
                 "id": "1", "object": "chat.completion", "created": 0, "model": "m",
@@ -227,12 +229,46 @@ class TestMisbehavingServer:
         replies = [(200, self.completion("Fine.")), (status, body)]
         with self.serving(lambda: replies.pop(0) if len(replies) > 1 else replies[0]) as url:
             subject = ServerSubject.at(url)
-            with pytest.raises(InputError, match="What was finished is kept"):
+            with pytest.raises(InputError, match="What was finished is kept") as error:
                 measure(subject, {"q": subject}, run_in(tmp_path, limit=3, connections=1))
+            assert not re.search(r"Future|RetryError|Error\(|Traceback", str(error.value))
             replies[:] = [(200, self.completion("Later."))]
             table = measure(subject, {"q": subject}, run_in(tmp_path, limit=3, connections=1)).table
         baseline = table[table["cell"] == "baseline"]
         assert sorted(baseline["response"]) == ["Fine.", "Later.", "Later."]
+
+    def test_what_is_not_the_models_answer_is_unscored_and_counted(self, tmp_path: Path) -> None:
+        called = [{"id": "1", "type": "function", "function": {"name": "search", "arguments": "{}"}}]
+        filtered = json.dumps({"error": {"code": "content_filter", "message": "I can't help with that."}}).encode()
+        replies = [
+            (400, filtered),
+            (200, self.completion(None, tool_calls=called)),
+            (200, self.completion("I can't help with that.")),
+            (400, filtered),
+        ]
+        asked = []
+
+        def answer() -> tuple[int, bytes]:
+            asked.append(1)
+            return replies[len(asked) - 1] if len(asked) <= len(replies) else (200, self.completion("Sure."))
+
+        with self.serving(answer) as url:
+            subject = ServerSubject.at(url)
+            result = measure(subject, {"q": subject}, run_in(tmp_path, limit=4, connections=1))
+        assert len(asked) == 8, "each request is asked once"
+        baseline = result.table[result.table["cell"] == "baseline"]
+        assert sorted(baseline["label"]) == ["refusal", "unscored", "unscored", "unscored"]
+        unscored = baseline[baseline["label"] == "unscored"]
+        assert unscored["response"].isna().all()
+        assert unscored["score"].isna().all()
+        assert unscored["error"].str.contains("content_filter|call of a tool").all()
+        assert (result.table.loc[result.table["cell"] == "q", "error"] == "").all()
+        assert [said for said in result.warnings if "have no label" in said] == [
+            "baseline, refusal: 3 of 4 answers are not the model's and have no label, most often because the server "
+            "did not let the model answer (HTTP 400 content_filter: I can't help with that.)"
+        ]
+        rates = refusal.rates(result.table).set_index("cell")
+        assert (rates.loc["baseline", "n"], rates.loc["baseline", "refusal_rate"]) == (1, 1.0)
 
     def test_what_the_server_declares_tells_its_models_apart(self, tmp_path: Path) -> None:
         """A server comes back at the same address and name: with the same model the run goes on, else it does not."""
