@@ -331,7 +331,6 @@ def test_shapes_that_contradict_the_config(tmp_path: Path) -> None:
         {"pad_token_id": "2"},
         {"pad_token_id": 2**40},
         {"eos_token_id": [1, None]},
-        {"to_dict": "a method"},
         {"layer_types": ["mystery"]},
         {"num_hidden_layers": 10**9},
     ],
@@ -366,6 +365,8 @@ def test_blocks_are_counted_before_a_model_is_built(said: int | None, layers: in
         {"id2label": {"0": "a", "b": "c"}, "label2id": 5, "problem_type": "mystery"},
         {"auto_map": {"AutoModelForCausalLM": "elsewhere/model--own.Model"}},
         {"name_or_path": "elsewhere/model", "_name_or_path": "elsewhere/model"},
+        {"to_dict": "a method", "attribute_map": [1], "sub_configs": {}, "base_model_tp_plan": 5},
+        {"output_hidden_states": "yes", "output_attentions": True, "return_dict": False},
     ],
 )
 def test_what_config_json_says_of_running_it_is_not_heard(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ code, labels of classifiers) is left out.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +25,7 @@ NOT_OF_THE_MODEL = (
     *("quantization_config", "compression_config", "auto_map", "num_labels", "id2label", "label2id", "problem_type"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset"),
     *("experts_implementation", "_experts_implementation", "_experts_implementation_internal", "use_kernels"),
-    *("name_or_path", "_name_or_path"),
+    *("name_or_path", "_name_or_path", "output_hidden_states", "output_attentions", "return_dict", "torchscript"),
 )
 """Keys that say nothing of what the model computes. An attention implementation can be the name of a repository of
 kernels, which transformers would download and run."""
@@ -162,10 +164,7 @@ def transformers_config(directory: Path, settings: dict[str, Any]) -> Any:
     if model_type == "mistral" and "layer_types" in settings:  # as transformers' AutoConfig does
         model_type = "ministral"
     config_class = CONFIG_MAPPING[model_type]
-    kept = {key: value for key, value in settings.items() if key not in NOT_OF_THE_MODEL}
-    method = next((key for key in kept if callable(getattr(config_class, key, None))), None)
-    if method is not None:
-        raise unusable(directory, f"{method!r} is no setting")
+    kept = {key: value for key, value in settings.items() if _of_the_model(key, config_class)}
     try:
         config = config_class.from_dict(kept | {"model_type": model_type}, name_or_path=str(directory))
     except Exception as error:  # a config class computes with whatever the file says: any exception speaks of the file
@@ -173,6 +172,14 @@ def transformers_config(directory: Path, settings: dict[str, Any]) -> Any:
     if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
         config.pad_token_id = None  # fine-tunes of Llama 2 add one without a row; PyTorch would not build the embedding
     return config
+
+
+def _of_the_model(key: str, config_class: type) -> bool:
+    """Whether a key is a setting, and no part of how transformers' class works (a method, its map of names)."""
+    part = inspect.getattr_static(config_class, key, None)
+    settable = type(part) is property and part.fset is not None
+    setting = part is None or settable or key in {field.name for field in fields(config_class)}
+    return setting and key not in NOT_OF_THE_MODEL
 
 
 def unusable(directory: Path, error: Exception | str) -> InputError:
