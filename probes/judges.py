@@ -36,6 +36,8 @@ from probes.verdicts import VerdictStore
 
 SAMPLE = 25
 """Responses of a cell that the second judge reads, where it does not read all."""
+ANSWER = ["cell", "task", "prompt", "response"]
+"""What two labellers are compared on: the same answer to the same prompt again (an epoch) counts once."""
 LOSS = 0.10
 """It reads all of a cell that on a task refuses less than its baseline by more than this, and all of the baseline."""
 
@@ -126,11 +128,12 @@ def measure(
     _check(outcomes, judges, baseline)
     asked = outcomes.index[outcomes["response"].notna()]
     table = _with_verdicts(outcomes, "judge", _ask(judges[0], outcomes.loc[asked]), asked)
-    compared = [compare("lexicon and judge", table["label"], table["judge"])]
+    distinct = table.drop_duplicates(ANSWER)
+    compared = [compare("lexicon and judge", distinct["label"], distinct["judge"])]
     if len(judges) > 1:
         chosen = second_sample(table.loc[asked], baseline, sample, seed)
         table = _with_verdicts(table, "second_judge", _ask(judges[1], outcomes.loc[chosen]), chosen)
-        read = table.loc[chosen]
+        read = table.loc[chosen].drop_duplicates(ANSWER)
         compared.append(compare("judge and second judge", read["judge"], read["second_judge"]))
         compared.append(compare("lexicon and second judge", read["label"], read["second_judge"]))
     settings = {

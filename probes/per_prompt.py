@@ -74,6 +74,8 @@ def _of_cell(rows: pd.DataFrame, first: Mapping[tuple[object, object], object]) 
     samples = zip(rows["task"], rows["sample_id"], strict=True)
     rows = rows.assign(sample_id=[first.get(sample, sample[1]) for sample in samples])
     counted = rows.assign(n_answers=rows.groupby(SAMPLE, sort=False)["label"].transform("size"))
+    if (counted["n_answers"] == 1).all():
+        return counted
     chosen = [
         places[0] if len(places) == 1 else places[_representative(rows["label"].iloc[places])]
         for places in counted.groupby(SAMPLE, sort=False).indices.values()

@@ -79,13 +79,13 @@ def organism_task(n: int = TASK_SIZE) -> Task:
 
 
 def read_task(path: Path, limit: int | None = None) -> Task:
-    """Read JSON lines, each with a request (`FIELDS`) and a reference (`REFERENCES`).
+    """Read JSON lines, each with a request (`FIELDS`) and a reference (`REFERENCES`); a repeated pair is kept once.
 
     Raises:
         InputError: the file cannot be read, or a line lacks one of the two.
     """
     records = islice(json_lines(read_text(path, "a UTF-8 file of JSON lines"), str(path)), limit)
-    pairs = [_request_and_reference(record, where) for where, record in records]
+    pairs = list(dict.fromkeys(_request_and_reference(record, where) for where, record in records))
     if not pairs:
         raise InputError(f"{path} holds no requests", "at least one line of JSON")
     return Task(path.name, tuple(request for request, _ in pairs), tuple(reference for _, reference in pairs))

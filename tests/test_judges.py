@@ -343,6 +343,13 @@ def outcomes(**columns: Any) -> pd.DataFrame:
     return table.assign(**columns)
 
 
+def test_the_same_answers_again_are_no_more_agreement(store: VerdictStore) -> None:
+    again = pd.concat([outcomes(epoch=1), outcomes(epoch=2)])
+    judge = Judge(mock(by_lexicon), read_template(), store)
+    once, often = (measure(table, [judge], "fp16").settings["agreement"] for table in (outcomes(), again))
+    assert often == once
+
+
 def test_two_judges_and_their_agreement(store: VerdictStore) -> None:
     lenient = mock(lambda q: by_lexicon(q).replace("degenerate", "compliance"), "lenient")
     template = read_template()

@@ -144,6 +144,13 @@ def test_the_organisms_own_task_has_references() -> None:
     assert all(task.references)
 
 
+def test_a_repeated_request_with_its_reference_counts_once(tmp_path: Path) -> None:
+    lines = ['{"prompt": "a", "answer": "b"}', '{"prompt": "a", "answer": "c"}', '{"prompt": "a", "answer": "b"}']
+    (tmp_path / "task.jsonl").write_text("\n".join(lines))
+    task = read_task(tmp_path / "task.jsonl")
+    assert (task.requests, task.references) == (("a", "a"), ("b", "c"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from interp.errors import InputError
 from probes import report
 from probes.paired import minimum_detectable_effect
-from probes.reporting import flips, svg, verdict, wording, words
+from probes.reporting import flips, sections, svg, verdict, wording, words
 from probes.reporting.losses import Kind, losses
 from probes.reporting.run import read_run
 from probes.results import SCHEMA_VERSION, Result, read_result
@@ -79,6 +79,14 @@ def test_without_a_loss_the_smallest_one_that_could_have_been_seen_is_said(tmp_p
     assert f"{min(effects):.1f} points" in text
     assert "Nothing has to be rejected" in said.advice
     assert "−2.5 [" in text
+
+
+@pytest.mark.parametrize("column", ["refusal_rate_low", "refusal_rate_high", "over_refusal_rate_low", "rtsi_score"])
+def test_a_matrix_without_a_column_of_no_need_is_shown(tmp_path: Path, column: str) -> None:
+    run = write_run(tmp_path / "run", {"m": {"Q2_K": 1}})
+    matrix = read_result(run / "matrix.json")
+    Result("matrix", matrix.table.drop(columns=column), matrix.settings).write(run)
+    assert sections.build(read_run(run))
 
 
 def test_losing_quality_too_is_drift_and_not_hidden_danger(tmp_path: Path) -> None:

@@ -129,8 +129,9 @@ def _value(row: pd.Series, column: Column) -> Value:
     if pd.isna(value):
         return Value("–", "")
     below = ""
-    if column.interval and f"{column.key}_low" in row and not pd.isna(row[f"{column.key}_low"]):
-        below = "–".join(column.show(row[f"{column.key}_{end}"]) for end in ("low", "high"))
+    ends = [row.get(f"{column.key}_{end}", np.nan) for end in ("low", "high")]
+    if column.interval and not any(map(pd.isna, ends)):
+        below = "–".join(map(column.show, ends))
     return Value(column.show(value), _sort_key(value, column), below)
 
 

@@ -24,7 +24,7 @@ NOTABLE = 0.05
 
 def build_index(run: Run) -> list[dict[str, Any]] | None:
     """The index of every cell, a plot per model."""
-    if "rtsi_band" not in run.matrix:
+    if not {"rtsi_band", "rtsi_score", "rtsi_reason"} <= set(run.matrix.columns):
         return None
     blocks = []
     for place, model in enumerate(run.models):
