@@ -283,6 +283,25 @@ def test_missing_tensors_are_named(suffix: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_a_packed_vector_and_a_damaged_packed_copy_are_refused(tmp_path: Path) -> None:
+    def pack_norm(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["model.norm.weight"]
+        tensors["model.norm.qweight"] = torch.ones(4, 1, dtype=torch.int32)
+
+    with pytest.raises(InputError, match=r"'model\.norm' in .* are packed like a matrix\. Expected a vector of \[32\]"):
+        open_checkpoint(edit(write_gptq(tmp_path / "a"), pack_norm))
+
+    def pack_head(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.pop("lm_head.weight", None)
+        tensors["lm_head.qweight"] = torch.ones(4, dtype=torch.int32)
+
+    tied = edit(write_gptq(tmp_path / "b"), pack_head)
+    config = json.loads((tied / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"'lm_head\.qweight' of .* has shape \[4\]"):
+        open_checkpoint(tied)
+
+
 def test_unknown_widths_and_layouts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="GPTQ with 5 bits"):
         open_checkpoint(write_gptq(tmp_path, bits=5))

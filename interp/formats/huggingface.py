@@ -175,9 +175,14 @@ class HuggingFaceReader(Reader):
         tensor = self.shards.read(kept)
         if stored in self.shards:
             return torch.equal(self.shards.read(stored).to(tensor.dtype), tensor)
+        rows, columns = self.skeleton.shapes[self.skeleton.tied[name]]
+        if tuple(tensor.shape) != (rows, columns):
+            return True  # the embedding itself is refused, by its own shape
         assert self._packed is not None
-        packed = self._packed.dequantize(PackedModule(stored, self.shards, self.settings, tuple(tensor.shape)))
-        return resembles(tensor, packed)
+        module = PackedModule(stored, self.shards, self.settings, (rows, columns))
+        self._packed.check(module)
+        self._packed.require_all(module)
+        return resembles(tensor, self._packed.dequantize(module))
 
     def _tie_warning(self, name: str) -> str:
         return (
@@ -207,7 +212,14 @@ class HuggingFaceReader(Reader):
         }
 
     def _weight_shape(self, name: str) -> tuple[int, int]:
-        rows, columns = self.skeleton.shapes[name]
+        shape = self.skeleton.shapes[name]
+        if len(shape) != 2:
+            raise InputError(
+                f"The tensors of {self._sources[name]!r} in {self.directory} are packed like a matrix",
+                f"a vector of {list(shape)}, as config.json says",
+                "The weights and the config.json do not belong together",
+            )
+        rows, columns = shape
         return (columns, rows) if self._is_conv1d(name.removesuffix(".weight")) else (rows, columns)
 
     def _check_dense(self) -> None:
