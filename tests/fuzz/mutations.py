@@ -227,6 +227,8 @@ def _changed_tensor(random: Random, header: bytes) -> bytes:
         tensors = json.loads(header)
     except (ValueError, RecursionError):
         return header
+    if not isinstance(tensors, dict):
+        return header
     names = [name for name, value in tensors.items() if isinstance(value, dict) and "shape" in value]
     if not names:
         return header

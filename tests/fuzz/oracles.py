@@ -85,7 +85,8 @@ def packed_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str
     What the config says may be damaged too: weights by the config as it was written are right as well.
     """
     arrays = safetensors_arrays(directory)
-    settings = json.loads((directory / "config.json").read_text("utf-8-sig")).get("quantization_config") or {}
+    settings = json.loads((directory / "config.json").read_text("utf-8-sig")).get("quantization_config")
+    settings = settings if isinstance(settings, dict) else {}
     method = json.loads((directory / "written.json").read_text())
     for name, tensor in tensors.items():
         if name in arrays:
@@ -98,10 +99,11 @@ def packed_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str
             if key.startswith(name.removesuffix("weight"))
         }
         readings = []
-        for said in (method | settings, method):
+        unlabelled = {"checkpoint_format": "gptq"} if settings else {}  # what GPTQ's config means without the key
+        for said in (method | settings, method, method | unlabelled | settings):
             try:
                 readings.append(_DEQUANTIZE[method["quant_method"]](module, said, tuple(tensor.shape)))
-            except (ValueError, KeyError, TypeError, IndexError, OverflowError, ArithmeticError):
+            except Exception:  # damaged settings, of whatever kind
                 continue
         if not any(same(tensor, reading) for reading in readings):
             return f"{name} is not what the packed tensors stand for"
@@ -129,7 +131,7 @@ def _gptq(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -
     n_out, n_in = shape
     bits, scales = settings["bits"], module["scales"]
     zeros = unpack(module["qzeros"], bits, n_out)
-    if settings["checkpoint_format"] == "gptq":
+    if str(settings["checkpoint_format"]).lower() == "gptq":
         zeros = (zeros + 1) % (1 << bits)
     group = module.get("g_idx", np.zeros(n_in, np.int32))
     if not group.any() and len(scales) > 1:

@@ -112,9 +112,16 @@ def read(reader: Reader, folder: Path, raising: bool = False) -> tuple[str, str,
         if raising or isinstance(error, KeyboardInterrupt):
             raise
         return "finding", f"{type(error).__name__}: {str(error)[:200]}", _place(error)
-    if reader.check is not None and (wrong := reader.check(folder, found)) is not None:
-        return "finding", f"accepted, but {wrong}", ""
-    return "accepted", "", ""
+    wrong = _wrong(reader, folder, found)
+    return ("finding", f"accepted, but {wrong}", "") if wrong else ("accepted", "", "")
+
+
+def _wrong(reader: Reader, folder: Path, found: Any) -> str | None:
+    """What a reader's check says; a file that is accepted and that the check cannot read is a finding, too."""
+    try:
+        return reader.check(folder, found) if reader.check is not None else None
+    except Exception as error:  # whatever the independent reader makes of a damaged file
+        return f"the check ended with {type(error).__name__}: {str(error)[:200]}"
 
 
 def _place(error: BaseException) -> str:
