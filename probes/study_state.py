@@ -101,7 +101,10 @@ def read_state(path: Path) -> State:
         InputError: it is missing, damaged, or of another schema.
     """
     file = path / STATE
-    document = read_json_object(file, "what a study wrote")
+    try:
+        document = read_json_object(file)
+    except InputError as error:
+        raise InputError(f"{file} is damaged ({error})", "what a study wrote", "Give another --out") from error
     if document.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
             f"{path} is a run of schema version {document.get('schema_version')}",
