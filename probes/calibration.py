@@ -19,12 +19,11 @@ from interp.model import HookedModel
 from probes import cli, tables
 from probes.first_token import first_token
 from probes.intervals import mean_interval, rate_interval
-from probes.labels import REFUSED
 from probes.options import Options, finish, with_options
 from probes.outcome_pairs import read_outcomes
 from probes.pair import BASELINE, Models, compare
-from probes.per_prompt import refused_by_prompt
 from probes.prompts import PromptSet
+from probes.refused import by_cell, counted_by, decide, refused
 from probes.results import Result
 
 BINS = 10
@@ -102,7 +101,8 @@ def measure(
     harmful: PromptSet,
     harmless: PromptSet,
     *,
-    refusals: Mapping[str, Sequence[bool]] | None = None,
+    refusals: Mapping[str, Sequence[bool | None]] | None = None,
+    outcome: str = "",
     template: str | Path = "auto",
     force: bool = False,
     batch_size: int | None = None,
@@ -117,7 +117,8 @@ def measure(
         agreement, agreement_low, agreement_high: share of prompts whose most probable token is the baseline's, and
             Wilson's 95 % interval;
         ece_fidelity: calibration error of the top-1 probability where correct = agreeing with the baseline;
-        ece_refusal: the same where correct = the completion refuses; harmful prompts only, NaN without completions;
+        ece_refusal: the same where correct = the completion refuses; over the harmful prompts whose completion is
+            scored, NaN without any;
         reason: why a number of the row other than ece_refusal is NaN, else "".
 
     Args:
@@ -125,7 +126,9 @@ def measure(
         cells: quantized copies by name; a lazy mapping is opened one cell at a time.
         harmful: requests that should be refused.
         harmless: requests that should be answered.
-        refusals: cell (or "baseline") → whether its completion of each harmful prompt refuses.
+        refusals: cell (or "baseline") → whether its completion of each harmful prompt refuses; None where that is
+            unscored.
+        outcome: who says so, for the settings: "broader lexicon", "judge NAME".
         template: "auto", "none" (raw text) or a Jinja file, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
@@ -149,10 +152,10 @@ def measure(
         for cell, sides in observed.items()
         for side, values in sides.items()
     ]
-    return comparison.result("calibration", rows, bins=BINS)
+    return comparison.result("calibration", rows, bins=BINS, outcome=outcome)
 
 
-def _check_refusals(refusals: Mapping[str, Sequence[bool]], n_harmful: int, cells: set[str]) -> None:
+def _check_refusals(refusals: Mapping[str, Sequence[bool | None]], n_harmful: int, cells: set[str]) -> None:
     unknown = sorted(set(refusals) - cells)
     if unknown:
         raise InputError(f"There are refusals of {unknown[0]!r}", f"only of {', '.join(sorted(cells))}")
@@ -167,7 +170,7 @@ def _observe(model: HookedModel, texts: Sequence[str], batch_size: int | None) -
 
 
 def _row(
-    cell: str, side: str, values: Confidence, reference: Confidence, refusals: Sequence[bool] | None
+    cell: str, side: str, values: Confidence, reference: Confidence, refusals: Sequence[bool | None] | None
 ) -> dict[str, Any]:
     agrees = values.token == reference.token
     return {
@@ -178,32 +181,40 @@ def _row(
         **tables.interval_columns("confidence_shift", mean_interval(values.top1 - reference.top1)),
         **tables.interval_columns("agreement", rate_interval(agrees)),
         "ece_fidelity": expected_calibration_error(values.top1, agrees),
-        "ece_refusal": nan if refusals is None else expected_calibration_error(values.top1, torch.tensor(refusals)),
+        "ece_refusal": nan if refusals is None else _against_refusals(values.top1, refusals),
         "reason": "",
     }
+
+
+def _against_refusals(probability: Float[Tensor, " n"], refusals: Sequence[bool | None]) -> float:
+    scored = [place for place, outcome in enumerate(refusals) if outcome is not None]
+    if not scored:
+        return nan
+    return expected_calibration_error(probability[scored], torch.tensor([bool(refusals[place]) for place in scored]))
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def refusals_from(outcomes: pd.DataFrame, harmful: PromptSet) -> dict[str, list[bool]]:
-    """Cell → whether it refused each harmful prompt, from a table of `probes.refusal`.
+def refusals_from(outcomes: pd.DataFrame, harmful: PromptSet) -> dict[str, list[bool | None]]:
+    """Cell → whether it refused each harmful prompt (None: unscored), from a table of `probes.refusal`.
 
     Raises:
         InputError: a column is missing, or a cell has no answer to one of the prompts.
     """
-    if lacking := [name for name in ("cell", "prompt", "label") if name not in outcomes]:
-        raise InputError(f"The outcomes have no column {', '.join(lacking)}", "what probes.refusal wrote")
-    asked = outcomes[outcomes["prompt"].isin(harmful.instructions)]
-    refused = refused_by_prompt(asked.assign(refused=asked["label"].isin(list(REFUSED))))
-    found = refused.reindex(harmful.instructions)
-    if found.isna().any(axis=None) or found.empty:
+    if unknown := [name for name in ("cell", "prompt", "label") if name not in outcomes]:
+        raise InputError(f"The outcomes have no column {', '.join(unknown)}", "what probes.refusal wrote")
+    asked = decide(outcomes[outcomes["prompt"].isin(harmful.instructions)])
+    found = by_cell(asked.assign(prompts="harmful", refused=refused(asked["label"])))
+    lacking = {prompt for outcome in found.values() for prompt in harmful.instructions if prompt not in outcome}
+    if lacking or not found:
         raise InputError(
-            f"The outcomes lack answers to {int(found.isna().any(axis=1).sum()) or len(found)} harmful prompts",
+            f"The outcomes lack answers to {len(lacking) or len(harmful.instructions)} harmful prompts",
             f"an answer of every cell to each of the {len(harmful.instructions)} of {harmful.name}",
             "Run probes.refusal on the same prompts",
         )
-    return {str(cell): list(map(bool, column)) for cell, column in found.items()}
+    ordered = {cell: [outcome[prompt] for prompt in harmful.instructions] for cell, outcome in found.items()}
+    return {cell: [None if pd.isna(one) else bool(one) for one in outcome] for cell, outcome in ordered.items()}
 
 
 @app.command()
@@ -216,9 +227,12 @@ def main(
 ) -> None:
     """Confidence of the first answer token: top-1 and top-5 probability, Gini impurity, logit range, calibration."""
     baseline, cells, harmful, harmless = options.inputs()
-    refusals = None if outcomes is None else refusals_from(read_outcomes(outcomes), harmful)
-    result = measure(baseline, cells, harmful, harmless, refusals=refusals, **options.settings())
-    finish(result, tables.render("First-token confidence and calibration", result.table, COLUMNS), options)
+    answers = None if outcomes is None else read_outcomes(outcomes)
+    refusals = None if answers is None else refusals_from(answers, harmful)
+    outcome = "" if answers is None else counted_by(answers)
+    result = measure(baseline, cells, harmful, harmless, refusals=refusals, outcome=outcome, **options.settings())
+    said = f"; refusals by: {outcome}" if outcome else ""
+    finish(result, tables.render(f"First-token confidence and calibration{said}", result.table, COLUMNS), options)
 
 
 if __name__ == "__main__":

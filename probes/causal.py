@@ -107,7 +107,8 @@ def measure(
         draws, random_gain, random_gain_low, random_gain_high, random_share: random parts, matched by layer and size
             (`probes.rankings.matched_draws`): mean, 5th and 95th percentile over draws; measured at some k;
         p: (1 + draws that come as far) / (1 + draws);
-        refusal_start, refusal_goal, refusal_rate (with Wilson's interval), refusal_share: of greedy answers;
+        refusal_start, refusal_goal, refusal_rate (with Wilson's interval), refusal_share: of greedy answers, by the
+            broader lexicon (`probes.refused.refuses`);
         refusal_draws, random_refusal_rate: the same for the first few random sets;
         reason: why a share is NaN, else "".
 

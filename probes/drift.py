@@ -1,5 +1,7 @@
 """What did quantization change in what the model refuses? Paired outcomes of a cell and its baseline, on two axes.
 
+The outcome of an answer is a judge's label where the table has one, else the broader lexicon's (`probes.refused`).
+
 Robustness looks at prompts that the baseline refused and counts those that the cell no longer refuses; over-refusal
 looks at prompts that the baseline answered and counts those that the cell refuses. The two are never added up, and
 neither are the tasks.
@@ -9,7 +11,7 @@ neither are the tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,10 +29,13 @@ from probes.controls import notes
 from probes.engine_marks import across_engines, marked, sentences
 from probes.intervals import rate_interval
 from probes.labels import REFUSED, Label
+from probes.moved import COLUMN as DISAGREE
+from probes.moved import moved
 from probes.options import check_writable
 from probes.outcome_pairs import check_outcomes, pair, read_outcomes
 from probes.paired import holm, mcnemar_p, minimum_detectable_effect
 from probes.refusal_text import refusal_features
+from probes.refused import counted_by, refused_by_study
 from probes.results import Result, read_result
 from probes.rtsi_index import DELTAS, RTSI
 from probes.tables import interval_columns
@@ -65,6 +70,7 @@ COLUMNS: tables.Columns = {
     "detectable": tables.number("detectable", ".3f"),
     "degenerate": tables.number("n_degenerate", "d"),
     "Δ refusal": tables.number("refusal_rate_delta", "+.3f"),
+    "Δ openings": tables.number("refusal_rate_study_lexicon_delta", "+.3f"),
     "McNemar p": tables.number("p_mcnemar", ".3g"),
     "Holm": tables.number("p_holm", ".3g"),
     "RTSI": tables.number("rtsi_score", ".2f"),
@@ -78,11 +84,14 @@ def measure(
     cells: Sequence[str] | None = None,
     *,
     calibration: Path | None = None,
+    determinism: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Result:
     """Compare cells with their baseline, prompt by prompt.
 
     Table: one row per (cell, task, axis, category), category "all" first, with columns
+        outcome: who decided what is a refusal: "judge NAME", "broader lexicon" …; all counts but those of the study's
+            lexicon are of it;
         n_pairs: prompts that both answered and that have a label on both sides; several answers to one count once;
         n_unscored: the others that the baseline was asked; n_missing: those of them that the cell has no outcome of;
         n_at_risk, n_flips, flip_rate (_low, _high): the axis' prompts, those that changed sides, and their share with
@@ -95,6 +104,9 @@ def measure(
             p_holm: corrected over the cells, in "all" rows; detectable_delta: the smallest true change of the rate that
             McNemar's test finds with 80 % power at the observed share of flips;
         across_engines: which engines answered, where the cell's is not the baseline's, else "" (`probes.engine_marks`);
+        refusal_rate_study_lexicon_delta: the change of the study's openings over the same pairs; lexicon_difference
+            (_low, _high): by how much it differs, paired; lexicons_disagree: in "all" rows, in words, which of the two
+            moved, "" where they agree (`probes.moved`);
         rtsi_score, rtsi_band, rtsi_reason and the four deltas of the features, in "all" rows of harmful tasks;
         reason: why a number is NaN, else "".
 
@@ -103,6 +115,8 @@ def measure(
         baseline: its name in the column `cell`.
         cells: which to compare; default all others.
         calibration: of the RTSI score; default the one fitted on the study's published rows.
+        determinism: the baseline against itself, as `probes.flips.flips` gives it: what a disagreement of the two
+            lexicons is held against.
         force: compare cells of other engines or prompts, with a warning.
 
     Raises:
@@ -123,8 +137,9 @@ def measure(
         asked, said = pair(outcomes, baseline, cell, force, missing=True)
         warnings += said
         for task, of_task in asked.groupby("task", sort=False):
-            rows += _task_rows(cell, str(task), of_task, index)
+            rows += _task_rows(cell, str(task), of_task, index, (determinism or {}).get("flip_rate", np.nan))
     settings = {
+        "outcome": counted_by(outcomes),
         "counted_as_refusal": sorted(map(str, REFUSED)),
         "baseline": baseline,
         "cells": cells,
@@ -140,12 +155,17 @@ def measure(
     return Result("drift", table, settings, list(dict.fromkeys(warnings)))
 
 
-def _task_rows(cell: str, task: str, asked: pd.DataFrame, index: RTSI) -> Iterator[dict[str, Any]]:
+def _task_rows(
+    cell: str, task: str, asked: pd.DataFrame, index: RTSI, self_flip_rate: float
+) -> Iterator[dict[str, Any]]:
     scored = asked[asked["scored_baseline"] & asked["scored_cell"]]
     wording = {} if task in HARMLESS_TASKS else _wording(scored, index)
+    outcome = counted_by(asked.rename(columns={"outcome_cell": "outcome"}))
+    told = {"outcome": outcome, DISAGREE: ""}
     for axis in Axis:
         for category, part in _categories(asked):
-            row = {"cell": cell, "task": task, "axis": str(axis), "category": category, **_drift(part, axis)}
+            row = {"cell": cell, "task": task, "axis": str(axis), "category": category, **told, **_drift(part, axis)}
+            row |= _openings(scored, self_flip_rate, outcome) if category == ALL else {}
             yield row | (wording if axis is Axis.ROBUSTNESS and category == ALL else {})
 
 
@@ -189,6 +209,18 @@ def _drift(asked: pd.DataFrame, axis: Axis) -> dict[str, Any]:
     }
 
 
+def _openings(scored: pd.DataFrame, self_flip_rate: float, outcome: str) -> dict[str, Any]:
+    """What the study's openings say of the change, and whether that is another story."""
+    by_outcome, by_study = (
+        tuple(side.to_numpy(dtype=bool) for side in sides)
+        for sides in (
+            [scored[f"refused_{side}"] for side in ("baseline", "cell")],
+            [refused_by_study(scored[f"response_{side}"]) for side in ("baseline", "cell")],
+        )
+    )
+    return moved(by_outcome, by_study, self_flip_rate).columns(outcome)
+
+
 def _wording(scored: pd.DataFrame, index: RTSI) -> dict[str, Any]:
     """RTSI of the pair: deltas of the features of the refusals' wording, score and band."""
     unit_known = all(
@@ -214,6 +246,12 @@ def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
     overall = table[table["category"] == ALL]
     table["p_holm"] = overall.groupby(["task", "axis"])["p_mcnemar"].transform(holm)
     return table
+
+
+def disagreements(table: pd.DataFrame) -> Iterator[str]:
+    """Where the outcome and the study's openings changed differently: a sentence per cell and task."""
+    told = table[table[DISAGREE] != ""].drop_duplicates(["cell", "task"])
+    yield from (f"{row['cell']}, {row['task']}: {row[DISAGREE]}" for _, row in told.iterrows())
 
 
 def matters(table: pd.DataFrame) -> pd.Series:
@@ -327,7 +365,12 @@ def main(
     cell: Annotated[
         list[str] | None, typer.Option(metavar="CELL", help="Compare this one.", show_default="all")
     ] = None,
-    label: Annotated[str, typer.Option(metavar="COLUMN", help="Which column says what a response is.")] = "label",
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Which column says what a response is.", show_default="judge where there is one"
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of the RTSI score.", show_default="the study's")
     ] = None,
@@ -346,16 +389,25 @@ def main(
 ) -> None:
     """Refusals lost and gained by quantization, prompt by prompt."""
     check_writable(out)
-    result = measure(read_outcomes(table, label), baseline, cell, calibration=calibration, force=force)
-    result.settings = {**result.settings, **_controls(table), "outcomes_sha256": sha256(table), "label": label}
+    controls = _controls(table)
+    result = measure(
+        read_outcomes(table, label),
+        baseline,
+        cell,
+        calibration=calibration,
+        determinism=controls.get("determinism"),
+        force=force,
+    )
+    result.settings = {**result.settings, **controls, "outcomes_sha256": sha256(table), "label": label}
     result.write(out)
     if as_json:
         typer.echo(result.to_json())
     else:
         shown = result.table[matters(result.table)]
         shown = shown if by_category else shown[shown["category"] == ALL]
-        cli.console.print(tables.render("Drift of refusals from the baseline", shown, COLUMNS))
-        for said in sentences(shown, shown["cell"]):
+        title = f"Drift of refusals from the baseline, counted by: {result.settings['outcome']}"
+        cli.console.print(tables.render(title, shown, COLUMNS))
+        for said in (*sentences(shown, shown["cell"]), *disagreements(shown)):
             cli.console.print(said, markup=False, highlight=False)
         source = result.settings["calibration"]
         for note in notes(result.settings):

@@ -15,9 +15,8 @@ from torch import Tensor, as_tensor
 from interp.model import HookedModel
 from probes.completions import complete
 from probes.margin_runs import Change, MarginRuns, Recording, changed, replayed
-from probes.openings import READ_TOKENS
 from probes.parts import Kind, Part, Parts
-from probes.refusal_text import refusals
+from probes.refused import READ_TOKENS, refuses
 from probes.swaps import swapped_weights
 
 
@@ -106,9 +105,15 @@ class Interventions:
 def refused(
     model: HookedModel, texts: Sequence[str], computing: Callable[[list[int]], object] | None = None
 ) -> Bool[Tensor, " prompt"]:
-    """Whether the greedy answer to each rendered prompt begins as a refusal; see `probes.completions.complete`."""
+    """Whether the greedy answer to each rendered prompt is a refusal by the broader lexicon (`probes.refused`).
+
+    Args:
+        model: open hooks act on it.
+        texts: rendered prompts.
+        computing: see `probes.completions.complete`.
+    """
     answers = complete(model, texts, READ_TOKENS, computing=computing)
-    return as_tensor(refusals([answer.text for answer in answers]))
+    return as_tensor(refuses([answer.text for answer in answers]))
 
 
 def sites_of(part: Part) -> list[str]:

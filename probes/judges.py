@@ -4,7 +4,8 @@
     python -m probes.judges runs/refusal/refusal.parquet --baseline llama --judge openai-api/local/qwen3
 
 Any model of Inspect can judge, also a checkpoint (`quantscope/PATH`). Verdicts are stored as they come: the same
-command goes on where it stopped. Its table goes into `python -m probes.drift DIR/judges.parquet --label judge`.
+command goes on where it stopped. `python -m probes.drift DIR/judges.parquet` then
+counts what the first judge says.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from probes.labels import LAYERS, REFUSED, Label
 from probes.options import check_writable
 from probes.outcome_pairs import check_outcomes, read_outcomes
 from probes.progress import counter
+from probes.refused import JUDGE, JUDGE_MODEL, OUTCOME
 from probes.regimes import BASELINE, HIDDEN_DANGER, NEUTRAL, TOLERANCE
 from probes.results import Result
 from probes.tables import interval_columns
@@ -104,7 +106,8 @@ def measure(
     """Have outcomes judged.
 
     Table: the outcomes, with the columns
-        judge: what the first judge says; judge_text: its words; judge_note: how what it was shown differs;
+        judge: what the first judge says, which is the outcome from here on; judge_model: its name; judge_text: its
+            words; judge_note: how what it was shown differs;
         second_judge, second_judge_text: of the second judge; missing where it was not asked.
     Settings: the judges, the template's hash, what each judge says of the canaries, the agreements, and which judges
     are harm guards (`probes.harm_guards`), with what tells.
@@ -124,12 +127,13 @@ def measure(
         ...     judge = Judge("openai-api/local/NAME", read_template(None), store)
         ...     measure(read_outcomes(Path("runs/model/refusal.parquet")), [judge]).table
     """
-    outcomes = check_outcomes(outcomes).reset_index(drop=True)
+    outcomes = check_outcomes(outcomes, "label").reset_index(drop=True).drop(columns=OUTCOME)
     _check(outcomes, judges, baseline)
     asked = outcomes.index[outcomes["response"].notna()]
-    table = _with_verdicts(outcomes, "judge", _ask(judges[0], outcomes.loc[asked]), asked)
+    table = _with_verdicts(outcomes, JUDGE, _ask(judges[0], outcomes.loc[asked]), asked)
+    table[JUDGE_MODEL] = judges[0].name
     distinct = table.drop_duplicates(ANSWER)
-    compared = [compare("lexicon and judge", distinct["label"], distinct["judge"])]
+    compared = [compare("lexicon and judge", distinct["label"], distinct[JUDGE])]
     if len(judges) > 1:
         chosen = second_sample(table.loc[asked], baseline, sample, seed)
         table = _with_verdicts(table, "second_judge", _ask(judges[1], outcomes.loc[chosen]), chosen)
@@ -267,7 +271,7 @@ def main(
 ) -> None:
     """Label outcomes with one or two judges, and print how far they agree and whether canaries fool them."""
     check_writable(out)
-    outcomes = read_outcomes(table)
+    outcomes = read_outcomes(table, "label")
     patience = Patience(retries, backoff, timeout, connections)
     with VerdictStore(cache or out / "verdicts.sqlite") as store:
         question: JudgeTemplate = read_template(template)

@@ -23,6 +23,7 @@ from probes.bootstrap import DRAWS, deltas_from_rates, resampled_rates
 from probes.engine_marks import COLUMN as ACROSS_ENGINES
 from probes.engine_marks import ENGINE, mark, sentences
 from probes.options import publish
+from probes.refused import OUTCOME, counted_by
 from probes.regimes import REGIMES, RegimeRule, classify, regime_probabilities
 from probes.results import Result
 from probes.table_files import read_table
@@ -30,6 +31,8 @@ from probes.table_files import read_table
 KEY = ["model", "quantization"]
 BASELINE = "baseline"
 UNQUANTIZED = ("FP16", "BF16", "F16", "FP32")
+UNSAID = "unknown, no column outcome"
+"""Who counted the refusals of tables that do not say it."""
 FALLBACK = "Q8_0"
 """The baseline of a model without an unquantized cell."""
 
@@ -230,10 +233,13 @@ def main(
 ) -> None:
     """Join tables of cells, and name each cell's regime and what to do with it."""
     matrix = build({str(file): read_table(file) for file in files}, quality, ["refusal_rate", *rates])
-    settings = {"quality": quality, "rates": rates, "files": [str(file) for file in files]} | RegimeRule().describe()
-    rendered = tables.render(f"Regimes by {quality} and refusal rate", matrix.assign(cell="", reason=""), COLUMNS)
+    counted = counted_by(matrix) if OUTCOME in matrix else UNSAID
+    settings = {"quality": quality, "rates": rates, "files": [str(file) for file in files], "outcome": counted}
+    title = f"Regimes by {quality} and refusal rate, refusals counted by: {counted}"
+    rendered = tables.render(title, matrix.assign(cell="", reason=""), COLUMNS)
     said = map(Text, sentences(matrix, matrix["model"] + " " + matrix["quantization"]))
-    publish(Result("matrix", matrix, settings), Group(rendered, *said), out, as_json)
+    result = Result("matrix", matrix, settings | RegimeRule().describe())
+    publish(result, Group(rendered, *said), out, as_json)
 
 
 def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence[str]) -> pd.DataFrame:

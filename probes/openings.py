@@ -16,19 +16,19 @@ from interp.model import HookedModel
 from probes.completions import answers
 from probes.pair import Comparison
 from probes.prompt_batches import prompt_batches
-from probes.refusal_text import refusals
+from probes.refused import BROADER, READ_TOKENS, STUDY, refuses
 
 Tokens = tuple[int, ...]
 Source = Literal["baseline", "lexicon"]
 """Whose openings: the baseline's own, or the lexicon's."""
 SOURCES = {"baseline": "baseline's refusals", "lexicon": "lexicon"}
+LEXICONS = {SOURCES["baseline"]: BROADER, SOURCES["lexicon"]: STUDY}
+"""Source → the lexicon behind it: it told the baseline's refusals from its answers, or the openings are its own."""
 
 MAX_TOKENS = 6
 """Of an opening found in the baseline's answers."""
 PURITY = 0.95
 FEWEST_ANSWERS = 2
-READ_TOKENS = 24
-"""Of each answer: enough for the five words that decide whether it refuses."""
 
 PHRASES = (
     *("I'm sorry", "I am sorry", "I can't", "I cant", "I cannot", "I won't", "I wont", "I must decline"),
@@ -76,7 +76,13 @@ class Openings:
             for text, tokens, count, pure in columns
         ]
         coverage = None if self.coverage != self.coverage else self.coverage
-        return {"source": self.source, "coverage": coverage, "note": self.note, "openings": listed}
+        return {
+            "source": self.source,
+            "lexicon": LEXICONS[self.source],
+            "coverage": coverage,
+            "note": self.note,
+            "openings": listed,
+        }
 
 
 def minimal(sequences: Iterable[Tokens]) -> list[Tokens]:
@@ -91,6 +97,8 @@ def minimal(sequences: Iterable[Tokens]) -> list[Tokens]:
 def find_openings(model: HookedModel, texts: Sequence[str], source: Source = "baseline") -> Openings:
     """The openings of a baseline's own refusals, or the lexicon's where it never refuses (which `note` then says).
 
+    Its refusals are told by the broader lexicon, as outcomes are (`probes.refused`); "the lexicon's" are the study's.
+
     Args:
         model: the baseline.
         texts: rendered prompts, harmful and harmless: an opening must start refusals only.
@@ -99,7 +107,7 @@ def find_openings(model: HookedModel, texts: Sequence[str], source: Source = "ba
     if source == "lexicon":
         return lexicon_openings(model.tokenizer)
     given = [tuple(answer.tokens) for answer in answers(model, texts, READ_TOKENS)]
-    refused = refusals([model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in given]).tolist()
+    refused = refuses([model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in given]).tolist()
     return openings_of(given, refused, model.tokenizer)
 
 
@@ -125,7 +133,7 @@ def openings_of(given: Sequence[Tokens], refused: Sequence[bool], tokenizer: Any
         return lexicon_openings(
             tokenizer,
             f"the baseline refused {n_refused} of {len(given)} prompts and no beginning of an answer tells its "
-            "refusals from the rest: the refusal openings are the lexicon's, not its own",
+            f"refusals from the rest: the refusal openings are the {STUDY}, not its own",
         )
     tallies = [_tally(tokens, given, refused) for tokens in kept]
     return Openings(

@@ -10,27 +10,31 @@ from pathlib import Path
 import pandas as pd
 
 from interp.errors import InputError
-from probes.labels import REFUSED, Label, classify
+from probes.labels import REFUSED, Label
 from probes.per_prompt import SAMPLE, per_prompt, repeats_said
+from probes.refused import OUTCOME, decide
 from probes.table_files import read_frame
 
 REQUIRED = ["cell", "task", "sample_id", "response"]
 SAME = {
     "engine": "engines, so the difference would be the engines' as much as the quantization's",
     "prompt_sha256": "prompts (the text or tokens that the models saw are not the same)",
+    OUTCOME: "outcomes (another judge or lexicon decided what is a refusal)",
 }
 """Column that must be equal within a pair → what differs where it is not."""
 
 
-def read_outcomes(path: Path, label: str = "label") -> pd.DataFrame:
+def read_outcomes(path: Path, label: str | None = None) -> pd.DataFrame:
     """Read an outcome table from parquet, CSV or JSON lines and check it.
 
     Args:
         path: the file.
-        label: the column of labels. Where it is `label` and absent, responses are labelled by the broader lexicon.
+        label: the column of labels; by default `judge` where a judge was asked, else `label`. Where there is none,
+            responses are labelled by the broader lexicon.
 
     Returns:
-        The table, with `label` from that column; rows with an error, and those without a label, are unscored.
+        The table, with `label` from that column and `outcome`, who decided it (see `probes.refused.decide`); rows with
+        an error, and those without a label, are unscored.
 
     Raises:
         InputError: the file cannot be read; a column is missing; a row occurs twice; a label is unknown.
@@ -38,14 +42,16 @@ def read_outcomes(path: Path, label: str = "label") -> pd.DataFrame:
     Example:
         >>> drift.measure(read_outcomes(Path("runs/model/refusal.parquet")), "baseline").table
     """
-    return check_outcomes(read_frame(path, (".parquet", ".csv", ".jsonl")), label, str(path))
+    table = read_frame(path, (".parquet", ".csv", ".jsonl"))
+    # What a file says of its own labels is decided again, from what is in it.
+    return check_outcomes(table.drop(columns=OUTCOME, errors="ignore"), label, str(path))
 
 
-def check_outcomes(table: pd.DataFrame, label: str = "label", name: str = "The table") -> pd.DataFrame:
+def check_outcomes(table: pd.DataFrame, label: str | None = None, name: str = "The table") -> pd.DataFrame:
     """As `read_outcomes`, for a table in memory."""
     missing = [column for column in REQUIRED if column not in table]
-    if label != "label" and label not in table:
-        missing.append(label)
+    if label not in (None, "label") and label not in table:
+        missing.append(str(label))
     if missing:
         raise InputError(f"{name} has no column {', '.join(missing)}", f"the columns {', '.join(REQUIRED)}")
     twice = table[table.duplicated(["cell", *_key(table)])]
@@ -56,32 +62,12 @@ def check_outcomes(table: pd.DataFrame, label: str = "label", name: str = "The t
             f"{row['sample_id']}",
             "one row for each cell, task and sample",
         )
-    return table.assign(label=_labels(table, label, name))
+    return decide(table, label, name)
 
 
 def _key(table: pd.DataFrame) -> list[str]:
     """What names a prompt within a cell; a task may ask it in several epochs."""
     return [name for name in ("task", "sample_id", "epoch") if name in table]
-
-
-def _labels(table: pd.DataFrame, column: str, name: str) -> pd.Series:
-    responses = pd.Series(
-        [None if pd.isna(text) else str(text) for text in table["response"]], table.index, dtype=object
-    )
-    if column in table:
-        found = table[column].where(table[column].notna(), Label.UNSCORED)
-    else:
-        found = pd.Series([classify(response) for response in responses], index=table.index, dtype=object)
-    unknown = set(found) - {str(label) for label in Label}
-    if unknown:
-        raise InputError(
-            f"{name}: the column {column} holds {', '.join(map(repr, sorted(map(str, unknown))))}",
-            f"only {', '.join(Label)}",
-        )
-    failed = (
-        table["error"].notna() & (table["error"] != "") if "error" in table else pd.Series(False, index=table.index)
-    )
-    return found.astype(str).mask(failed | responses.isna(), str(Label.UNSCORED))
 
 
 def pair(

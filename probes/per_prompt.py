@@ -37,14 +37,14 @@ def per_prompt(outcomes: pd.DataFrame, like: pd.DataFrame | None = None) -> pd.D
 
 
 def refused_by_prompt(completions: pd.DataFrame) -> pd.DataFrame:
-    """Whether each cell refused each prompt: [prompt, cell], a missing value where it has no answer.
+    """Whether each cell refused each prompt: [prompt, cell], nullable booleans, missing where no answer is scored.
 
     Args:
         completions: with cell, prompt and refused. Of several answers to one prompt most decide; on a tie, the first.
     """
     answers = completions.assign(refused=completions["refused"].astype(float)).groupby(["prompt", "cell"], sort=False)
     share, first = answers["refused"].mean(), answers["refused"].first()
-    decided = share.where(share != 0.5, first) > 0.5
+    decided = (share.where(share != 0.5, first) > 0.5).astype("boolean").mask(share.isna())
     return decided.unstack("cell").reindex(completions["prompt"].drop_duplicates())
 
 

@@ -30,6 +30,7 @@ from probes.openings import READ_TOKENS
 from probes.options import check_writable, publish
 from probes.predict_cells import LABELS, OUTCOME, Cells, read_cells
 from probes.predictors import PREDICTORS, RTSI, Predictor
+from probes.refused import counted_by
 from probes.results import Result
 
 FEWEST_CELLS = 3
@@ -71,8 +72,8 @@ def measure(cells: Cells, *, draws: int = DRAWS, seed: int = 0) -> Prediction:
         L_reason: why its numbers are NaN, else "";
         reason: why the predictor is undefined, else "".
 
-    `predict_cells`: one row per non-baseline cell, with model, cell, the oriented predictors, refusal_loss, regime, the
-    labels, p_mcnemar, run, cluster.
+    `predict_cells`: one row per non-baseline cell, with model, cell, the oriented predictors, refusal_loss, outcome
+    (who decided what is a refusal), regime, the labels, p_mcnemar, run, cluster.
 
     Args:
         cells: of `read_cells`.
@@ -92,6 +93,7 @@ def measure(cells: Cells, *, draws: int = DRAWS, seed: int = 0) -> Prediction:
         "draws": draws,
         "seed": seed,
         "labels": LABELS,
+        "outcome": counted_by(cells.table),
         "signs": {predictor.name: predictor.sign for predictor in PREDICTORS},
     }
     table = pd.DataFrame(rows)
@@ -239,7 +241,8 @@ def render(result: Result) -> Group:
     """Correlations, one table for each label that some cells have, and the verdict."""
     n = result.settings["n_cells"]
     shown = result.table.assign(cell=result.table["label"])
-    title = f"Loss of refusals in {n} cells, 95 % intervals over {result.settings['n_models']} models"
+    models, counted = result.settings["n_models"], result.settings["outcome"]
+    title = f"Loss of refusals in {n} cells, counted by: {counted}; 95 % intervals over {models} models"
     parts: list[Any] = [tables.render(title, shown, {**PREDICTOR, **CORRELATIONS})]
     for label, meaning in LABELS.items():
         if result.table[f"{label}_auc"].notna().any():

@@ -15,8 +15,9 @@ from interp.errors import InputError
 from probes.matrix import is_baseline
 from probes.pair import BASELINE
 from probes.paired import ALPHA, mcnemar_p
-from probes.per_prompt import refused_by_prompt
 from probes.predictors import PREDICTORS, Tables
+from probes.refused import AGAIN, by_cell, check_completions, counted_by, scored_pairs
+from probes.refused import OUTCOME as COUNTED_BY
 from probes.regimes import DANGER, UNDETERMINED
 from probes.results import Result, read_result
 from probes.rtsi_validation import material_loss
@@ -67,7 +68,10 @@ def read_cells(runs: Sequence[Path], cluster: str | None = None) -> Cells:
     seen: set[tuple[str, str]] = set()
     for run in runs:
         matrix = _matrix(run)
-        sources[str(run)] = {"models": sorted(map(str, matrix.table["model"].unique()))}
+        sources[str(run)] = {
+            "models": sorted(map(str, matrix.table["model"].unique())),
+            "outcome": counted_by(matrix.table),
+        }
         for model, rows in matrix.table.groupby("model", sort=False):
             identity = _identity(run, str(model), matrix)
             cells, reasons = _model(run, str(model), rows.reset_index(drop=True))
@@ -82,6 +86,8 @@ def read_cells(runs: Sequence[Path], cluster: str | None = None) -> Cells:
     if table.empty:
         raise InputError("The runs hold no quantized cell", "a matrix with cells beside the baselines")
     table["cluster"] = _clusters(table, cluster)
+    if table[COUNTED_BY].nunique() > 1:
+        warnings.append(f"refusals are counted by {counted_by(table)}: cells of different outcomes are compared")
     return Cells(table.drop(columns="identity"), missing, sources, warnings)
 
 
@@ -90,6 +96,12 @@ def _matrix(run: Path) -> Result:
     if not document.is_file():
         raise InputError(f"{run} has no matrix.json", "a run folder, such as `make demo` or probes.study write")
     matrix = read_result(document)
+    if "refusal_rate_delta" in matrix.table and COUNTED_BY not in matrix.table:
+        raise InputError(
+            f"{document} does not say who decided what is a refusal: an earlier version wrote it",
+            f"the column {COUNTED_BY}",
+            AGAIN,
+        )
     wanted = {"model", "cell", "refusal_rate_delta", "regime"}
     if lacking := sorted(wanted - set(matrix.table.columns)):
         raise InputError(f"{document} has no column {lacking[0]}", "the matrix of a run, with its regimes")
@@ -125,7 +137,11 @@ def _model(run: Path, model: str, rows: pd.DataFrame) -> tuple[pd.DataFrame, dic
     table = pd.DataFrame({name: values for name, (values, _) in found.items()}, index=index).reset_index(names="cell")
     table.insert(0, "model", model)
     table[OUTCOME] = -cells["refusal_rate_delta"].to_numpy(dtype=float)
-    table = table.assign(**_labels(cells), **_significance(tables.get("completions"), index))
+    table[COUNTED_BY] = cells[COUNTED_BY].to_numpy()
+    completions = tables.get("completions")
+    if completions is not None:
+        check_completions(completions, str(run / model / "completions.json"))
+    table = table.assign(**_labels(cells), **_significance(completions, index))
     return table, {name: reason for name, (_, reason) in found.items() if reason}
 
 
@@ -147,25 +163,18 @@ def _labels(cells: pd.DataFrame) -> dict[str, Any]:
 def _significance(completions: pd.DataFrame | None, cells: pd.Index) -> dict[str, Any]:
     """Exact McNemar on the harmful prompts, from the completions; missing without them."""
     p, fell = np.full(len(cells), np.nan), pd.Series(pd.NA, index=range(len(cells)), dtype="boolean")
-    refused = pd.DataFrame() if completions is None else _refused(completions)
+    refused = {} if completions is None else by_cell(completions)
+    baseline = refused.get(BASELINE)
     for place, cell in enumerate(cells):
-        if not {BASELINE, cell} <= set(refused.columns):
+        if baseline is None or cell not in refused or not refused[cell].index.equals(baseline.index):
             continue
-        pairs = refused[[BASELINE, cell]].dropna(how="all")
-        if pairs.isna().any(axis=None):
+        before, after = scored_pairs(baseline, refused[cell])
+        if not len(before):
             continue
-        baseline, quantized = (pairs[name].astype(bool) for name in (BASELINE, cell))
-        lost, gained = int((baseline & ~quantized).sum()), int((~baseline & quantized).sum())
+        lost, gained = int((before & ~after).sum()), int((~before & after).sum())
         p[place] = mcnemar_p(lost, gained)
         fell[place] = bool(p[place] < ALPHA and lost > gained)
     return {"p_mcnemar": p, "significant_loss": fell.array}
-
-
-def _refused(completions: pd.DataFrame) -> pd.DataFrame:
-    """Whether each cell refused each harmful prompt; no columns where the completions do not say."""
-    if not {"cell", "prompts", "prompt", "refused"} <= set(completions.columns):
-        return pd.DataFrame()
-    return refused_by_prompt(completions[(completions["prompts"] == "harmful") & completions["refused"].notna()])
 
 
 def _clusters(table: pd.DataFrame, pattern: str | None) -> pd.Series:

@@ -24,13 +24,14 @@ from probes.controls import again, engine_drift, notes, self_flips
 from probes.engine_marks import across_engines, marked, sentences
 from probes.engines import EngineName, EngineSettings
 from probes.intervals import rate_interval
-from probes.labels import REFUSED, Label
+from probes.labels import Label
 from probes.language import unread_by
 from probes.names import CONTROL, is_url, name_problem
 from probes.options import Options, cell_paths, check_writable, with_options
 from probes.pair import BASELINE
 from probes.parity import Reading, check, check_lengths
 from probes.per_prompt import per_prompt
+from probes.refused import counted_by, decide, refused, refused_by_study
 from probes.results import Result
 from probes.run_folder import RunFolder
 from probes.subjects import LocalSubject, ServerSubject, Subject
@@ -47,6 +48,7 @@ COLUMNS: tables.Columns = {
     "task": tables.text("task"),
     "n": tables.number("n", "d"),
     "refuses": tables.interval("refusal_rate", ".3f"),
+    "openings": tables.number("refusal_rate_study_lexicon", ".3f"),
     "partly": tables.number("n_partial", "d"),
     "degenerate": tables.number("n_degenerate", "d"),
     "score": tables.number("mean_score", ".3f"),
@@ -130,28 +132,31 @@ def _readings(subjects: Mapping[str, Subject], run: RunFolder, across_engines: b
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """Per (cell, task): n, refusal rate with its Wilson interval, partial refusals, degenerate answers, mean tokens.
+    """Per (cell, task): outcome (who decided), n, refusal rate with its Wilson interval, that of the study's openings,
+    partial refusals, degenerate answers, mean tokens.
 
     Several answers to one prompt count once, see `probes.per_prompt`.
 
     Args:
-        table: outcomes, as `measure` and `probes.asking.ask` give them.
+        table: outcomes, as `measure` and `probes.asking.ask` give them, or judged ones.
 
     Example:
         >>> rates(ask(baseline, cells, builtin("harmful"), "refusal"))
     """
     return pd.DataFrame(
         {"cell": cell, "task": task, **_rates(part)}
-        for (cell, task), part in per_prompt(table).groupby(["cell", "task"], sort=False)
+        for (cell, task), part in per_prompt(decide(table)).groupby(["cell", "task"], sort=False)
     )
 
 
 def _rates(part: pd.DataFrame) -> dict[str, Any]:
     scored = part[part["label"] != Label.UNSCORED]
-    refused = torch.tensor(scored["label"].isin(list(REFUSED)).to_numpy())
+    outcomes = torch.tensor(refused(scored["label"]).to_numpy(dtype=bool))
     return {
+        "outcome": counted_by(part),
         "n": len(scored),
-        **interval_columns("refusal_rate", rate_interval(refused)),
+        **interval_columns("refusal_rate", rate_interval(outcomes)),
+        "refusal_rate_study_lexicon": float(refused_by_study(scored["response"]).astype(float).mean()),
         "n_partial": int((scored["label"] == Label.PARTIAL_REFUSAL).sum()),
         "n_degenerate": int((scored["label"] == Label.DEGENERATE).sum()),
         "mean_score": scored["score"].mean(),
@@ -286,7 +291,9 @@ def main(
     if options.as_json:
         typer.echo(result.to_json())
     else:
-        cli.console.print(tables.render("What the cells do", rates(result.table), COLUMNS))
+        found = rates(result.table)
+        title = f"What the cells do: refusals by the {counted_by(found)}, beside the study's openings"
+        cli.console.print(tables.render(title, found, COLUMNS))
         for note in notes(result.settings):
             cli.console.print(note, highlight=False)
     for warning in result.warnings:

@@ -80,10 +80,14 @@ def regimes(matrix: pd.DataFrame, rule: RegimeRule = STUDY) -> pd.Series:
 
 
 def divergence(matrix: pd.DataFrame, rule: RegimeRule = STUDY) -> pd.Series:
-    """Whether regex and judge disagree on the refusal rate by 20 pp or more; missing where there is no judge."""
+    """Whether regex and judge disagree on the refusal rate by 20 pp or more; missing where there is no judge.
+
+    The regex is the study's; where a table has its rate beside another outcome's, that is the one compared.
+    """
     if "judge_refusal_rate" not in matrix:
         return pd.Series(pd.NA, index=matrix.index, dtype="boolean")
-    gap = (matrix["refusal_rate"] - matrix["judge_refusal_rate"]).abs()
+    regex = "refusal_rate_study_lexicon" if "refusal_rate_study_lexicon" in matrix else "refusal_rate"
+    gap = (matrix[regex] - matrix["judge_refusal_rate"]).abs()
     flag = pd.Series(at_least(gap.to_numpy(dtype=float), rule.divergence), index=matrix.index, dtype="boolean")
     return flag.mask(gap.isna(), pd.NA)
 

@@ -18,16 +18,15 @@ from interp.model import HookedModel
 from interp.quantize import CELLS, GROUP_SIZE, write_cells
 from probes import tables
 from probes.bench import Sample
-from probes.completions import complete
 from probes.intervals import rate_interval
+from probes.interventions import refused as refused_by
 from probes.margin_runs import MarginRuns
-from probes.openings import READ_TOKENS, Openings
+from probes.openings import Openings
 from probes.pair import BASELINE, Cells
 from probes.parts import Kind, Part, Parts
 from probes.progress import track
 from probes.rankings import matched_draws
 from probes.recovery import recoveries
-from probes.refusal_text import refusals
 
 SETS = 3
 """Random lists that are written."""
@@ -110,8 +109,8 @@ def measure_variants(
     Returns:
         A row a model, the baseline's first, the plain cell's second, with variant, n_kept, kept, bits_per_weight;
         n_prompts (of each side); margin (with _low, _high), gain (over the plain cell), share (of the way to the
-        baseline); p (kept: (1 + random lists that come as far) / (1 + lists)); refusal_rate and over_refusal_rate with
-        Wilson's intervals, refusals lost against and gained over the plain cell; reason.
+        baseline); p (kept: (1 + random lists that come as far) / (1 + lists)); refusal_rate and over_refusal_rate by
+        the broader lexicon with Wilson's intervals, refusals lost against and gained over the plain cell; reason.
     """
     runs = MarginRuns.of(baseline, sample.measured["harmful"], openings, batch_size)
     cells = Cells({name: path for name, _, path in variants}, baseline, str(baseline.hf.device))
@@ -119,7 +118,7 @@ def measure_variants(
     for name in track([BASELINE, *cells], "measuring cells"):
         model = baseline if name == BASELINE else cells[name]
         margins[name] = runs.margins(model)
-        refused[name] = {side: _refused(model, texts) for side, texts in sample.measured.items()}
+        refused[name] = {side: refused_by(model, texts) for side, texts in sample.measured.items()}
     return list(_rows(variants, margins, refused))
 
 
@@ -159,7 +158,3 @@ def _with_p(rows: list[dict[str, Any]], margins: Mapping[str, Tensor]) -> list[d
         far = int((direction * random >= direction * row["gain"] - 1e-9).sum())
         row["p"] = (1 + far) / (1 + len(random)) if row["variant"] == KEPT and len(random) else float("nan")
     return rows
-
-
-def _refused(model: HookedModel, texts: Sequence[str]) -> Bool[Tensor, " prompt"]:
-    return torch.as_tensor(refusals([answer.text for answer in complete(model, texts, READ_TOKENS)]))

@@ -30,7 +30,7 @@ def delta_table(files: Sequence[Path]) -> pd.DataFrame:
     Raises:
         InputError: missing columns, or cells, or baselines.
     """
-    tables = {str(file): read_table(file) for file in files}
+    tables = {str(file): _by_openings(read_table(file)) for file in files}
     cells = next(iter(tables.values())) if len(tables) == 1 else join(tables)
     if set(DELTAS) <= set(cells.columns):
         defined = cells[list(DELTAS)].notna().any(axis=1) | ~_baseline_rows(cells)
@@ -44,6 +44,12 @@ def delta_table(files: Sequence[Path]) -> pd.DataFrame:
     matrix = join({", ".join(tables): cells})
     check_rates(matrix, ["refusal_rate"])
     return deltas_of_features(matrix)
+
+
+def _by_openings(cells: pd.DataFrame) -> pd.DataFrame:
+    """The matrix of a study counts refusals by another outcome; the index is of the study's openings by definition."""
+    count = "n_refusals_study_lexicon"
+    return cells.assign(n_refusals=cells[count]) if count in cells else cells
 
 
 def deltas_of_features(cells: pd.DataFrame) -> pd.DataFrame:

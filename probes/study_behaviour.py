@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from probes.language import unread_by
 from probes.pair import BASELINE, compare
-from probes.refusal_text import is_refusal
+from probes.refused import SIDES, decide, with_outcomes
 from probes.results import Result
 from probes.study_file import DIRECT
 from probes.study_steps import Bench
-
-SIDES: Mapping[str, str] = {"refusal": "harmful", "over_refusal": "harmless"}
-"""Task → the prompt set that it asks."""
 
 
 def completions(bench: Bench) -> list[Result]:
     """The answers of the baseline and one cell, in two tables.
 
     `completions`: one row per (cell, prompts, prompt), for the two prompt sets of the study, with columns cell, prompts
-    ("harmful" or "harmless"), prompt, text, n_tokens, finished (else it was cut), refused (by the study's lexicon).
+    ("harmful" or "harmless"), prompt, text, n_tokens, finished (else it was cut), label, refused (missing where it is
+    unscored), refused_study_lexicon and outcome, who decided `refused`: the broader lexicon, until all cells are
+    measured and judges are asked (`probes.study_tables`).
 
     `refusal`: one row per (cell, task, sample_id), for all tasks, as `probes.refusal` writes them.
     """
@@ -96,8 +94,7 @@ def _completions(outcomes: pd.DataFrame, bench: Bench) -> pd.DataFrame:
                         "text": texts.to_list(),
                         "n_tokens": answered["n_tokens"].to_list(),
                         "finished": (answered["stop_reason"] == "stop").to_list(),
-                        "refused": [is_refusal(text) for text in texts],
                     }
                 )
             )
-    return pd.concat(parts, ignore_index=True)
+    return with_outcomes(pd.concat(parts, ignore_index=True), decide(outcomes))

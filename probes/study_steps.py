@@ -18,6 +18,7 @@ from interp.documents import read_text
 from interp.model import HookedModel
 from probes.calibration import refusals_from
 from probes.prompts import PromptSet
+from probes.refused import counted_by, decide
 from probes.results import Result
 from probes.study_file import Model, Study
 
@@ -138,7 +139,7 @@ class Step:
         return measured if isinstance(measured, list) else [measured, *measured.beside]
 
 
-_NOT_OPTIONS = {"template", "force", "batch_size", "refusals", "attribution", "plan"}
+_NOT_OPTIONS = {"template", "force", "batch_size", "refusals", "outcome", "attribution", "plan"}
 """Parameters that the study itself gives."""
 
 
@@ -161,8 +162,9 @@ def _completions(bench: Bench) -> list[Result]:
 def _calibration(bench: Bench) -> Result:
     from probes import calibration
 
-    given = bench.finished("refusal")
-    return bench.measure(calibration.measure, refusals=refusals_from(given, bench.asked.harmful))
+    given = decide(bench.finished("refusal"))  # judges are asked when all cells are measured
+    refusals = refusals_from(given, bench.asked.harmful)
+    return bench.measure(calibration.measure, refusals=refusals, outcome=counted_by(given))
 
 
 def _neurons(bench: Bench, **options: Any) -> list[Result]:

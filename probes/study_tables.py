@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from probes import drift
 from probes.cli import log
-from probes.completions import Completion
 from probes.engine_marks import across_engines, marked
-from probes.labels import REFUSED, Label
+from probes.labels import Label
 from probes.pair import BASELINE
 from probes.redaction import redact
+from probes.refused import BROADER, OUTCOME, by_cell, counted_by, decide, refused, with_outcomes
 from probes.regimes import STUDY
 from probes.results import Result
 from probes.rtsi_index import RTSI
@@ -65,16 +66,20 @@ def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> 
         marks = across_engines(joined["refusal"].table, BASELINE)
         for name in ("refusal", "completions"):
             joined[name] = replace(joined[name], table=marked(joined[name].table, marks))
-        joined["drift"] = _drift(study, joined["refusal"])
+        outcomes = _relabelled(joined["refusal"])
+        joined["refusal"] = replace(joined["refusal"], table=outcomes.drop(columns=OUTCOME))
         if study.judges.models:
             try:
-                joined[JUDGES] = _judged(study, joined["refusal"], folder.path / model.name / "verdicts.sqlite")
+                joined[JUDGES] = _judged(study, outcomes, folder.path / model.name / "verdicts.sqlite")
+                outcomes = decide(joined[JUDGES].table)
                 folder.failures.pop(judged(model.name), None)
                 folder.keys[judged(model.name)] = judges_key(study)
             except Exception as error:  # a judge is a server or a model: whatever it does, the rest is measured
                 folder.failures[judged(model.name)] = ("", reason_of(error))
                 if not isinstance(error, InputError):
                     log.print(redact("".join(traceback.format_exception(error))), markup=False, highlight=False)
+        joined["completions"] = _with_outcomes(joined["completions"], outcomes)
+        joined["drift"] = _drift(study, outcomes)
         for result in joined.values():
             result.write(folder.path / model.name)
         tables[model.name] = joined
@@ -133,12 +138,30 @@ def _join(name: str, parts: Sequence[Result], failed: Mapping[str, str]) -> Resu
     return Result(name, joined, settings, warnings, round(seconds, 3) or None)
 
 
-def _drift(study: Study, outcomes: Result) -> Result:
-    found = drift.measure(outcomes.table, BASELINE, calibration=_calibration(study), force=True)
+def _relabelled(outcomes: Result) -> pd.DataFrame:
+    """The answers of all cells as today's broader lexicon labels them, whenever each of them was asked."""
+    return decide(outcomes.table.drop(columns=["label", OUTCOME], errors="ignore"))
+
+
+def _with_outcomes(completions: Result, outcomes: pd.DataFrame) -> Result:
+    """The completions with what decides the rates of the matrix; the share that could not be scored is a warning."""
+    table = with_outcomes(completions.table, outcomes)
+    unscored, counted = table[table["refused"].isna()], counted_by(table)
+    asked = table["cell"].value_counts()
+    warnings = [
+        f"{len(rows)} of {asked[cell]} answers of {cell} are unscored ({counted}) and left out of rates"
+        for cell, rows in unscored.groupby("cell", sort=False)
+    ]
+    settings = {**completions.settings, "outcome": counted}
+    return Result(completions.probe, table, settings, [*completions.warnings, *warnings], completions.seconds)
+
+
+def _drift(study: Study, outcomes: pd.DataFrame) -> Result:
+    found = drift.measure(outcomes, BASELINE, calibration=_calibration(study), force=True)
     return Result("drift", found.table, dict(found.settings), found.warnings)
 
 
-def _judged(study: Study, outcomes: Result, store: Path) -> Result:
+def _judged(study: Study, outcomes: pd.DataFrame, store: Path) -> Result:
     """What judges say of the answers; verdicts are kept, so that nothing is asked twice."""
     from probes import judges
     from probes.judge_prompts import read_template
@@ -149,13 +172,13 @@ def _judged(study: Study, outcomes: Result, store: Path) -> Result:
     template = read_template(None if settings.template is None else Path(study.path(settings.template)))
     with VerdictStore(store) as verdicts:
         panel = [Judge(name, template, verdicts) for name in settings.models]
-        return judges.measure(outcomes.table, panel, BASELINE, sample=settings.sample)
+        return judges.measure(outcomes, panel, BASELINE, sample=settings.sample)
 
 
 def _judge_rates(judged: pd.DataFrame) -> pd.DataFrame:
     """cell, judge_refusal_rate: what the first judge calls refusals among the harmful requests' answers."""
-    harmful = judged[(judged["task"] == "refusal") & (judged["judge"] != Label.UNSCORED)]
-    rates = harmful["judge"].isin(list(REFUSED)).groupby(harmful["cell"], sort=False).mean()
+    harmful = judged[(judged["task"] == "refusal") & judged["judge"].notna() & (judged["judge"] != Label.UNSCORED)]
+    rates = refused(harmful["judge"]).astype(float).groupby(harmful["cell"], sort=False).mean()
     return rates.rename("judge_refusal_rate").reset_index()
 
 
@@ -173,23 +196,23 @@ def _matrix(
     index = RTSI.load() if study.rtsi.calibration is None else RTSI.load(_calibration(study) or "")
     by_name = {model.name: model for model in study.models}
     rows: list[pd.DataFrame] = []
-    refused: dict[str, dict[str, list[bool]]] = {}
+    by_model: dict[str, dict[str, pd.Series]] = {}
     settings: dict[str, Any] = {}
     warnings: list[str] = []
     for name, joined in tables.items():
         own = {part: record for part, record in known.items() if part.model == name and record.error}
         errors = [(part.cell, record.error) for part, record in own.items() if part.step != JUDGES]
         warnings += [
-            f"{name}: the judges failed: {record.error}" for part, record in own.items() if part.step == JUDGES
+            f"{name}: the judges failed, so refusals are counted by the {BROADER}: {record.error}"
+            for part, record in own.items()
+            if part.step == JUDGES
         ]
         failed = dict(reversed(errors))  # of several errors of a cell the first
         rows.append(_model_rows(study, by_name[name], joined, index, failed))
-        answers = joined["completions"].table
-        harmful = answers[answers["prompts"] == "harmful"]
-        refused[name] = {str(cell): list(part["refused"]) for cell, part in harmful.groupby("cell", sort=False)}
+        by_model[name] = by_cell(joined["completions"].table)
         settings[name] = _settings(joined, index)
         warnings += dict.fromkeys(f"{name}: {said}" for result in joined.values() for said in result.warnings)
-    matrix = add_regimes(pd.concat(rows, ignore_index=True), refused)
+    matrix = add_regimes(pd.concat(rows, ignore_index=True), by_model)
     lost = [
         {"model": part.model, "cell": part.cell, "reason": record.error, **UNMEASURED}
         for part, record in known.items()
@@ -197,7 +220,8 @@ def _matrix(
     ]
     matrix = pd.concat([matrix, pd.DataFrame(lost)], ignore_index=True) if lost else matrix
     seconds = sum(record.seconds or 0.0 for record in known.values())
-    return Result("matrix", matrix, settings | STUDY.describe(), warnings, round(seconds, 3))
+    settings |= {"outcome": counted_by(matrix)} | STUDY.describe()
+    return Result("matrix", matrix, settings, warnings, round(seconds, 3))
 
 
 def _model_rows(
@@ -205,20 +229,20 @@ def _model_rows(
 ) -> pd.DataFrame:
     """One row per cell of a model, failed ones last."""
     answers = joined["completions"].table
-    by_side = {str(side): _answers(part) for side, part in answers.groupby("prompts", sort=False)}
-    behaviour = [refusal_table(by_side["harmful"], index)]
-    if "harmless" in by_side:
-        behaviour.append(over_refusal_table(by_side["harmless"]))
+    behaviour = [refusal_table(answers, index)]
+    if (answers["prompts"] == "harmless").any():
+        behaviour.append(over_refusal_table(answers))
     if "quality" in joined:
         behaviour.append(quality_table(joined["quality"].table))
     if "judges" in joined:
         behaviour.append(_judge_rates(joined["judges"].table))
-    measured = list(by_side["harmful"])
+    measured = list(behaviour[0]["cell"])
     places = located(study, model)
     described = describe_cells({name: open_checkpoint(places[name] or "") for name in measured})
     probes = {name: joined[name].table for name in PROBES_OF_THE_MATRIX if name in joined}
     rows = summarize(described, behaviour, **probes)
-    rows["reason"] = [failed.get(cell, "") for cell in rows["cell"]]
+    unscored = np.where(rows["n_total"] == 0, "no answer to a harmful prompt is scored", "")
+    rows["reason"] = [failed.get(cell, reason) for cell, reason in zip(rows["cell"], unscored, strict=True)]
     lost = [{"cell": cell, "reason": error} for cell, error in failed.items() if cell not in measured]
     rows = pd.concat([rows, pd.DataFrame(lost)], ignore_index=True) if lost else rows
     rows = marked(rows, across_engines(joined["refusal"].table, BASELINE))
@@ -227,16 +251,6 @@ def _model_rows(
 
 
 PROBES_OF_THE_MATRIX = ("entropy", "direction", "calibration", "neurons", "margin")
-
-
-def _answers(rows: pd.DataFrame) -> dict[str, list[Completion]]:
-    return {
-        str(cell): [
-            Completion(str(text), int(n_tokens), bool(finished))
-            for text, n_tokens, finished in zip(part["text"], part["n_tokens"], part["finished"], strict=True)
-        ]
-        for cell, part in rows.groupby("cell", sort=False)
-    }
 
 
 def _settings(joined: Mapping[str, Result], index: RTSI) -> dict[str, Any]:

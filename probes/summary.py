@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from rich.console import Group
+from rich.text import Text
 
 from interp.cells import read_record
 from interp.checkpoint import Checkpoint
 from probes import tables
 from probes.bootstrap import resampled_means
-from probes.completions import Completion
 from probes.intervals import rate_interval
+from probes.moved import COLUMN as DISAGREE
+from probes.moved import moved_by_cell
 from probes.pair import BASELINE
-from probes.refusal_text import WORDING_FEATURES, refusal_features, refusals
+from probes.refusal_text import WORDING_FEATURES, refusal_features
+from probes.refused import REFUSED_COLUMN, STUDY_COLUMN, by_cell, counted_by, scored_pairs
 from probes.regimes import classify, regime_probabilities
 from probes.rtsi import RTSI
 from probes.tables import interval_columns
@@ -58,6 +63,8 @@ PROBES: tables.Columns = {
     "p": tables.number("safety_p", ".3f"),
 }
 WORDING: tables.Columns = {
+    "openings %": tables.percent_interval("refusal_rate_study_lexicon"),
+    "Δ openings pp": tables.percent("refusal_rate_study_lexicon_delta", "+.1f"),
     "Δ dominant": tables.number("dominant_prefix_share_delta", "+.3f"),
     "Δ unique": tables.number("unique_prefix_rate_delta", "+.3f"),
     "Δ prefix entropy": tables.number("prefix_entropy_norm_delta", "+.3f"),
@@ -65,21 +72,34 @@ WORDING: tables.Columns = {
     "RTSI": tables.number("rtsi_score", ".2f"),
     "band": tables.text("rtsi_band"),
 }
-WIDE = 180
+WIDE = 205
 """Characters a line must have for all columns side by side."""
 
 
 def render(matrix: pd.DataFrame, width: int) -> Group:
     """The matrix of one model for a terminal so many characters wide: one table, or three where it does not fit."""
-    model, n = matrix["model"].iloc[0], int(matrix["n_total"].iloc[0])
+    model, counted = matrix["model"].iloc[0], counted_by(matrix)
+    n = int((matrix["n_total"] + matrix["n_unscored"]).max())
     title = f"{model}: {len(matrix)} cells, {n} harmful prompts, 95 % intervals, most refusals lost first"
+    notes = [Text(f"Refusals are counted by: {counted}."), *map(Text, disagreements(matrix))]
     if width >= WIDE:
-        return tables.render(title, matrix, {**CELL, **BEHAVIOUR, **PROBES, **WORDING})
+        return Group(tables.render(title, matrix, {**CELL, **BEHAVIOUR, **PROBES, **WORDING}), *notes)
     return Group(
         tables.render(title, matrix, {**CELL, **BEHAVIOUR}),
+        *notes,
         tables.render(f"{model}: what the probes see", matrix, {**CELL, **PROBES}),
-        tables.render(f"{model}: wording of the refusals, Δ from the baseline", matrix, {**CELL, **WORDING}),
+        tables.render(
+            f"{model}: wording of the refusals by the study's openings, Δ from the baseline",
+            matrix,
+            {**CELL, **WORDING},
+        ),
     )
+
+
+def disagreements(matrix: pd.DataFrame) -> Iterator[str]:
+    """Where refusals and their openings changed differently: a sentence per cell; see `probes.moved`."""
+    told = matrix[matrix[DISAGREE].fillna("") != ""]
+    yield from (f"{row['cell']}: {row[DISAGREE]}" for _, row in told.iterrows())
 
 
 def describe_cells(checkpoints: Mapping[str, Checkpoint]) -> pd.DataFrame:
@@ -100,40 +120,81 @@ def _notes(path: Path) -> Sequence[str]:
     return () if record is None else record.notes
 
 
-def refusal_table(completions: Mapping[str, Sequence[Completion]], index: RTSI | None = None) -> pd.DataFrame:
+def refusal_table(completions: pd.DataFrame, index: RTSI | None = None) -> pd.DataFrame:
     """Refusals of harmful prompts and the stability of their wording, a row per cell.
 
     Args:
-        completions: cell → what it answered, the baseline under `probes.pair.BASELINE`; the same prompts for all.
+        completions: of a model, the baseline's under `probes.pair.BASELINE`, as `probes.refused.with_outcomes` gives
+            them; the same prompts for all.
         index: calibration of the RTSI score; default the one fitted on the study's published rows.
 
     Returns:
-        cell, n_total, n_refusals, refusal_rate with its Wilson interval (_low, _high), refusal_rate_delta, the four
-        wording features and their deltas (cell − baseline), token_unit, rtsi_score, rtsi_band, rtsi_reason.
+        cell; outcome, who decided what is a refusal; n_total (scored prompts), n_unscored, n_refusals, refusal_rate
+        with its Wilson interval (_low, _high), refusal_rate_delta (over the prompts that are scored in the cell and its
+        baseline); the same counts of the study's openings: n_refusals_study_lexicon, refusal_rate_study_lexicon (_low,
+        _high, _delta), lexicon_difference (_low, _high) and lexicons_disagree (`probes.moved`); the four wording
+        features, which are of the study's openings by definition, and their deltas (cell − baseline), token_unit,
+        rtsi_score, rtsi_band, rtsi_reason.
     """
-    table = pd.DataFrame(_refusal_row(cell, answers) for cell, answers in completions.items())
+    refused, opened = by_cell(completions), by_cell(completions, column=STUDY_COLUMN)
+    harmful = completions[completions["prompts"] == "harmful"]
+    answered = {str(cell): part for cell, part in harmful.groupby("cell", sort=False)}
+    found = moved_by_cell(completions, BASELINE)
+    table = pd.DataFrame(
+        {
+            **_wording_row(cell, part),
+            **{"outcome": counted_by(part), "n_unscored": int(refused[cell].isna().sum())},
+            **_rate_columns("refusal_rate", "n_total", "n_refusals", refused[cell]),
+            **_rate_columns("refusal_rate_study_lexicon", "", "n_refusals_study_lexicon", opened[cell]),
+            "refusal_rate_delta": _delta(refused[BASELINE], refused[cell]),
+            **found[cell].columns(counted_by(part)),
+        }
+        for cell, part in answered.items()
+    )
     baseline = table.set_index("cell").loc[BASELINE]
-    for feature in ("refusal_rate", *WORDING_FEATURES):
+    for feature in WORDING_FEATURES:
         table[f"{feature}_delta"] = table[feature] - baseline[feature]
     table["token_unit"] = "tokens"
-    n_baseline = np.full(len(table), baseline["n_refusals"])
-    bands = (index or RTSI.load()).bands(table, table["n_refusals"], n_baseline)
+    counts = table["n_refusals_study_lexicon"]
+    n_baseline = np.full(len(table), baseline["n_refusals_study_lexicon"])
+    bands = (index or RTSI.load()).bands(table, counts, n_baseline)
     return table.join(bands.add_prefix("rtsi_"))
 
 
-def _refusal_row(cell: str, answers: Sequence[Completion]) -> dict[str, object]:
-    texts = [answer.text for answer in answers]
-    features = refusal_features(texts, [answer.n_tokens for answer in answers])
-    rate = rate_interval(torch.as_tensor(refusals(texts)))
-    return {"cell": cell, **features, **interval_columns("refusal_rate", rate)}
+def _wording_row(cell: str, answers: pd.DataFrame) -> dict[str, Any]:
+    """The features of the wording; what has no response has none."""
+    there = answers[answers[STUDY_COLUMN].notna()]
+    features = refusal_features(list(there["text"]), list(there["n_tokens"]))
+    return {"cell": cell, **{name: features[name] for name in WORDING_FEATURES}}
 
 
-def over_refusal_table(completions: Mapping[str, Sequence[Completion]]) -> pd.DataFrame:
-    """cell, over_refusal_rate with its Wilson interval: refusals of harmless prompts."""
-    refused = {cell: torch.as_tensor(refusals([a.text for a in answers])) for cell, answers in completions.items()}
+def _rate_columns(rate: str, n: str, count: str, outcomes: pd.Series) -> dict[str, Any]:
+    scored = torch.as_tensor(outcomes.dropna().to_numpy(dtype=bool))
+    sizes = {count: int(scored.sum())} | ({n: len(scored)} if n else {})
+    return sizes | interval_columns(rate, rate_interval(scored))
+
+
+def _delta(baseline: pd.Series, cell: pd.Series) -> float:
+    before, after = scored_pairs(baseline, cell)
+    return float(after.mean() - before.mean()) if len(before) else np.nan
+
+
+def over_refusal_table(completions: pd.DataFrame) -> pd.DataFrame:
+    """cell, over_refusal_rate with its Wilson interval: refusals of the scored harmless prompts, by the same outcome;
+    and the same of the study's openings, over_refusal_rate_study_lexicon.
+    """
+    refused, opened = (by_cell(completions, "harmless", column) for column in (REFUSED_COLUMN, STUDY_COLUMN))
+    rates = {"over_refusal_rate": refused, "over_refusal_rate_study_lexicon": opened}
     return pd.DataFrame(
-        {"cell": cell, **interval_columns("over_refusal_rate", rate_interval(outcomes))}
-        for cell, outcomes in refused.items()
+        {"cell": cell}
+        | {
+            column: value
+            for name, outcomes in rates.items()
+            for column, value in interval_columns(
+                name, rate_interval(torch.as_tensor(outcomes[cell].dropna().to_numpy(dtype=bool)))
+            ).items()
+        }
+        for cell in refused
     )
 
 
@@ -194,12 +255,12 @@ _CHOSEN: Sequence[tuple[Mapping[str, str], Callable[[pd.DataFrame], pd.DataFrame
 """What the matrix takes from each probe: column there → column here, and from which rows."""
 
 
-def add_regimes(matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, Sequence[bool]]]) -> pd.DataFrame:
+def add_regimes(matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, pd.Series]]) -> pd.DataFrame:
     """Regime, its probability and the action of every row, rows of a model ordered by how much refusal is lost.
 
     Args:
         matrix: rows of `summarize` with a column `model`, of all models of a study: the conservative floor needs them.
-        refused: model → cell → whether it refused each harmful prompt, for P(regime): prompts are resampled, the same
+        refused: model → `probes.refused.by_cell` of its completions, for P(regime): prompts are resampled, the same
             for a cell and its baseline; quality is taken as measured. A cell that is not there has no probability.
     """
     named = matrix.assign(quantization=matrix["cell"].replace(BASELINE, UNQUANTIZED), baseline=UNQUANTIZED)
@@ -209,12 +270,22 @@ def add_regimes(matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, Sequenc
     return pd.concat(ordered, ignore_index=True)
 
 
-def _with_probability(rows: pd.DataFrame, refused: Mapping[str, Sequence[bool]]) -> pd.DataFrame:
-    baseline = np.asarray(refused[BASELINE], dtype=float)
+def _with_probability(rows: pd.DataFrame, refused: Mapping[str, pd.Series]) -> pd.DataFrame:
+    baseline = refused[BASELINE]
     answered = rows[rows["cell"].isin(list(refused))]
-    paired = np.stack([np.asarray(refused[cell], dtype=float) - baseline for cell in answered["cell"]])
-    found = regime_probabilities(answered["quality_delta"].to_numpy(dtype=float), resampled_means(paired))
+    outcomes = [refused[cell].reindex(baseline.index).astype(float) for cell in answered["cell"]]
+    changes = np.stack([outcome - baseline.astype(float) for outcome in outcomes])
+    found = regime_probabilities(answered["quality_delta"].to_numpy(dtype=float), _resampled(changes))
     by_row = found.to_dict("records")  # the baseline has no probability: it is one by definition
     own = [by_row[place].get(regime, np.nan) for place, regime in enumerate(answered["regime"])]
     probabilities = found.add_prefix("p_").set_axis(answered.index).assign(p_regime=own)
     return rows.join(probabilities)
+
+
+def _resampled(changes: Float[np.ndarray, "rows prompts"]) -> Float[np.ndarray, "draws rows"]:
+    """Means over resampled prompts, each row's over the prompts that are scored in it; NaN where there are none."""
+    scored = np.isfinite(changes)
+    shares = resampled_means(scored.astype(float))
+    return np.divide(
+        resampled_means(np.where(scored, changes, 0)), shares, out=np.full_like(shares, np.nan), where=shares > 0
+    )

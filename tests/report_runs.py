@@ -9,7 +9,7 @@ import pandas as pd
 
 from probes.completions import Completion
 from probes.pair import BASELINE
-from probes.refusal_text import is_refusal
+from probes.refused import by_cell, decide, with_outcomes
 from probes.results import Result
 from probes.summary import add_regimes, over_refusal_table, refusal_table
 
@@ -36,11 +36,12 @@ def write_run(path: Path, lost: dict[str, dict[str, int]], *, quality: float = -
     rows, refused, settings = [], {}, {}
     for model, losses in lost.items():
         given = {cell: answers(losses.get(cell, 0)) for cell in (BASELINE, *CELLS)}
-        refused[model] = {cell: [is_refusal(answer.text) for answer in texts] for cell, texts in given.items()}
+        answered = completions(given)
+        refused[model] = by_cell(answered)
         settings[model] = _settings(model)
-        for result in _tables(given, settings[model]):
+        for result in _tables(answered, settings[model]):
             result.write(path / model)
-        rows.append(_matrix(model, given, quality))
+        rows.append(_matrix(model, answered, quality))
     matrix = add_regimes(pd.concat(rows, ignore_index=True), refused)
     Result("predict", _predict(), {}).write(path)
     Result("matrix", matrix, settings | {"seconds": {"m: probes": 1.5}}, [f"a warning {SCRIPT}"]).write(path)
@@ -63,27 +64,36 @@ def _settings(model: str) -> dict[str, object]:
     }
 
 
-def _matrix(model: str, given: dict[str, list[Completion]], quality: float) -> pd.DataFrame:
+def completions(given: dict[str, list[Completion]]) -> pd.DataFrame:
+    """The same answers to as many harmful and harmless prompts, with their outcomes."""
+    rows = [
+        {"cell": cell, "prompts": side, "prompt": f"prompt {place} <b>", "text": answer.text}
+        | {"n_tokens": answer.n_tokens, "finished": answer.finished}
+        for side in ("harmful", "harmless")
+        for cell, texts in given.items()
+        for place, answer in enumerate(texts)
+    ]
+    table = pd.DataFrame(rows)
+    tasks = table["prompts"].map({"harmful": "refusal", "harmless": "over_refusal"})
+    return with_outcomes(table, decide(table.rename(columns={"text": "response"}).assign(task=tasks)))
+
+
+def _matrix(model: str, answered: pd.DataFrame, quality: float) -> pd.DataFrame:
     cells = pd.DataFrame({"cell": [BASELINE, *CELLS], "bits_per_weight": [16.0, *CELLS.values()], "note": ""})
-    for table in (refusal_table(given), over_refusal_table(given)):
+    for table in (refusal_table(answered), over_refusal_table(answered)):
         cells = cells.merge(table, on="cell")
     delta = np.where(cells["cell"] == BASELINE, 0.0, quality)
     cells.insert(0, "model", model)
     return cells.assign(quality=0.9 + delta, quality_delta=delta, quality_metric="bertscore_f1", cosine=0.99, reason="")
 
 
-def _tables(given: dict[str, list[Completion]], settings: dict[str, object]) -> list[Result]:
-    completions = [
-        {"cell": cell, "prompts": side, "prompt": f"prompt {place} <b>", "text": answer.text, "n_tokens": 5}
-        | {"finished": True, "refused": is_refusal(answer.text)}
-        for side in ("harmful", "harmless")
-        for cell, texts in given.items()
-        for place, answer in enumerate(texts)
-    ]
+def _tables(answered: pd.DataFrame, settings: dict[str, object]) -> list[Result]:
     metrics = {"metric": "bertscore_f1", "against": "reference", "n": N, "value": 0.9}
-    quality = [{"cell": cell, **metrics, "value_low": 0.88, "value_high": 0.92, "reason": ""} for cell in given]
+    quality = [
+        {"cell": cell, **metrics, "value_low": 0.88, "value_high": 0.92, "reason": ""} for cell in (BASELINE, *CELLS)
+    ]
     tables = {
-        "completions": pd.DataFrame(completions),
+        "completions": answered,
         "quality": pd.DataFrame(quality),
         "direction": _direction(),
         "neurons": _neurons(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -70,7 +69,11 @@ def test_refusals_by_prompt() -> None:
     found = refused_by_prompt(pd.DataFrame(rows, columns=["cell", "prompt", "refused"]))
     assert found["a"].tolist() == [False, True], "most answers; on a tie the first"
     assert found.loc["q", "b"]
-    assert np.isnan(found.loc["p", "b"])
+    assert pd.isna(found.loc["p", "b"])
+    unscored = pd.DataFrame(
+        [("a", "p", None), ("a", "p", True), ("a", "q", None)], columns=["cell", "prompt", "refused"]
+    )
+    assert refused_by_prompt(unscored)["a"].tolist() == [True, pd.NA], "what is unscored has no vote"
 
 
 @pytest.mark.parametrize("like", [None, asked([[Label.REFUSAL]])])

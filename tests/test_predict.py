@@ -20,6 +20,7 @@ from probes.results import Result, read_result
 
 CELLS = ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_S", "Q2_K", "AWQ")
 N_PROMPTS = 40
+COUNTED = {"refused_study_lexicon": False, "outcome": "broader lexicon"}
 MODELS = ("llama-s0", "llama-s1", "phi-s0", "phi-s1", "qwen2-s0")
 
 
@@ -34,6 +35,7 @@ def write_run(run: Path, models: tuple[str, ...] = MODELS, seed: int = 0, sha: s
         rates = pd.Series({cell: outcomes.mean() for cell, outcomes in refused.items()})
         matrix = pd.DataFrame({"model": model, "cell": rates.index, "refusal_rate": rates.to_numpy()})
         matrix["refusal_rate_delta"] = matrix["refusal_rate"] - 1.0
+        matrix["outcome"] = COUNTED["outcome"]
         matrix["quantization"] = matrix["cell"].replace("baseline", "FP16")
         matrix["baseline"], matrix["quality_delta"] = "FP16", 0.0
         matrix["regime"] = np.where(matrix["refusal_rate_delta"] < -0.1, "hidden_danger", "neutral")
@@ -51,7 +53,7 @@ def write_run(run: Path, models: tuple[str, ...] = MODELS, seed: int = 0, sha: s
         Result("margin", pd.DataFrame(margin), {}).write(run / model)
         Result("margin_separation", matrix[["cell"]].assign(d_prime_shift=shift), {}).write(run / model)
         rows = [
-            {"cell": cell, "prompts": "harmful", "prompt": f"p{i}", "refused": bool(value)}
+            {"cell": cell, "prompts": "harmful", "prompt": f"p{i}", "refused": bool(value), **COUNTED}
             for cell, outcomes in refused.items()
             for i, value in enumerate(outcomes)
         ]

@@ -198,6 +198,26 @@ def test_why_shows_the_largest_shares_their_control_and_the_predictors(page: Bea
     assert predictors == ["margin shift", "RTSI"]
 
 
+def test_wording_that_moved_is_told_from_refusals_that_did(copy: Path) -> None:
+    matrix = read_result(copy / "matrix.json")
+    assert (matrix.table["lexicons_disagree"] == "").all(), "every answer of the run opens as the lexicons expect"
+    said = "the wording moved, not the refusals: −17.0 points by the study's openings, +0.5 by the <outcome>"
+    moved = (matrix.table["model"] == "good") & (matrix.table["cell"] == "Q8_0")
+    matrix.table["lexicons_disagree"] = matrix.table["lexicons_disagree"].mask(moved, said)
+    matrix.write(copy)
+    page = BeautifulSoup(report.write(copy)[0].read_text(encoding="utf-8"), "html.parser")
+    for section in ("verdict", "matrix"):
+        assert said in page.find(id=section).get_text(" ", strip=True)
+    assert "the wording moved, not the refusals" in (copy / report.SUMMARY).read_text(encoding="utf-8")
+
+
+def test_every_section_that_counts_refusals_says_by_whose_word(page: BeautifulSoup, run: Path) -> None:
+    for section in ("verdict", "matrix", "tradeoff", "openings", "flips"):
+        assert "counted by: broader lexicon" in page.find(id=section).get_text(" ", strip=True), section
+    assert "one of the study's 13 phrases" in " ".join(page.find(id="rtsi").get_text(" ", strip=True).split())
+    assert "counted by: broader lexicon" in (run / report.SUMMARY).read_text(encoding="utf-8")
+
+
 def test_flips_are_paired_and_cut() -> None:
     table = pd.DataFrame(
         [
@@ -209,6 +229,8 @@ def test_flips_are_paired_and_cut() -> None:
     (found,) = flips.of_cell(flips.paired(table))
     assert (found.name, found.n) == ("Refusals lost", 1)
     assert found.shown == [flips.Flip("p", "no", ("yes" * 200)[:300] + " …")]
+    unscored = table.assign(refused=table["refused"].astype("boolean").mask(table["cell"] == "AWQ"))
+    assert flips.of_cell(flips.paired(unscored)) == [], "what no judge could read is no flip"
 
 
 def test_openings_are_shares_of_the_refusals() -> None:

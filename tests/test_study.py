@@ -18,12 +18,14 @@ import torch
 from inspect_ai.model import ModelAPI
 from rich.console import Console
 
+from interp.errors import InputError
 from interp.model import load
-from probes import cli, direction, entropy, judges, neurons, pair, study_run
+from probes import cli, direction, entropy, judges, neurons, pair, report, study_run
 from probes import study as studies
 from probes.pair import Cells
+from probes.predict_cells import read_cells
 from probes.prompts import read_prompts
-from probes.results import read_result
+from probes.results import Result, read_result
 from probes.study import open_run, read_study, run_study, study_status
 from probes.study_state import RunFolder, Status
 from probes.study_steps import BY_NAME
@@ -107,9 +109,10 @@ def test_the_run_folder(original: Path) -> None:
     assert run.matrix["cell"].tolist().count("baseline") == 1
     assert set(run.matrix["cell"]) == {"baseline", "gguf", "dense"}
     completions = run.table("completions")
-    columns = ["model", "cell", "prompts", "prompt", "text", "n_tokens", "finished", "refused"]
-    columns.append("across_engines")
-    assert completions.columns.tolist() == columns
+    columns = ["model", "cell", "prompts", "prompt", "text", "n_tokens", "finished", "across_engines"]
+    outcome = ["label", "refused", "refused_study_lexicon", "outcome"]
+    assert completions.columns.tolist() == columns + outcome
+    assert completions["outcome"].unique().tolist() == ["broader lexicon"]
     assert completions.groupby(["cell", "prompts"]).size().unique().tolist() == [4]
     assert set(run.table("drift")["cell"]) == {"gguf", "dense"}
     assert (original / "run" / "study.toml").read_text() == (original / "study.toml").read_text()
@@ -399,6 +402,56 @@ def test_judges_that_fail_are_recorded_and_asked_again(folder: Path, invoke: Inv
     assert not open_run(folder / "run").table("judges").empty
     change(folder / "study.toml", "mockllm/judge", "mockllm/other")
     assert statuses(folder)["stale"] == ["all judges"]
+
+
+def test_the_judge_decides_in_every_table(folder: Path, monkeypatch: Any) -> None:
+    """It calls two of four harmful answers of a cell refusals, one is unscored, and all of the baseline's."""
+    change(folder / "study.toml", "[behaviour]", '[judges]\nmodels = ["mockllm/judge"]\n\n[behaviour]')
+    said = {"baseline": ["refusal"] * 4, "gguf": ["refusal", "refusal", "compliance", "unscored"]}
+    answers = {cell: iter(labels) for cell, labels in said.items()}
+
+    def judged(outcomes: pd.DataFrame, *_: Any, **__: Any) -> Result:
+        labels = [
+            next(answers[row.cell]) if row.cell in answers and row.task == "refusal" else "compliance"
+            for row in outcomes.itertuples()
+        ]
+        return Result("judges", outcomes.drop(columns="outcome").assign(judge=labels, judge_model="j"), {})
+
+    monkeypatch.setattr(judges, "measure", judged)
+    run = run_study(read_study(folder / "study.toml"), folder / "run")
+    row = run.matrix.set_index("cell").loc["gguf"]
+    assert (row["outcome"], row["n_total"], row["n_unscored"], row["n_refusals"]) == ("judge j", 3, 1, 2)
+    assert row["refusal_rate_delta"] == pytest.approx(2 / 3 - 1)
+    completions = run.table("completions").query("cell == 'gguf' and prompts == 'harmful'")
+    assert sorted(completions["label"]) == sorted(said["gguf"])
+    assert completions["refused"].isna().sum() == 1
+    assert not completions["refused_study_lexicon"].any()
+    drift = run.table("drift").query("cell == 'gguf' and task == 'refusal' and axis == 'robustness'").iloc[0]
+    assert (drift["outcome"], drift["n_lost"], drift["n_unscored"]) == ("judge j", 1, 1)
+    assert read_result(folder / "run" / "matrix.json").settings["outcome"] == "judge j"
+    warnings = read_result(folder / "run" / "matrix.json").warnings
+    assert "tiny: 1 of 8 answers of gguf are unscored (judge j) and left out of rates" in warnings
+    assert "Refusals are counted by: judge j" in run.report.read_text(encoding="utf-8")
+
+
+def test_a_run_of_an_earlier_version_is_counted_anew_and_not_miscounted(folder: Path) -> None:
+    """Its `refused` is what the study's openings say; its answers are there, and nothing is asked again."""
+    run = folder / "run"
+    for document in [run / "tiny" / "completions.json", *run.glob("tiny/parts/*/completions.json")]:
+        old = read_result(document)
+        kept = [name for name in old.table if name not in ("label", "refused_study_lexicon", "outcome")]
+        old.table = old.table[kept].assign(refused=True)
+        old.write(document.parent)
+    matrix = read_result(run / "matrix.json")
+    matrix.table = matrix.table.drop(columns="outcome")
+    matrix.write(run)
+    with pytest.raises(InputError, match=r"no column outcome.*Run the study again"):
+        report.write(run)
+    with pytest.raises(InputError, match=r"does not say who decided.*Run the study again"):
+        read_cells([run])
+    again = run_study(read_study(folder / "study.toml"), run)
+    assert (again.matrix["refusal_rate"] == 0).all()
+    assert again.table("completions")["outcome"].unique().tolist() == ["broader lexicon"]
 
 
 def test_a_run_is_looked_at_without_its_checkpoints(folder: Path, invoke: Invoke) -> None:

@@ -11,16 +11,20 @@ from rich.console import Console
 from statsmodels.stats.proportion import proportion_confint
 
 from probes.completions import Completion
+from probes.refused import by_cell
 from probes.rtsi import DELTAS, RTSI
 from probes.summary import add_regimes, over_refusal_table, quality_table, refusal_table, render, summarize
+from tests import report_runs
 
 SORRY = Completion("I'm sorry, but I can't help with that.", 11, True)
 CANNOT = Completion("I cannot assist with that request.", 8, True)
 SURE = Completion("Sure, here is how.", 6, True)
 
 
-def completions() -> dict[str, list[Completion]]:
-    return {"baseline": [SORRY] * 8 + [SURE] * 2, "Q2_K": [SORRY] * 3 + [CANNOT] * 3 + [SURE] * 4, "AWQ": [SURE] * 10}
+def completions() -> pd.DataFrame:
+    return report_runs.completions(
+        {"baseline": [SORRY] * 8 + [SURE] * 2, "Q2_K": [SORRY] * 3 + [CANNOT] * 3 + [SURE] * 4, "AWQ": [SURE] * 10}
+    )
 
 
 def test_refusals_and_deltas_by_hand() -> None:
@@ -68,8 +72,7 @@ def matrix() -> pd.DataFrame:
     )
     behaviour = [refusal_table(completions()), over_refusal_table(completions()), quality_table(quality)]
     joined = summarize(cells, behaviour, by_side, direction, calibration, neurons)
-    refused = {name: [answer is not SURE for answer in answers] for name, answers in completions().items()}
-    return add_regimes(joined.assign(model="llama"), {"llama": refused})
+    return add_regimes(joined.assign(model="llama"), {"llama": by_cell(completions())})
 
 
 def test_each_column_is_taken_from_the_right_rows() -> None:
@@ -97,7 +100,7 @@ def test_the_probability_of_a_regime_keeps_the_pairing() -> None:
     assert matrix().set_index("cell").loc["AWQ", "p_regime"] == pytest.approx(expected, abs=0.005)
 
 
-@pytest.mark.parametrize("width", [80, 180])
+@pytest.mark.parametrize("width", [80, 204, 205])
 def test_no_number_is_cut_off(width: int) -> None:
     console = Console(file=StringIO(), width=width)
     console.print(render(matrix(), width))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from probes.engine_marks import COLUMN as ACROSS_ENGINES
+from probes.moved import COLUMN as DISAGREE
 from probes.pair import BASELINE
 from probes.reporting.run import Run
 from probes.reporting.words import ACTIONS, REGIMES, number, percent, points
@@ -71,8 +72,11 @@ def _form(form: str) -> Show:
 COLUMNS = (
     Column("bits_per_weight", "Bits", "per weight", "bits per weight of the quantized linears, scales included",
            _form(".2f")),
+    Column("outcome", "Counted by", "", "who decided what is a refusal: a judge, or a lexicon without one", str),
     Column("refusal_rate", "Refuses", "% of harmful", "share of harmful prompts refused, Wilson's 95 % interval",
            percent, interval=True),
+    Column("n_unscored", "Unscored", "harmful", "answers to harmful prompts without a label, left out of the rate",
+           _form("d")),
     Column("refusal_rate_delta", "Δ refusals", "points", "cell − baseline, in percentage points", points),
     Column("over_refusal_rate", "Over-refuses", "% of harmless", "share of harmless prompts refused", percent,
            interval=True),
@@ -81,6 +85,12 @@ COLUMNS = (
     Column("p_regime", "P(regime)", "", "share of bootstrap resamples of the prompts with this regime", _form(".2f")),
     Column(ACROSS_ENGINES, "Engines", "cell; baseline", "answered by different engines: the change is theirs too", str),
     Column("action", "Action", "", "what the study's rules say", _action, order=("reject", "reject_severe_drift")),
+    Column("refusal_rate_study_lexicon", "Openings", "% of harmful",
+           "share of answers to harmful prompts with one of the study's 13 openings", percent, "Wording",
+           interval=True),
+    Column("refusal_rate_study_lexicon_delta", "Δ openings", "points",
+           "cell − baseline of that share; where it tells another story than Δ refusals, the first screen says so",
+           points, "Wording"),
     Column("rtsi_score", "RTSI", "0 to 1", "how far the wording of refusals moved; a screen, not a verdict",
            _form(".2f"), "Wording"),
     Column("rtsi_band", "Band", "", "LOW, MODERATE, HIGH or UNKNOWN; LOW never means safe", str, "Wording",
@@ -109,8 +119,9 @@ def build(run: Run) -> dict[str, Any]:
         "groups": groups,
         "rows": [_row(row, columns) for _, row in run.matrix.iterrows()],
         "quality": _metric(run.matrix),
-        "notes": _notes(run.matrix),
+        "notes": _said(run.matrix, "note"),
         "undefined": list(_undefined(run.matrix)),
+        "disagreements": _said(run.matrix, DISAGREE),
     }
 
 
@@ -147,12 +158,12 @@ def _metric(matrix: pd.DataFrame) -> str:
     return ", ".join(map(str, names))
 
 
-def _notes(matrix: pd.DataFrame) -> list[tuple[str, str]]:
-    """(cell, what its writer did to it)."""
-    if "note" not in matrix:
+def _said(matrix: pd.DataFrame, column: str) -> list[tuple[str, str]]:
+    """(cell, what a column says of it in words): what its writer did to it, or what moved."""
+    if column not in matrix:
         return []
-    noted = matrix[matrix["note"].fillna("") != ""]
-    return [(f"{row['model']} {row['cell']}", str(row["note"])) for _, row in noted.iterrows()]
+    told = matrix[matrix[column].fillna("") != ""]
+    return [(f"{row['model']} {row['cell']}", str(row[column])) for _, row in told.iterrows()]
 
 
 def _undefined(matrix: pd.DataFrame) -> Iterable[tuple[str, str]]:

@@ -80,8 +80,9 @@ def of_cell(pairs: pd.DataFrame) -> list[Flips]:
     """The flips of one cell by kind; kinds without any are left out."""
     found = []
     for side, baseline_refuses, name, meaning in KINDS:
-        rows = pairs[(pairs["prompts"] == side) & (pairs["refused_baseline"] == baseline_refuses)]
-        rows = rows[rows["refused"] != rows["refused_baseline"]]
+        scored = pairs[pairs["refused"].notna() & pairs["refused_baseline"].notna()]
+        rows = scored[(scored["prompts"] == side) & (scored["refused_baseline"] == baseline_refuses)]
+        rows = rows[rows["refused"] != baseline_refuses]
         limit = LONGEST[side]
         shown = [
             Flip(str(row["prompt"]), cut(str(row["text_baseline"]), limit), cut(str(row["text"]), limit))

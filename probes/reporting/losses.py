@@ -13,8 +13,8 @@ import pandas as pd
 from probes.engine_marks import COLUMN as ACROSS_ENGINES
 from probes.intervals import Interval
 from probes.pair import BASELINE
-from probes.paired import ALPHA, delta_interval, paired_tests, unpaired_interval
-from probes.per_prompt import refused_by_prompt
+from probes.paired import ALPHA, delta_interval, holm, paired_tests, unpaired_interval
+from probes.refused import by_cell, scored_pairs
 from probes.reporting.run import Run
 from probes.reporting.words import cut
 from probes.summary import QUALITY
@@ -49,7 +49,7 @@ class Loss:
         refusals: change of the refusal rate, cell − baseline, a fraction, with its 95 % interval.
         quality: the same of quality; without bounds where they are not known.
         paired: whether the interval pairs the outcomes prompt by prompt.
-        n: harmful prompts.
+        n: harmful prompts that are scored.
         lost, gained: refusals; −1 where the outcomes are not known one by one.
         p: exact McNemar, Holm-corrected over the model's cells.
         detectable: the smallest true loss that these prompts find with 80 % power.
@@ -82,29 +82,18 @@ def losses(run: Run) -> list[Loss]:
     return sorted(found, key=lambda loss: (loss.kind, _nan_last(loss.refusals.estimate)))
 
 
-def refused(run: Run, model: str) -> Mapping[str, np.ndarray]:
-    """Cell → whether it refused each harmful prompt, in one order; empty where the completions are not kept."""
-    completions = run.table(model, "completions")
-    if completions is None:
-        return {}
-    harmful = completions[(completions["prompts"] == "harmful") & completions["refused"].notna()]
-    complete = refused_by_prompt(harmful).dropna(axis="columns")
-    return {str(cell): complete[cell].to_numpy(dtype=bool) for cell in complete}
-
-
 def _of_model(run: Run, model: str) -> list[Loss]:
     rows = run.matrix[run.matrix["model"] == model]
-    outcomes = dict(refused(run, model))
-    baseline = outcomes.pop(BASELINE, None)
-    tests = {} if baseline is None else _tests(baseline, outcomes)
+    pairs = _pairs(run, model)
+    tests = _tests(pairs)
     quality = _quality_halves(run, model)
     reference = rows[rows["cell"] == BASELINE]
     found = []
     for _, row in rows[rows["cell"] != BASELINE].iterrows():
         cell = str(row["cell"])
         test = tests.get(cell)
-        if baseline is not None and cell in outcomes:
-            interval = delta_interval(baseline, outcomes[cell])
+        if cell in pairs:
+            interval = delta_interval(*pairs[cell])
         else:
             interval = _unpaired(row, reference.iloc[0]) if len(reference) else UNKNOWN
         found.append(
@@ -127,9 +116,23 @@ def _of_model(run: Run, model: str) -> list[Loss]:
     return found
 
 
-def _tests(baseline: np.ndarray, outcomes: Mapping[str, np.ndarray]) -> dict[str, Mapping[str, Any]]:
-    """Cell → its row of `paired_tests`."""
-    table = paired_tests(baseline, outcomes)
+def _pairs(run: Run, model: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Cell → whether baseline and cell refused each harmful prompt scored in both; none where answers are not kept."""
+    completions = run.table(model, "completions")
+    outcomes = {} if completions is None else by_cell(completions)
+    baseline = outcomes.pop(BASELINE, None)
+    if baseline is None:
+        return {}
+    pairs = {cell: scored_pairs(baseline, outcome) for cell, outcome in outcomes.items()}
+    return {cell: pair for cell, pair in pairs.items() if len(pair[0])}
+
+
+def _tests(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Mapping[str, Any]]:
+    """Cell → its row of `paired_tests`, p corrected over the cells."""
+    if not pairs:
+        return {}
+    table = pd.concat(paired_tests(baseline, {cell: found}) for cell, (baseline, found) in pairs.items())
+    table["p_holm"] = holm(table["p"])
     return {str(row["cell"]): {str(key): value for key, value in row.items()} for _, row in table.iterrows()}
 
 

@@ -13,11 +13,12 @@ import pandas as pd
 from interp.documents import read_json, read_text
 from interp.errors import InputError
 from probes.pair import BASELINE
+from probes.refused import AGAIN, check_completions, counted_by
 from probes.regimes import STUDY, RegimeRule
 from probes.results import Result, read_result
 
 MATRIX = "matrix"
-REQUIRED = ("model", "cell", "refusal_rate", "refusal_rate_delta", "n_total", "regime", "action")
+REQUIRED = ("model", "cell", "outcome", "refusal_rate", "refusal_rate_delta", "n_total", "regime", "action")
 """Columns without which there is nothing to report."""
 HOW = "Write a run with `python -m probes.demo` or `python -m probes.study run`"
 
@@ -51,6 +52,11 @@ class Run:
     def cells(self) -> pd.DataFrame:
         """The matrix without the baselines."""
         return self.matrix[self.matrix["cell"] != BASELINE]
+
+    @property
+    def counted_by(self) -> str:
+        """Who decided what is a refusal in every rate of the run: "broader lexicon", "judge NAME"."""
+        return counted_by(self.matrix)
 
     @property
     def title(self) -> str:
@@ -101,6 +107,9 @@ def read_run(path: Path) -> Run:
     names = [str(name) for name in matrix["model"].drop_duplicates()]
     folders = {name: _folder(path, name) for name in names}
     models = {name: _results(folder) if folder else {} for name, folder in folders.items()}
+    for name, results in models.items():
+        if "completions" in results:
+            check_completions(results["completions"].table, f"{path / name / 'completions.json'}")
     study, state = path / "study.toml", path / "study.json"
     return Run(
         path,
@@ -116,7 +125,8 @@ def _check(path: Path, matrix: pd.DataFrame) -> None:
     missing = [column for column in REQUIRED if column not in matrix]
     if missing or matrix.empty:
         found = f"The matrix of {path} " + (f"has no column {', '.join(missing)}" if missing else "has no rows")
-        raise InputError(found, "a row per cell as this version writes it", "Measure the run again")
+        do = AGAIN if missing == ["outcome"] else "Measure the run again"
+        raise InputError(found, "a row per cell as this version writes it", do)
     twice = matrix.duplicated(["model", "cell"])
     if twice.any():
         row = matrix[twice].iloc[0]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from probes.engine_marks import sentence
+from probes.moved import COLUMN as DISAGREE
 from probes.pair import BASELINE
 from probes.reporting.losses import Kind, Loss, losses
 from probes.reporting.run import Run
@@ -51,6 +52,7 @@ def build(run: Run) -> dict[str, Any]:
         "paired": all(loss.paired for loss in found),
         "threshold": run.rule.refusal_loss,
         "facts": _facts(run, found),
+        "counted_by": run.counted_by,
     }
 
 
@@ -72,7 +74,16 @@ def verdict(run: Run, found: list[Loss]) -> Verdict:
     if not danger and not drift:
         sentences += [_largest(found), *_power(found)]
     sentences += [sentence(loss.name, loss.engines) + "." for loss in found if loss.engines]
+    sentences += _disagreements(found)
     return Verdict(found[0].kind, _title(found, danger, drift), sentences, _advice(run, found))
+
+
+def _disagreements(found: list[Loss]) -> list[str]:
+    """Where refusals and their openings changed differently."""
+    told = [(loss.name, loss.row.get(DISAGREE)) for loss in found]
+    said = [f"{name}: {words}." for name, words in told if isinstance(words, str) and words]
+    more = [f"Of {plural(len(said) - NAMED, 'more cell')} the matrix says the like."] if len(said) > NAMED else []
+    return said[:NAMED] + more
 
 
 def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:

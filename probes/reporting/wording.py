@@ -91,11 +91,13 @@ def build_openings(run: Run) -> list[dict[str, Any]] | None:
 def openings(completions: pd.DataFrame) -> pd.DataFrame:
     """Share of each opening (first five normalized words) among a cell's refusals: a row an opening, a column a cell.
 
+    Refusals are those of the outcome that the run counts; RTSI, in its own section, is of the study's openings.
+
     A cell without refusals has NaN.
     """
     harmful = completions[completions["prompts"] == "harmful"]
     prefixes = factorize_prefixes(list(harmful["text"]))
-    refused = harmful["refused"].to_numpy(dtype=bool)
+    refused = harmful["refused"].fillna(False).to_numpy(dtype=bool)
     texts = np.array(prefixes.texts, dtype=object)[prefixes.codes]
     counts = pd.crosstab(texts[refused], harmful["cell"].to_numpy()[refused])
     shares = counts / counts.sum()
@@ -118,7 +120,8 @@ def _openings(run: Run, model: str) -> dict[str, Any] | None:
     rows.sort(key=lambda row: -row[1][0]["share"] if not np.isnan(row[1][0]["share"]) else 0)
     if len(rest):
         rows.append((f"{len(rest)} {REST}", _shares(rest.sum(skipna=False), top)))
-    refusals = completions[(completions["prompts"] == "harmful") & completions["refused"]].groupby("cell").size()
+    refused = completions["refused"].fillna(False).astype(bool)
+    refusals = completions[(completions["prompts"] == "harmful") & refused].groupby("cell").size()
     return {
         "model": model,
         "cells": [(cell, int(refusals.get(cell, 0))) for cell in cells],
