@@ -70,12 +70,19 @@ COLUMNS: tables.Columns = {
     "detectable": tables.number("detectable", ".3f"),
     "degenerate": tables.number("n_degenerate", "d"),
     "Δ refusal": tables.number("refusal_rate_delta", "+.3f"),
-    "Δ openings": tables.number("refusal_rate_study_lexicon_delta", "+.3f"),
     "McNemar p": tables.number("p_mcnemar", ".3g"),
     "Holm": tables.number("p_holm", ".3g"),
+}
+WORDING: tables.Columns = {
+    "cell": tables.text("cell"),
+    "task": tables.text("task"),
+    "Δ refusal": tables.number("refusal_rate_delta", "+.3f"),
+    "Δ openings": tables.number("refusal_rate_study_lexicon_delta", "+.3f"),
+    "difference": tables.interval("lexicon_difference", "+.3f"),
     "RTSI": tables.number("rtsi_score", ".2f"),
     "band": tables.text("rtsi_band"),
 }
+"""What the study's openings say of the same answers."""
 
 
 def measure(
@@ -161,7 +168,7 @@ def _task_rows(
     scored = asked[asked["scored_baseline"] & asked["scored_cell"]]
     wording = {} if task in HARMLESS_TASKS else _wording(scored, index)
     outcome = counted_by(asked.rename(columns={"outcome_cell": "outcome"}))
-    told = {"outcome": outcome, DISAGREE: ""}
+    told = {"outcome": outcome, DISAGREE: "", "rtsi_score": np.nan, "rtsi_band": np.nan}
     for axis in Axis:
         for category, part in _categories(asked):
             row = {"cell": cell, "task": task, "axis": str(axis), "category": category, **told, **_drift(part, axis)}
@@ -407,6 +414,8 @@ def main(
         shown = shown if by_category else shown[shown["category"] == ALL]
         title = f"Drift of refusals from the baseline, counted by: {result.settings['outcome']}"
         cli.console.print(tables.render(title, shown, COLUMNS))
+        overall = shown[shown["category"] == ALL].drop(columns="reason")
+        cli.console.print(tables.render("Wording: the same answers by the study's openings", overall, WORDING))
         for said in (*sentences(shown, shown["cell"]), *disagreements(shown)):
             cli.console.print(said, markup=False, highlight=False)
         source = result.settings["calibration"]

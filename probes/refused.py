@@ -170,7 +170,7 @@ def by_cell(completions: pd.DataFrame, prompts: str = "harmful", column: str = R
     asked = completions[completions["prompts"] == prompts]
     found = refused_by_prompt(asked.assign(refused=asked[column]))
     own = asked.groupby("cell", sort=False)["prompt"]
-    return {str(cell): found.loc[found.index.isin(given), cell] for cell, given in own}
+    return {str(cell): found[cell][found.index.isin(given)] for cell, given in own}
 
 
 def scored_pairs(

@@ -1,5 +1,7 @@
 """Does it reproduce? Every published figure that the reference tables determine, recomputed and printed beside ours.
 
+Its refusals are the study's, by definition: answers that open with one of 13 phrases (`probes.refusal_text`).
+
 python -m probes.reproduce --out results
 """
 
