@@ -23,7 +23,7 @@ from probes.options import Options, finish, with_options
 from probes.outcome_pairs import read_outcomes
 from probes.pair import BASELINE, Models, compare
 from probes.prompts import PromptSet
-from probes.refused import by_cell, counted_by, decide, refused
+from probes.refused import by_cell, counted_by, refused
 from probes.results import Result
 
 BINS = 10
@@ -197,14 +197,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def refusals_from(outcomes: pd.DataFrame, harmful: PromptSet) -> dict[str, list[bool | None]]:
-    """Cell → whether it refused each harmful prompt (None: unscored), from a table of `probes.refusal`.
+    """Cell → whether it refused each harmful prompt (None: unscored), from outcomes that are decided.
 
     Raises:
         InputError: a column is missing, or a cell has no answer to one of the prompts.
     """
     if unknown := [name for name in ("cell", "prompt", "label") if name not in outcomes]:
         raise InputError(f"The outcomes have no column {', '.join(unknown)}", "what probes.refusal wrote")
-    asked = decide(outcomes[outcomes["prompt"].isin(harmful.instructions)])
+    asked = outcomes[outcomes["prompt"].isin(harmful.instructions)]
     found = by_cell(asked.assign(prompts="harmful", refused=refused(asked["label"])))
     lacking = {prompt for outcome in found.values() for prompt in harmful.instructions if prompt not in outcome}
     if lacking or not found:

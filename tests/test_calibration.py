@@ -94,6 +94,8 @@ def test_refusals_come_from_the_runners_table_in_the_order_of_the_prompts() -> N
     rows = [{"cell": "q8", "prompt": prompt, "label": label} for prompt, label in labels.items()]
     outcomes = pd.DataFrame([{"cell": "q8", "prompt": "another task's", "label": "refusal"}, *reversed(rows)])
     assert calibration.refusals_from(outcomes, HARMFUL) == {"q8": [True, False, True, False]}
+    unscored = outcomes.replace({"label": {"degenerate": "unscored"}})
+    assert calibration.refusals_from(unscored, HARMFUL) == {"q8": [True, False, True, None]}
     with pytest.raises(InputError, match="lack answers to 1 harmful"):
         calibration.refusals_from(outcomes.drop(index=2), HARMFUL)
     with pytest.raises(InputError, match="lack answers"):
