@@ -290,7 +290,7 @@ def test_bad_runs_are_refused_in_one_paragraph(copy: Path, tmp_path: Path) -> No
     parquet, document = copy / "matrix.parquet", copy / "matrix.json"
     kept, described = parquet.read_bytes(), document.read_text()
     parquet.write_bytes(kept[:200])
-    refused(copy, "missing or damaged")
+    refused(copy, "cannot be read as a parquet table")
     parquet.write_bytes(kept)
     document.write_text(json.dumps(json.loads(described) | {"schema_version": SCHEMA_VERSION - 1}))
     refused(copy, "has schema version")
@@ -299,14 +299,14 @@ def test_bad_runs_are_refused_in_one_paragraph(copy: Path, tmp_path: Path) -> No
     refused(copy, "is not the table")
     parquet.write_bytes(kept)
     document.write_text(described[:100])
-    refused(copy, "is not a Quantscope result")
+    refused(copy, "is not valid JSON")
     document.write_text(described)
     Result("matrix", pd.read_parquet(parquet).drop(columns="regime"), {}).write(copy)
     refused(copy, "has no column regime")
     parquet.write_bytes(kept)
     document.write_text(described)
     (copy / "bad" / "direction.parquet").write_bytes(b"PAR1")
-    refused(copy, r"direction\.parquet is missing or damaged")
+    refused(copy, r"direction\.parquet cannot be read as a parquet table")
     assert (copy / report.PAGE).read_bytes() == before
     assert not list(copy.glob(".report*"))
 
