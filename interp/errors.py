@@ -50,7 +50,7 @@ class NotFinite(Unmeasurable):
 
 
 class SaysNothing(Unmeasurable):
-    """A model's logits are the same for all tokens, or for all prompts."""
+    """A model's logits are the same for all tokens."""
 
 
 class MissingExtra(InputError):

@@ -135,7 +135,8 @@ class Comparison:
             Unmeasurable: it computes NaN or infinity, or says nothing; see `probes.silence`.
         """
         model = self.cells[name]
-        require_speech(model, self.texts)
+        said = [f"{name}: {warning}" for warning in require_speech(model, self.texts)]
+        self.warnings += [warning for warning in said if warning not in self.warnings]
         return model
 
     def result(self, probe: str, rows: list[dict[str, Any]], **settings: Any) -> Result:
@@ -205,7 +206,8 @@ def compare(
     }
     comparison = Comparison(baseline, cells, texts, settings, warnings)
     sample = [text for side in texts.values() for text in side[:LOOKED_AT]]
-    comparison.of_baseline("speech", lambda: require_speech(baseline, texts))
+    said = comparison.of_baseline("speech", lambda: require_speech(baseline, texts))
+    comparison.warnings += [f"{BASELINE}: {warning}" for warning in said]
     comparison.of_baseline("first token", lambda: require_answer(baseline, sample))
     return comparison
 
