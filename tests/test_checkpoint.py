@@ -208,7 +208,7 @@ def test_missing_shards_and_tensors(tmp_path: Path) -> None:
     "file",
     [
         *("../elsewhere.safetensors", "/etc/elsewhere.safetensors", "sub/elsewhere.safetensors", "..", ".", ""),
-        *("config.json", "a\\b.safetensors", "a\0.safetensors"),
+        *("config.json", "a\\b.safetensors", "a\0.safetensors", "a" * 300 + ".safetensors"),
     ],
 )
 def test_an_index_names_files_beside_it_only(file: str, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from interp.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]+)-of-(?P<total>[0-9]+)\.safetensors$")
+LONGEST_NAME = 200
+"""Characters of a file's name; file systems hold 255 bytes."""
 HEADER_LIMIT = 100_000_000
 """Bytes of a safetensors header, as the library itself bounds it."""
 _DTYPES = {
@@ -138,7 +140,8 @@ def _read_index(index: Path) -> dict[str, str]:
             f"{index} names no tensor", "a 'weight_map' of tensors and their files", "Download the file again"
         )
     for tensor, file in named.items():
-        if PurePosixPath(file).name != file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
+        plain = PurePosixPath(file).name == file and "\\" not in file and "\0" not in file
+        if not plain or not file.endswith(".safetensors") or len(file) > LONGEST_NAME:
             raise InputError(
                 f"{index} says that the tensor {tensor!r} is in {file!r}",
                 "the plain name of a safetensors file in the same directory",
