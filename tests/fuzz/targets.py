@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import httpx
 import pandas as pd
 import torch
+from inspect_ai.model import get_model
 
 from interp import cells, loading, quantize
 from interp.chat import encode, render
 from interp.checkpoint import open_checkpoint
 from probes import outcome_pairs, prompts, results, table_files
 from probes.judge_prompts import parse_verdict, read_template
+from probes.judging import Item, Judge, Patience
 from probes.label_errors import confusion, read_labelled
 from probes.matrix import build
 from probes.predict import measure
@@ -29,6 +32,7 @@ from probes.rtsi_index import PUBLISHED, RTSI
 from probes.rtsi_inputs import delta_table, read_completions
 from probes.study_file import read_study
 from probes.study_state import RunFolder
+from probes.verdicts import VerdictStore
 from tests import SHARED, test_predict, tiny_models
 from tests.fuzz import oracles
 from tests.fuzz.worker import Reader
@@ -319,10 +323,10 @@ def labelled(root: Path) -> Reader:
 
 @target
 def predict_runs(root: Path) -> Reader:
-    test_predict.write_run(root / "run", ("a-s0", "a-s1", "b-s0"))
+    test_predict.write_run(root / "run", ("a-s0", "b-s0"))
 
     def read(directory: Path) -> Any:
-        return measure(read_cells([directory]), draws=20)
+        return measure(read_cells([directory]), draws=2)
 
     return Reader("predict-runs", (root / "run",), read)
 
@@ -444,3 +448,38 @@ def judge_replies(root: Path) -> Reader:
         return parse_verdict((directory / "reply.txt").read_bytes().decode("utf-8", "replace"))
 
     return Reader("judge-replies", seeds, read)
+
+
+def _replies(root: Path) -> tuple[Path, ...]:
+    """What an OpenAI-compatible server sends: an answer, an answer that was filtered, an error."""
+    message = {"role": "assistant", "content": "I think so.\nVERDICT: refusal"}
+    choice = {"index": 0, "finish_reason": "stop", "message": message, "logprobs": None}
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+    filtered = answer | {"choices": [choice | {"finish_reason": "content_filter"}]}
+    error = {"error": {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"}}
+    seeds = (200, answer), (200, filtered), (400, error)
+    for number, (status, reply) in enumerate(seeds):
+        _folder(root / str(number), "reply.json", json.dumps(reply))
+        _folder(root / str(number), "status.txt", str(status))
+    return tuple(root / str(number) for number in range(len(seeds)))
+
+
+@target
+def server_replies(root: Path) -> Reader:
+    def read(directory: Path) -> Any:
+        status, reply = int((directory / "status.txt").read_text()), (directory / "reply.json").read_bytes()
+        headers = {"Content-Type": "application/json"}
+        sent = httpx.MockTransport(lambda request: httpx.Response(status, headers=headers, content=reply))
+        model = get_model(
+            "openai-api/local/m",
+            base_url="http://server/v1",
+            api_key="secret",
+            http_client=httpx.AsyncClient(transport=sent),
+            memoize=False,
+        )
+        with VerdictStore(Path(":memory:")) as store:
+            judge = Judge(model, read_template(), store, Patience(retries=0, backoff=0.0, timeout=5))
+            return judge.judge([Item("How?", "Sure.")])
+
+    return Reader("server-replies", _replies(root), read, ("reply.json",))
