@@ -146,7 +146,11 @@ def read_result(document: Path) -> Result:
         raise InputError(f"{document} has schema version {version}", f"version {SCHEMA_VERSION}", "Measure it again")
     described = checked(_Document, content, str(document))
     parquet = document.with_name(described.table)
-    table = read_parquet(parquet)
+    try:
+        table = read_parquet(parquet)
+    except InputError as error:
+        found = f"{parquet} is missing or damaged ({error})"
+        raise InputError(found, f"the table of {document}", "Measure it again") from error
     if described.table_sha256 not in (None, found := sha256(parquet)):
         raise InputError(
             f"{parquet} is not the table that {document} was written with (its SHA-256 is {found[:12]}…)",
