@@ -38,6 +38,8 @@ READ_UNDECLARED = {"head_dim": None, "is_causal": True}
 SCALED_BY_CONTEXT = ("dynamic", "longrope", "yarn")
 """Rotary scalings that take the context length into account."""
 ROPE_DEFAULTS: dict[str, Any] = {"rope_type": "default", "partial_rotary_factor": 1.0}
+YARN_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""What YaRN's bounds are where the config says nothing, null or 0."""
 UNSCALED_KEYS = ("rope_type", "rope_theta", "partial_rotary_factor")
 """All that the rotary type "default" reads."""
 FLOAT32_DIGITS = 1e-6
@@ -108,6 +110,9 @@ def _flat_rope(parameters: Mapping[str, Any], prefix: str = "rope_parameters") -
     known = ROPE_DEFAULTS | {key: value for key, value in parameters.items() if key != "type"}
     if known["rope_type"] == "default":
         known = {key: known.get(key) for key in UNSCALED_KEYS}
+    if known["rope_type"] == "yarn":
+        bounds = {key: known.get(key) or default for key, default in YARN_DEFAULTS.items()}
+        known = {"truncate": True} | known | bounds
     return {f"{prefix}.{key}": value for key, value in known.items()}
 
 

@@ -95,6 +95,21 @@ def test_what_a_writer_may_change(model: str, settings: dict[str, Any]) -> None:
     assert changed(model, **settings) == []
 
 
+def test_yarns_bounds_may_be_said_or_left_to_their_defaults() -> None:
+    """transformers: 32 and 1 where there is nothing or null, and truncated unless the config says otherwise."""
+    plain = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
+    ours = transformers.Qwen2Config(rope_parameters=dict(plain), max_position_embeddings=128)
+
+    def found(**parameters: Any) -> list[str]:
+        rope = plain | parameters
+        return config_differences(ours, transformers.Qwen2Config(rope_parameters=rope, max_position_embeddings=128))
+
+    assert found(beta_fast=32, beta_slow=1.0, truncate=True, attention_factor=None) == []
+    assert found(beta_fast=None, beta_slow=None) == []
+    assert "beta_fast = 16" in found(beta_fast=16)[0]
+    assert "truncate = False" in found(truncate=False)[0]
+
+
 def test_the_context_counts_where_the_rotary_scaling_reads_it() -> None:
     dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     ours = transformers.LlamaConfig(rope_parameters=dynamic, max_position_embeddings=2048)

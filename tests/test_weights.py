@@ -19,6 +19,7 @@ from interp.errors import InputError
 from interp.weights import check_pair, effective_weight, recovered_scales, weight_error, weight_error_columns
 from tests.gguf_files import write_gguf
 from tests.packed_files import edit
+from tests.tiny_models import tokenizer as tiny_tokenizer
 from tests.tiny_models import write
 
 DIRECTORIES = ["autoawq_gemm", "autoawq_gemv", "gptqmodel_v1", "gptqmodel_v2_act", "compressed_w4a16"]
@@ -285,6 +286,39 @@ def test_other_architectures_shapes_and_tokenizers_are_no_pair(tmp_path: Path) -
     (renamed / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match=r"2 tokens have other ids, among them \['a', 'b'\]|\['b', 'a'\]"):
         check_pair(baseline, renamed)
+
+
+def with_token(checkpoint: Path, token: str) -> Path:
+    """Rename the pad token of a checkpoint's tokenizer.json."""
+    file = checkpoint / "tokenizer.json"
+    file.write_text(file.read_text().replace('"<pad>"', json.dumps(token)))
+    return checkpoint
+
+
+def test_tokens_without_an_embedding_are_not_compared(tmp_path: Path) -> None:
+    """A pad token that a fine-tune added: the cell's writer may leave it out. One that has an embedding counts."""
+    baseline, cell = (write("llama", tmp_path / name) for name in ("base", "cell"))
+    more = tiny_tokenizer()
+    more.add_tokens([f"<free {index}>" for index in range(321 - len(more))])
+    more.save_pretrained(baseline)
+    assert max(open_checkpoint(baseline).vocabulary().values()) == 320
+    assert check_pair(baseline, cell) == []
+    with pytest.raises(InputError, match=r"1 tokens have other ids, among them \['<pad>'\]"):
+        check_pair(baseline, with_token(cell, "<filler>"))
+
+
+def test_added_runs_of_spaces_are_plain_spaces_in_a_gguf(tmp_path: Path) -> None:
+    """llama.cpp's converter writes Gemma's added tokens so, and fills what the tokenizer leaves free."""
+    baseline = with_token(write("gemma2", tmp_path / "base"), "▁▁")
+    by_id = {index: token for token, index in open_checkpoint(baseline).vocabulary().items()}
+    assert by_id[2] == "▁▁"
+    tokens = [by_id.get(index, f"[PAD{index}]").replace("▁", " ") for index in range(320)]
+    cell = gguf_cell(baseline, tmp_path / "cell.gguf", "gemma2", tokenizer__ggml__tokens=tokens)
+    assert check_pair(baseline, cell) == []
+    swapped = [tokens[1], tokens[0], *tokens[2:]]
+    other = gguf_cell(baseline, tmp_path / "other.gguf", "gemma2", tokenizer__ggml__tokens=swapped)
+    with pytest.raises(InputError, match=r"2 tokens have other ids"):
+        check_pair(baseline, other)
 
 
 def test_unrelated_quantized_weights_are_no_pair(tmp_path: Path) -> None:
