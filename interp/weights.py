@@ -165,8 +165,8 @@ def _require_same_model(baseline: Checkpoint, quantized: Checkpoint) -> None:
 def _vocabulary_differences(baseline: Checkpoint, quantized: Checkpoint) -> list[str]:
     """Tokens of the baseline that have other ids in the cell.
 
-    Left out are ids without an embedding, which no model can read (Gemma 3's image token in its text models, a pad token
-    that a fine-tune of Llama 2 added): llama.cpp's converter does not write them.
+    Left out are ids without an embedding, which no model can read (Gemma 3's image token in its text models, the pad
+    token of many a fine-tune of Llama 2): llama.cpp's converter does not write them.
     """
     ours, theirs = baseline.vocabulary(), quantized.vocabulary()
     if ours is None or theirs is None:
@@ -182,7 +182,7 @@ def _vocabulary_differences(baseline: Checkpoint, quantized: Checkpoint) -> list
 
 
 def _as_in_gguf(token: str) -> str:
-    """llama.cpp's converter writes added tokens with plain spaces (Gemma's runs of them, which tokenizer.json marks)."""
+    """Added tokens as llama.cpp's converter writes them: with plain spaces (Gemma has runs of marked ones)."""
     return token.replace("▁", " ")
 
 
