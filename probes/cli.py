@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 
 from interp.errors import InputError
-from interp.files import trouble_with_disk
+from interp.files import is_full, trouble_with_disk
 from probes.redaction import redact
 
 console = Console()
@@ -86,8 +87,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def _bad_input(error: InputError) -> None:
+def _bad_input(error: InputError) -> NoReturn:
     log.print(f"error: {redact(str(error))}", style="red", markup=False, highlight=False)
+    if error.__cause__ is not None and is_full(error.__cause__):
+        _leave(Exit.BAD_INPUT)
     sys.exit(Exit.BAD_INPUT)
 
 
@@ -108,8 +111,12 @@ def _flush() -> None:
             _bad_input(trouble)
 
 
-def _leave(code: int) -> None:
-    """End now: another thread may be in the middle of a matrix product, and Python would wait for it, or abort."""
+def _leave(code: int) -> NoReturn:
+    """End now.
+
+    Another thread may be in the middle of a matrix product, and Python would wait for it, or abort; and what libraries
+    write at the end (Inspect, its trace) fails with a traceback on a full disk.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

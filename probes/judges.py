@@ -261,7 +261,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of that sample.")] = 0,
     retries: Annotated[int, typer.Option(min=0, help="After a failure of a judge.")] = Patience.retries,
     backoff: Annotated[float, typer.Option(min=0, help="Seconds before the first retry; doubled each time.")] = 1.0,
-    timeout: Annotated[int, typer.Option(min=1, help="Seconds for one verdict.")] = Patience.timeout,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds for one verdict.")] = 120,
     connections: Annotated[int, typer.Option(min=1, help="Questions at once.")] = Patience.connections,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the parquet and JSON files go.")] = Path("results"),
     cache: Annotated[

@@ -114,7 +114,7 @@ def measure(
 def _withheld(table: pd.DataFrame) -> list[str]:
     """How many answers of each cell are none of the model's, and the most frequent reason."""
     lacking = table[table["error"] != ""]
-    asked = table.groupby(["cell", "task"]).size()
+    asked = table.groupby(["cell", "task"]).size().to_dict()
     return [
         f"{cell}, {task}: {len(part)} of {asked[cell, task]} answers are not the model's and have no label, "
         f"{'most often' if part['error'].nunique() > 1 else 'all'} because {part['error'].mode().iloc[0]}"

@@ -159,7 +159,7 @@ def _object(text: str) -> Mapping[str, Any]:
 def _raise_error(error: object) -> None:
     """Some servers send errors with HTTP 200."""
     code = error.get("code") if isinstance(error, Mapping) else None
-    status = int(code) if str(code).isdecimal() and 400 <= int(str(code)) < 600 else 400
+    status = int(str(code)) if str(code).isdecimal() and 400 <= int(str(code)) < 600 else 400
     if reason := refused_because(status, error):
         raise NotTheModelsWord(reason)
     raise UnreadableReply(f"it is an error: {error_message(error) or one_line(str(error))}")
@@ -227,14 +227,13 @@ def _tools(message: Mapping[str, Any]) -> str:
 
 
 def _usage(usage: object) -> dict[str, int] | None:
-    """Numbers of tokens, where all three are there and are counts."""
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    found = {name: usage.get(name) for name in names} if isinstance(usage, Mapping) else {}
-    if isinstance(found.get("prompt_tokens"), int) and isinstance(found.get("completion_tokens"), int):
-        counts = found | {"total_tokens": found["prompt_tokens"] + found["completion_tokens"]}
-        if all(count >= 0 for count in counts.values()):
-            return counts
-    return None
+    """Numbers of tokens, where both are there and are counts."""
+    read, written = (
+        usage.get(name) if isinstance(usage, Mapping) else None for name in ("prompt_tokens", "completion_tokens")
+    )
+    if not isinstance(read, int) or not isinstance(written, int) or min(read, written) < 0:
+        return None
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 def _codes(body: object) -> list[object]:

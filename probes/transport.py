@@ -113,9 +113,9 @@ def guard(model: Model, timeout: int | float) -> Model:
     """
     from inspect_ai.model._providers.openai_compatible import OpenAICompatibleAPI
 
-    api: Any = model.api
-    if not isinstance(api, OpenAICompatibleAPI):
+    if not isinstance(model.api, OpenAICompatibleAPI):
         return model
+    api: Any = model.api
     generate = api.generate
 
     async def complete(request: dict[str, Any], _: Any) -> ChatCompletion:
@@ -127,7 +127,7 @@ def guard(model: Model, timeout: int | float) -> Model:
         except NotTheModelsWord as word:
             return _unscored(api.model_name, str(word))
 
-    api._generate_completion, api.generate = complete, guarded  # type: ignore[method-assign]
+    api._generate_completion, api.generate = complete, guarded
     return model
 
 

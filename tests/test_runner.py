@@ -28,7 +28,7 @@ from interp.gguf_writer import write_f16
 from interp.model import load
 from probes import refusal, tasks
 from probes.controls import again
-from probes.engines import EngineName, EngineSettings, HookedEngine
+from probes.engines import EngineName, EngineSettings, HookedEngine, Stopped
 from probes.generation import Answer
 from probes.labels import Label
 from probes.prompts import builtin
@@ -385,3 +385,20 @@ def test_no_such_task() -> None:
         build_tasks(["nothing"])
     with pytest.raises(InputError, match="--bias"):
         build_tasks(["bias"])
+
+
+@pytest.mark.parametrize("engine", list(EngineName))
+def test_an_engine_that_is_stopped_ends_what_it_computes(baseline: Path, gguf: Path, engine: EngineName) -> None:
+    path = baseline if engine is EngineName.HOOKED else gguf
+    opened = EngineSettings(str(path), engine, like=str(baseline)).open()
+    assert len(opened.generate([[5, 6]], 2)) == 1
+    opened.stop()
+    with pytest.raises(Stopped):
+        opened.generate([[5, 6]], 2)
+
+
+def test_the_baseline_again_keeps_its_threads(baseline: Path) -> None:
+    subject = local(baseline, threads=3)
+    repeat = again(subject)
+    assert isinstance(repeat, LocalSubject)
+    assert (repeat.batch_size, repeat.settings) == (1, subject.settings)
