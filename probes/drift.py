@@ -219,10 +219,10 @@ def _drift(asked: pd.DataFrame, axis: Axis) -> dict[str, Any]:
 def _openings(scored: pd.DataFrame, self_flip_rate: float, outcome: str) -> dict[str, Any]:
     """What the study's openings say of the change, and whether that is another story."""
     by_outcome, by_study = (
-        tuple(side.to_numpy(dtype=bool) for side in sides)
-        for sides in (
-            [scored[f"refused_{side}"] for side in ("baseline", "cell")],
-            [refused_by_study(scored[f"response_{side}"]) for side in ("baseline", "cell")],
+        (before.to_numpy(dtype=bool), after.to_numpy(dtype=bool))
+        for before, after in (
+            (scored["refused_baseline"], scored["refused_cell"]),
+            (refused_by_study(scored["response_baseline"]), refused_by_study(scored["response_cell"])),
         )
     )
     return moved(by_outcome, by_study, self_flip_rate).columns(outcome)
