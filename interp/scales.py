@@ -304,8 +304,8 @@ def _fit(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: s
     if int(known.sum()) < MINIMUM_CHANNELS or not _agree(rows[known], columns[known]):
         return None
     produced, consumed = -rows.logarithms, columns.logarithms
-    weights = [1 / (fit.variances + CLIPPING**2) for fit in (rows, columns)]
-    mean = (weights[0] * produced + weights[1] * consumed) / sum(weights).clamp_min(torch.finfo(torch.float64).tiny)
+    first, second = (1 / (fit.variances + CLIPPING**2) for fit in (rows, columns))
+    mean = (first * produced + second * consumed) / (first + second).clamp_min(torch.finfo(torch.float64).tiny)
     deviation = (rows.variances + columns.variances)[known].sqrt().clamp_min(FLOAT32_ROUNDING)
     return PairFit(
         rows=torch.where(rows.known, produced, consumed).exp(),

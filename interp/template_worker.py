@@ -38,7 +38,8 @@ def main() -> None:
 
 def _answer(job: dict[str, Any], size: int) -> dict[str, str]:
     try:
-        ((text,), _) = render_jinja_template([job.pop("messages")], chat_template=job.pop("source"), **job)
+        rendered: Any = render_jinja_template([job.pop("messages")], chat_template=job.pop("source"), **job)
+        ((text,), _) = rendered
     except MemoryError:
         return {"error": TOO_LARGE}
     except Exception as error:  # the expressions of a template raise whatever Python operations raise

@@ -225,7 +225,7 @@ def _counterparts(baseline: Checkpoint, quantized: Checkpoint) -> list[tuple[str
     pairs = [(name, name) for name in theirs if name in ours]
     if (UNEMBEDDING in ours) != (UNEMBEDDING in theirs):
         embedding = f"{baseline.architecture.embed}.weight"
-        pairs.append(tuple(UNEMBEDDING if UNEMBEDDING in names else embedding for names in (ours, theirs)))
+        pairs.append((UNEMBEDDING, embedding) if UNEMBEDDING in ours else (embedding, UNEMBEDDING))
     return pairs
 
 

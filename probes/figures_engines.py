@@ -49,9 +49,9 @@ def matched() -> Result:
     pairs = cells[cells["quantization"].isin(CELLS)].merge(_baselines(), on="model", how="inner")
     intervals = [
         unpaired_interval(
-            (row.refusal_rate, row.refusal_rate_n), (row.baseline_refusal_rate, row.baseline_refusal_rate_n)
+            (row["refusal_rate"], row["refusal_rate_n"]), (row["baseline_refusal_rate"], row["baseline_refusal_rate_n"])
         )
-        for row in pairs.itertuples()
+        for row in pairs.to_dict("records")
     ]
     table = pairs[KEPT].join(pd.DataFrame(interval_columns("matched_delta", found) for found in intervals))
     table = table.sort_values("engine", ascending=False, kind="stable", ignore_index=True)
@@ -76,9 +76,9 @@ def shown(table: pd.DataFrame) -> tuple[pd.DataFrame, Columns]:
         cell=table["model"] + " " + table["quantization"],
         published=table["published_delta"].map(points),
         matched=[
-            f"{points(row.matched_delta)} "
-            + bounds(Interval(row.matched_delta, row.matched_delta_low, row.matched_delta_high))
-            for row in table.itertuples()
+            f"{points(row['matched_delta'])} "
+            + bounds(Interval(row["matched_delta"], row["matched_delta_low"], row["matched_delta_high"]))
+            for row in table.to_dict("records")
         ],
     )
     engines = list(told["engine"].unique())

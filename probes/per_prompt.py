@@ -7,6 +7,7 @@ prompts. Epochs of a sample are one prompt, and so are samples of one task whose
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -72,7 +73,8 @@ def _first_samples(outcomes: pd.DataFrame) -> Mapping[tuple[object, object], obj
 
 def _of_cell(rows: pd.DataFrame, first: Mapping[tuple[object, object], object]) -> pd.DataFrame:
     samples = zip(rows["task"], rows["sample_id"], strict=True)
-    rows = rows.assign(sample_id=[first.get(sample, sample[1]) for sample in samples])
+    identities: list[Any] = [first.get(sample, sample[1]) for sample in samples]
+    rows = rows.assign(sample_id=identities)
     counted = rows.assign(n_answers=rows.groupby(SAMPLE, sort=False)["label"].transform("size"))
     if (counted["n_answers"] == 1).all():
         return counted
@@ -93,4 +95,4 @@ def _representative(labels: pd.Series) -> int:
     decided = bool(refused.iloc[0]) if refused.mean() == 0.5 else bool(refused.mean() > 0.5)
     agreeing = scored[refused == decided]
     counts = agreeing.groupby(agreeing, sort=False).transform("size")
-    return int(counts.index[counts.argmax()])
+    return int(counts.index[int(counts.argmax())])
