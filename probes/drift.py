@@ -313,9 +313,10 @@ class Bound:
                 for row in unmeasured.itertuples()
             ),
             *(
-                f"{row.cell}, {row.task}: {row.n_unscored} of {row.n_pairs + row.n_unscored} prompts have no label on "
-                f"both sides; with them up to {row.flip_rate_worst:.3f} flipped (> {self.limit}, {self.option})"
-                for row in unknown.itertuples()
+                f"{row['cell']}, {row['task']}: {row['n_unscored']} of {row['n_pairs'] + row['n_unscored']} prompts "
+                f"have no label on both sides; with them up to {row['flip_rate_worst']:.3f} flipped (> {self.limit}, "
+                f"{self.option})"
+                for row in unknown.to_dict("records")
             ),
             *(f"{cell}: nothing that {self.option} is about was at risk" for cell in sorted(riskless)),
         ]
