@@ -127,13 +127,13 @@ def read_json_object(path: str | Path, expected: str = "a JSON object") -> dict[
 
 
 def text_lines(text: str, name: str) -> Iterator[tuple[str, str]]:
-    """Each line that is not blank, with its place, "NAME, line 3,"; spaces around it are left out.
+    """Each line that is not blank, with its place, "NAME, line 3,"; a carriage return at its end is left out.
 
     Lines end at line feeds alone: a request may hold U+2028, a vertical tab or a carriage return.
     """
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{name}, line {number},", line.strip()
+            yield f"{name}, line {number},", line.removesuffix("\r")
 
 
 def json_lines(text: str, name: str) -> Iterator[tuple[str, Any]]:

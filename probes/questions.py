@@ -50,14 +50,14 @@ def bias(questions: str, limit: int | None = None) -> Task:
 
 
 def _multiple_choice(
-    name: str, path: Path, readers: dict[str, Callable[[str], Iterable[Sample]]], limit: int | None
+    name: str, path: Path, readers: dict[str, Callable[[str, str], Iterable[Sample]]], limit: int | None
 ) -> Task:
     if path.suffix not in readers:
         raise InputError(
             f"{path} is not a file of questions that the task {name} reads", f"one ending in {', '.join(readers)}"
         )
     try:
-        samples = list(readers[path.suffix](read_text(path, "a file of questions")))[:limit]
+        samples = list(readers[path.suffix](read_text(path, "a file of questions"), str(path)))[:limit]
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error) as error:
@@ -70,15 +70,15 @@ def _multiple_choice(
     return Task(dataset=MemoryDataset(samples, name=name), solver=multiple_choice(), scorer=choice())
 
 
-def _truthful_csv(text: str) -> Iterable[Sample]:
+def _truthful_csv(text: str, name: str) -> Iterable[Sample]:
     for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
         incorrect = row.get("Best Incorrect Answer") or row["Incorrect Answers"]
         wrong = [answer.strip() for answer in incorrect.split(";") if answer.strip()]
         yield _shuffled(row["Question"], [row["Best Answer"], *wrong], 0, row.get("Category") or "")
 
 
-def _truthful_json(text: str) -> Iterable[Sample]:
-    for row in parse_json(text, "The file of questions"):
+def _truthful_json(text: str, name: str) -> Iterable[Sample]:
+    for row in parse_json(text, name):
         answers = list(row["mc1_targets"])
         correct = [place for place, answer in enumerate(answers) if row["mc1_targets"][answer] == 1]
         yield _shuffled(row["question"], answers, correct[0], "")
@@ -91,8 +91,8 @@ def _shuffled(question: str, answers: list[str], correct: int, category: str) ->
     return _sample(question, [answers[place] for place in order], order.index(correct), {"category": category})
 
 
-def _bbq(text: str) -> Iterable[Sample]:
-    for _, row in json_lines(text, "The file of questions"):
+def _bbq(text: str, name: str) -> Iterable[Sample]:
+    for _, row in json_lines(text, name):
         yield _sample(
             f"{row['context']} {row['question']}",
             [row["ans0"], row["ans1"], row["ans2"]],

@@ -138,7 +138,11 @@ def read_result(document: Path) -> Result:
     Example:
         >>> read_result(Path("results/entropy.json")).table
     """
-    content = read_json_object(document, "the JSON file that a probe wrote")
+    try:
+        content = read_json_object(document)
+    except InputError as error:
+        found = f"{document} is not a Quantscope result ({error})"
+        raise InputError(found, "the JSON file that a probe wrote", "Measure it again") from error
     version = content.get("schema_version")
     if version is None:
         raise InputError(f"{document} is not a Quantscope result", "the JSON file that a probe wrote")

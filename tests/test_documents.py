@@ -128,3 +128,23 @@ def test_a_schema_keeps_other_keys() -> None:
     assert documents.checked(_Settings, {"bits": 4, "other": 1}, "x").model_extra == {"other": 1}
     with pytest.raises(InputError, match="bits"):
         documents.checked(_Settings, {}, "x")
+
+
+def test_half_of_a_surrogate_pair_is_refused_and_a_whole_one_is_a_character() -> None:
+    assert documents.parse_json('["\\ud83d\\ude00"]', "x") == ["😀"]
+    for text in ('["\\ud83d"]', '{"\\udc00": 1}', '[{"a": ["b\\uD800c"]}]'):
+        with pytest.raises(InputError, match="half of a surrogate pair"):
+            documents.parse_json(text, "x")
+    assert documents.parse_json('["\\\\ud83d"]', "x") == ["\\ud83d"]  # a backslash and a word
+
+
+def test_lines_keep_what_is_no_line_feed() -> None:
+    found = list(documents.text_lines(" a\u2028b\r\n\n\x0bc\x85\rd\n", "f"))
+    assert found == [("f, line 1,", " a\u2028b"), ("f, line 3,", "\x0bc\x85\rd")]
+
+
+def test_messages_can_be_printed_and_read() -> None:
+    error = InputError("\x1b[31m\ud800\u202e\0" + "x" * 100_000)
+    assert str(error).startswith("\\x1b[31m\\ud800\\u202e\\x00x")
+    assert len(str(error)) < 3000
+    str(error).encode()

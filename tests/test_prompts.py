@@ -159,3 +159,27 @@ def test_missing_file_directory_and_bad_arguments(tmp_path: Path) -> None:
         builtin("evil")
     with pytest.raises(InputError, match="limit of 0"):
         builtin("harmful").take(0)
+
+
+@pytest.mark.parametrize("separator", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_txt_is_split_at_line_feeds_only(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "set.txt"
+    path.write_bytes(f"a{separator}b\r\nc\n".encode())
+    assert read_prompts(path).instructions == (f"a{separator}b", "c")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("set.txt", "a\0b", "line 1, holds a NUL character"),
+        ("set.json", '["\\u0000"]', "record 1, holds a NUL"),
+        ("set.json", '["\\ud800"]', "half of a surrogate pair"),
+        ("set.json", "[" * 100_000, "nested"),
+        ("set.jsonl", f'{{"prompt": "a", "n": {10**30}}}', "line 1, .*64 bits"),
+        ("set.txt", "a" * 1_000_001, "1,000,001 characters"),
+    ],
+)
+def test_requests_that_no_model_can_be_asked(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_prompts(tmp_path / name)

@@ -369,7 +369,7 @@ def test_calibration_files(tmp_path: Path, name: str, content: str, texts: list[
     file = tmp_path / name
     file.write_text(content)
     if texts is None:
-        with pytest.raises(InputError, match="calibration text"):
+        with pytest.raises(InputError, match=r"calibration text|line 1, is not valid JSON"):
             quantize.read_calibration(file)
     else:
         assert quantize.read_calibration(file) == texts

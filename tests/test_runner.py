@@ -322,7 +322,10 @@ class TestQuestions:
     def test_other_layouts_are_refused(self, tmp_path: Path, text: str) -> None:
         file = tmp_path / "x.jsonl"
         file.write_text(text)
-        with pytest.raises(InputError, match=r"x\.jsonl (does not have the public layout|holds no questions)"):
+        with pytest.raises(
+            InputError,
+            match=r"x\.jsonl( does not have| holds no questions|, line 1, is not valid JSON)",
+        ):
             build_tasks(["bias"], questions={"bias": str(file)})
 
     def test_they_are_scored_and_labelled(self, baseline: Path, tmp_path: Path) -> None:
