@@ -36,7 +36,7 @@ class Patience(transport.Patience):
         max_tokens: of the judge's answer.
     """
 
-    timeout: float = 120
+    timeout: int | float = 120
     connections: int = 8
     max_tokens: int = 512
 
