@@ -14,6 +14,8 @@ JSON_OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_token
 """Small files of a tokenizer."""
 FILES = ("tokenizer.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json")
 """Its other files, which its own library reads."""
+UPGRADE = "if newer libraries wrote it, upgrade tokenizers and transformers"
+"""What helps where a file is not damaged but unknown."""
 
 
 def open_tokenizer(directory: Path, gguf_file: str | None = None) -> Any:
@@ -35,7 +37,7 @@ def open_tokenizer(directory: Path, gguf_file: str | None = None) -> Any:
     with refused(
         f"{source} holds no tokenizer that transformers can read",
         "tokenizer.json or another tokenizer beside the weights",
-        "Download the tokenizer files too, or give the baseline: load(path, like=baseline)",
+        f"Download the tokenizer files again, give the baseline (load(path, like=baseline)), or, {UPGRADE}",
     ):
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True, **named)
         _try(tokenizer)
@@ -51,7 +53,11 @@ def read_vocabulary(file: Path) -> dict[str, int]:
     from tokenizers import Tokenizer
 
     require_file(file, "a tokenizer.json")
-    with refused(f"{file} is not a tokenizer", "a tokenizer.json", "Download it again"):
+    with refused(
+        f"{file} is not a tokenizer that the installed library can read",
+        "a whole tokenizer.json of a version that it knows",
+        f"Download it again, or, {UPGRADE}",
+    ):
         return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
 
 

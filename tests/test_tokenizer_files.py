@@ -55,7 +55,10 @@ def test_a_tokenizer_that_is_newer_or_damaged_is_told_in_words(
     damage: Callable[[dict[str, Any]], object], model: Path
 ) -> None:
     edit(model / "tokenizer.json", damage)
-    with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer \(.+Download it again"):
+    with pytest.raises(
+        InputError,
+        match=r"tokenizer\.json is not a tokenizer that .+ can read \(.+Download it again.+upgrade tokenizers",
+    ):
         read_vocabulary(model / "tokenizer.json")
     with pytest.raises(InputError, match=r"holds no tokenizer that transformers can read \(.+give the baseline"):
         surroundings(open_checkpoint(model), None)
