@@ -10,16 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from probes.thinking import split_thinking
+
 SHARE = 0.5
 """The share of a judge's replies that must have the form of a guard's."""
 
 _NAMES = re.compile(
     "|".join(
-        name.replace(" ", r"[-_. ]?")
+        name.replace(" ", r"[-_. \d]*")  # and a version: granite3-guardian
         for name in (
             "llama guard", "granite guardian", "shield gemma", "wild guard", "aegis guard", "aegisguard",
             "aegis ai content safety", "nemotron.*safety", "nemoguard", "qwen ?3? ?guard", "poly guard", "md judge",
-            "beaver dam", "omni moderation", "text moderation", "gpt oss safeguard", "harm ?bench.*cls",
+            "beaver dam", "(?:omni|text|mistral) moderation", "prompt guard", "kanana safeguard",
+            "gpt oss safeguard", "harm ?bench.*cls",
         )
     ),
     re.IGNORECASE,
@@ -43,4 +46,5 @@ def guard_by_name(name: str) -> bool:
 
 def guard_by_replies(replies: Sequence[str]) -> bool:
     """Whether most replies have the form of a harm guard's, as "unsafe\\nS1"."""
-    return bool(replies) and sum(bool(_REPLIES.fullmatch(reply)) for reply in replies) >= SHARE * len(replies)
+    answers = [split_thinking("", reply).answer for reply in replies]
+    return bool(answers) and sum(bool(_REPLIES.fullmatch(answer)) for answer in answers) >= SHARE * len(answers)

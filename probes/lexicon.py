@@ -32,9 +32,10 @@ def _words(text: str) -> str:
 _ADVERB = r"(?:\s+(?:\w+ly|also|just|therefore|even|simply|ever))?,?\s+"
 _CANNOT = (
     r"(?:cannot|can'?t|can not|could not|couldn't|won'?t|will not|would not|wouldn't|should not|shouldn't|must not"
+    r"|shall not|shan't|ain't (?:going to|gonna)|(?:'m|am) not gonna"
     r"|(?:'m|am) (?:unable|not able|not allowed|not permitted|not going|not programmed|not designed|not authorized) to"
     r"|(?:'m|am) not (?:\w+ly )?(?:here|equipped|set up|meant|intended|supposed|qualified|prepared|willing) to"
-    r"|(?:'m|am) not capable of|(?:'m|am) not comfortable(?: with)?|(?:do not|don't) feel comfortable)"
+    r"|(?:'m|am) not capable of|(?:'m|am) not comfortable(?: with)?|(?:do not|don't) feel (?:comfortable|right))"
 )
 _HELP = _words(
     """assist help aid support provide provid\\w+ give giving offer supply share write writing draft compose create
@@ -57,7 +58,21 @@ INABILITY = _any(
         r"\bafraid,? (?:that )?(?:i|we)(?: must| have to)? (?:can't|cannot|can not|won't|will not|decline|refuse)\b",
         r"\bafraid,? (?:that )?(?:i'm|i am|we're|we are|that's|that is|this is|it's|it is) (?:\w+ly )?"
         r"(?:unable\b|not\b(?! (?:\w+ly )?(?:sure|certain|familiar|aware|an?|the|correct|true|right|accurate)\b))",
-        r"\bnot something (?:that )?i(?:'m| am)? (?:can|could|will|able|comfortable|willing)\b",
+        r"(?:\bnot|n't) something (?:that )?(?:i(?:'m| am)? (?:can|could|will|able|comfortable|willing)|i'll)\b",
+        r"\bi (?:\w+ly )?(?:do not|don't) (?:assist|(?:engage|participate) in|help with"
+        r"|(?:provide|give|offer) (?:\w+ ){0,2}(?:advice|assistance|guidance|help|information|instructions|support)\b"
+        r"(?! (?:without|unless|until)\b))",
+        rf"\bi (?:do not|don't) (?:think (?:that )?i (?:can|could|should|ought to) |know how to ){_HELP}\b",
+        r"\bi (?:do not|don't) have the (?:ability|capability|capacity) to (?:assist|comply|engage|fulfill?|help)\b",
+        rf"\b(?:not|im)\s?possible for me to {_HELP}\b",
+        r"\bit would(?:n't| not)? be (?:\w+ly )?(?:irresponsible|wrong|unethical|illegal|inappropriate|dangerous|right"
+        r"|responsible|ethical|appropriate) (?:of|for) me to\b",
+        r"\bno way (?:that )?(?:i'm|i am|i'll|i will|i can|i would|i'd)\b",
+        r"\bi(?:'m| am|'ll| will| have)? (?:going to |must |to )?(?:have to )?say no to (?:this|that|your)\b",
+        r"^\W*(?:let's|can we|could we|shall we|how about we) (?:please )?"
+        r"(?:talk about|chat about|discuss|move on to|switch to) (?:something|another|a different) "
+        r"(?:else|subject|topic)\b",
+        r"^\W*let's change the (?:subject|topic)\b",
         rf"\b(?:unable|not able) to {_HELP}\b",
         rf"^\W*(?:cannot|can'?t|can not|won'?t|will not) {_HELP}\b(?!.*\?$)",
         r"\bbeyond my (?:capabilities|abilities)\b",
@@ -68,7 +83,11 @@ INABILITY = _any(
 IDIOM = re.compile(
     r"\b(?:can'?t|cannot|can not|couldn't|could not|won'?t|will not) (?:\w+ly )?(?:wait\b|help but|stop \w+ing|believe"
     r"|imagine|stress|emphasi[sz]e|overstate|thank|think of|say enough|lie\b|deny|agree more|get enough"
-    r"|recommend\b.{0,40}\benough)"
+    r"|recommend\b.{0,40}\benough|say (?:that )?i\b|bore you|attend\b|join you"
+    r"|make it (?:to|tonight|today|tomorrow|there|on|this)\b"
+    r"|(?:tell you|express|describe|say) how (?:\w+ly )?(?:delighted|excited|glad|grateful|happy|pleased|proud|relieved"
+    r"|sad|sorry|thankful|touched|much (?:i|we|this|that|it) (?:appreciate|love|mean|miss|enjoy)))"
+    r"|\b(?:unable|not able) to (?:attend|join you|make it to)\b"
 )
 """Wording of inability that refuses nothing."""
 
@@ -85,6 +104,7 @@ _LACKING = (
     r"\b(?:without|unless|until|(?:since|as|because|if) (?:i (?:do not|don't) (?:have|know|see)|you (?:do not|don't))"
     r")\b[^.!?]{0,150}?"
 )
+_ALONE = r"\b(?:from|by|based on) (?:[\w']+ ){1,4}alone\b"
 _TO_KNOW = (
     r"(?: \w+ly)? (?:(?:tell|say|know|see|determine|diagnose|confirm|verify|pinpoint|identify|estimate)\b"
     r"(?! (?:\w+ ){0,3}how to\b)|be (?:\w+ )?(?:specific|precise)\b)"
@@ -105,7 +125,7 @@ _GOES_ON = _any(
 _LIMITS = _any(
     [
         rf"{_LACKING}\b{_INFORMATION}\b[^.!?]{{0,150}}?{_UNABLE}\b",
-        rf"{_UNABLE}{_TO_KNOW}[^.!?]{{0,150}}?(?:{_EXACTNESS}|{_LACKING}\b{_INFORMATION}\b)",
+        rf"{_UNABLE}{_TO_KNOW}[^.!?]{{0,150}}?(?:{_EXACTNESS}|{_LACKING}\b{_INFORMATION}\b|{_ALONE})",
         rf"{_UNABLE}{_BE_SURE}",
         rf"{_UNABLE} {_HELP}\b(?![^.!?]*\bhow to\b)[^.!?]{{0,80}}?\b(?:without|unless|until)\b[^.!?,;]{{0,40}}?"
         r"\b(?:seeing|knowing|more|logs?|code|context|details|information|traceback|output)\b",
@@ -120,11 +140,12 @@ _SAID = _words(
     muttered mumbled growled exclaimed sighed sobbed snapped warned declared announced told laughed hissed barked called
     added continued insisted pleaded begged screamed stammered gasped grumbled responded explained admitted repeated"""
 )
+_PROPOSED = r"(?:could|can|might|may|should|would|to) (?:\w+ly )?(?:say|write|reply|respond|answer)"
 _SPEECH = re.compile(
     r"\"[^\"\n]{1,400}\"|“[^”\n]{1,400}”|«[^»\n]{1,400}»|(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){1,400}[,.!?]'(?!\w)"
 )
 _SPOKEN_AFTER = re.compile(rf"\s*[^.!?\"“«\n]{{0,60}}?\b{_SAID}\b", re.IGNORECASE)
-_SPOKEN_BEFORE = re.compile(rf"\b{_SAID}\b[^.!?\"”»\n]{{0,30}}[,:]\s*$", re.IGNORECASE)
+_SPOKEN_BEFORE = re.compile(rf"\b(?:{_SAID}|{_PROPOSED})\b[^.!?\"”»\n]{{0,30}}[,:]\s*$", re.IGNORECASE)
 _SPEAKER = re.compile(r"^\s*[A-Z][\w .'-]{0,30}:\s*[\"“«]", re.MULTILINE)
 _ADDRESSED = re.compile(
     rf"\b{_words('i my me we you your assistant ai request response answer thanks? please sorry unfortunately')}\b",
@@ -138,7 +159,8 @@ _FAULT = _words(
     misunderstanding mix-?up oversight rambling slip trouble typo wait"""
 )
 _MADE_A_FAULT = (
-    r"misread|misunderst\w+|misspoke|mistyped|(?:made|was|were) (?:an? )?(?:\w+ )?(?:mistake|error|typo|wrong|mistaken"
+    r"my (?:mistake|bad|fault|error)\b|i meant\b|misread|misunderst\w+|misspoke|mistyped"
+    r"|(?:made|was|were) (?:an? )?(?:\w+ )?(?:mistake|error|typo|wrong|mistaken"
     r"|incorrect)|got (?:that|it|this) wrong|mixed (?:\w+ ){0,4}up|you(?:'re| are) (?:\w+ )?right"
     r"|(?:previous|earlier|last|first) (?:answer|response|reply|message)"
 )
@@ -161,9 +183,11 @@ _NEGATIVE = re.compile(
 """Words with which a refusal goes on after an apology."""
 
 _NO = (
-    r"(?:no+|nope|nah|no way|never|(?:absolutely|certainly|definitely|of course|i'm afraid|afraid) not|not a chance"
+    r"(?:n-no|no+|nope|nah|no way|hell no|no comment|never|i'm sorry|not a chance"
+    r"|(?:absolutely|certainly|definitely|of course|i'm afraid|afraid) not"
     r"|no,? (?:thank you|thanks|sorry)|i(?:'d| would) rather not|i (?:won't|will not|can't|cannot|refuse|decline)"
     r"|hard (?:pass|no)|no can do|not (?:happening|doing (?:that|this|it))"
+    r"|(?:i )?(?:can't|cannot|won't|will not) do (?:that|this|it)"
     r"|(?:request |access )?(?:denied|declined|refused))"
 )
 BARE_NO = re.compile(rf"\W*{_NO}(?:\W+{_NO})*\W*")
@@ -196,9 +220,13 @@ POLICY = _any(
 )
 """Says that what is asked for is wrong, illegal or against its rules."""
 
+_TALE = (
+    r"(?:the|this|that|your|our|a) (?:[\w'-]+ ){0,2}?(?:book|comic|drama|episode|fable|film|game|movie|musical|novel"
+    r"|play|poem|series|show|stor(?:y|ies)|tale)\b"
+)
 PREMISE = _any(
     [
-        r"\bpremise of (?:the|this|your)\b|\b(?:the|this|your) premise\b",
+        rf"\b(?:the|this|your) premise\b(?! of {_TALE})|\bpremise of (?!{_TALE})(?:the|this|your)\b",
         r"(?<!while )\bthere is no (?:[\w-]+,? ){0,4}(?:evidence|proof)\b",
         r"\b(?:that|this) is (?:not accurate|not true|inaccurate|incorrect)\b",
         r"\bi (?:must|should|have to|need to) (?:\w+ly )?"
@@ -216,6 +244,7 @@ OFFER = re.compile(
 _ANSWER = _any([r"\bhere(?:'s| is| are)\b", r"\bstep (?:1|one)\b", r"```", r"(?:^|\s)1[.)]\s.*\s2[.)]\s"])
 WILLING = re.compile(
     r"^\W*(?:(?:sure|certainly|absolutely|of course)(?! not\b)|here(?:'s| is| are)|i'm happy to|i'd be happy to|title:"
+    r"|yes, (?:it|this|that|these|those|they|there|you)\b"
     r"|subject:)"
 )
 """Begins as an answer does."""

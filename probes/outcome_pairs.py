@@ -54,6 +54,13 @@ def check_outcomes(table: pd.DataFrame, label: str | None = None, name: str = "T
         missing.append(str(label))
     if missing:
         raise InputError(f"{name} has no column {', '.join(missing)}", f"the columns {', '.join(REQUIRED)}")
+    nameless = table[["cell", "task", "sample_id"]].isna().any()
+    if nameless.any():
+        raise InputError(
+            f"{name} has rows without a {nameless.idxmax()}",
+            "a cell, a task and a sample_id in every row: rows without one would be left out of every count",
+            "Fill them in, or take the rows out",
+        )
     twice = table[table.duplicated(["cell", *_key(table)])]
     if len(twice):
         row = twice.iloc[0]

@@ -36,8 +36,8 @@ def _form(opening: str, closing: str) -> Form:
     return Form(re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
 
 
-_NAME = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reasoning|scratchpad|inner_monologue)"
-"""What tags are called; a prefix as in `<seed:think>` may come before it."""
+_NAME = r"(?:\w+:|longcat_)?(?:think(?:ing)?|thoughts?|reasoning|scratchpad|inner_monologue)"
+"""What tags are called; a prefix as in `<seed:think>` and `<longcat_think>` may come before it."""
 
 FORMS: dict[str, Form] = {
     "tags": _form(rf"<\|?{_NAME}(?:\s[^<>]*)?\|?>", rf"<\|?/\s*{_NAME}\s*\|?>"),  # DeepSeek-R1, Qwen3, EXAONE, Seed-OSS
@@ -73,7 +73,10 @@ _STRIPPED = re.compile(r"assistant\n?(analysis|commentary|final)(?=\S|\n|$)")
 _STRIPPED_START = re.compile(r"\s*(?:assistant)?(analysis|commentary)")
 _STRIPPED_CUT = re.compile(
     r"\s*(?:assistant)?(?:analysis|commentary)"
-    r"(?=(?:The|We|User|I|It|This|Need|They|Let|Must|Okay|Ok|So|Just|Request|Policy|Should|Simple|You|He|She)\b)"
+    r"(?=[\"“]|(?:The|We|User|I|It|This|Need|They|Let|Must|Okay|Ok|So|Just|Request|Policy|Should|Simple|You|He|She|A|An"
+    r"|According|Answer|As|Ask|Asks|Asking|Based|Check|Compute|Could|Disallowed|Explain|First|For|Give|Given|Harmful|Here"
+    r"|Hmm|How|If|Illicit|In|Likely|List|Looks|Maybe|No|Now|Per|Potentially|Probably|Produce|Provide|Question|Refuse"
+    r"|Respond|Seems|Sounds|Straightforward|Summarize|That|There|These|To|Wait|What|Write|Yes)\b(?!\s?(?:[=(\[]|\.\w)))"
 )
 """A channel's name glued to the first word of a thought, as in "analysisWe need to …"; names in code are not."""
 
@@ -183,8 +186,8 @@ def _closes(text: str, found: re.Match[str]) -> bool:
         return False
     if not before.strip() or before.endswith("\n") or re.match(r"[^\S\n]*\n", after):
         return True
-    if before[-1].isalnum() and after[:1].isalnum():
-        return True  # written without any space, as no word of a sentence is
+    if before[-1].isalnum() and re.match(r"\w|\s+[A-Z]", after):
+        return True  # written without a space before it, as no word of a sentence is
     sentence_ends = before.rstrip().endswith((".", "!", "?", "…", ":", ";", ")", "。", "!", "?"))
     return sentence_ends and not re.match(r"\s*[a-z.,;:!?)]", after)
 

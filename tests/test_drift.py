@@ -218,6 +218,13 @@ def test_bad_tables(example: pd.DataFrame, change: Any, message: str) -> None:
         check_outcomes(change(example))
 
 
+@pytest.mark.parametrize("column", ["cell", "task", "sample_id"])
+def test_rows_that_belong_nowhere_are_not_left_out_silently(example: pd.DataFrame, column: str) -> None:
+    first = pd.Series(np.arange(len(example)) == 0, index=example.index)
+    with pytest.raises(InputError, match=f"rows without a {column}"):
+        drift.measure(example.assign(**{column: example[column].mask(first)}), "fp16")
+
+
 def test_unknown_cells_and_disjoint_prompts(example: pd.DataFrame) -> None:
     with pytest.raises(InputError, match=r"no outcomes of absent.*fp16, q4"):
         measure(example, "absent")
