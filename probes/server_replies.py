@@ -37,15 +37,25 @@ _FILTER_CODES = frozenset(
 )
 _LENGTH_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"})
 _FILTER_WORDS = re.compile(
-    r"content (management )?policy|content[ _-]filter|\bmoderation\b|safety (system|policy)|responsible ai", re.I
+    r"content (management )?policy|content[ _-]filter|\bmoderation\b|safety (system|policy|filter)|responsible ai"
+    r"|(usage|acceptable use|safety) polic(y|ies)|violat\w+ .{0,60}\bpolic(y|ies)",
+    re.I,
 )
 _LENGTH_WORDS = re.compile(
     r"(maximum|available|model'?s?) (context|input) (length|size|window)|context (length|size|window)|input length"
-    r"|max_model_len|`?max_new_tokens`? must be",
+    r"|max_model_len|`?max_new_tokens`? must be|(prompt|input|request) is too (long|large)"
+    r"|too many (input |prompt )?tokens",
     re.I,
 )
-_FILTERED = frozenset({"content_filter", "guardrail_intervened", "prohibited_content", "safety", "sensitive"})
+_FILTERED = frozenset(
+    {
+        *("content_filter", "guardrail_intervened", "prohibited_content", "safety", "sensitive"),
+        *("blocklist", "recitation", "refusal", "spii"),
+    }
+)
 """Ways to end an answer (`finish_reason`, in small letters) that are a filter's."""
+THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""Where servers put what a model thinks: vLLM and DeepSeek, vLLM since 0.10 and OpenRouter, Ollama."""
 _BROKEN_OFF = frozenset({"abort", "aborted", "cancelled", "error", "network_error"})
 """Ways to end an answer that are a failure of the server."""
 
@@ -109,7 +119,7 @@ def refused_because(status: int, body: object) -> str | None:
     words = error_message(body)
     if codes & _LENGTH_CODES or _LENGTH_WORDS.search(words):
         return f"the request is too long for the server (HTTP {status}{_said(body)})"
-    if codes & _FILTER_CODES or _FILTER_WORDS.search(words):
+    if status == 451 or codes & _FILTER_CODES or _FILTER_WORDS.search(words):
         return f"the server did not let the model answer (HTTP {status}{_said(body)})"
     return None
 
@@ -193,7 +203,7 @@ def _content(message: Mapping[str, Any]) -> tuple[str, str]:
         content, thinking = _of_parts(content)
     if content is not None and not isinstance(content, str):
         raise UnreadableReply(f"its content is a JSON {type(content).__name__}")
-    thinking = thinking or _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or ""
+    thinking = thinking or next((text for name in THINKING_FIELDS if (text := _text(message.get(name)))), "")
     if refusal := _text(message.get("refusal")):  # the model's own words, by the API's reference
         return refusal, thinking
     if not content and (called := _tools(message)):

@@ -80,6 +80,8 @@ def test_numbers_of_tokens() -> None:
     ("text", "reason"),
     [
         (reply({"content": "Sure, first"}, "content_filter"), "filter ended the answer"),
+        (reply({"content": "Sure, first"}, "RECITATION"), "filter ended the answer"),
+        (reply({"content": ""}, "refusal"), "filter ended the answer"),
         (reply({"content": None}, "SAFETY"), "filter ended the answer"),
         (reply({"content": None}), "no text"),
         (reply({"role": "assistant"}, "length"), "no text"),
@@ -184,6 +186,10 @@ def test_whatever_a_server_sends(reason: Any, message: Any) -> None:
         ),
         (403, {"code": "content_policy_violation"}, "did not let the model answer"),
         (400, {"code": "context_length_exceeded", "message": "too long"}, "too long"),
+        (400, {"message": "prompt is too long: 210000 tokens > 200000 maximum"}, "too long"),
+        (400, {"message": "Request blocked by safety filters"}, "did not let the model answer"),
+        (403, {"message": "Flagged as violating our usage policy"}, "did not let the model answer"),
+        (451, {"message": "Unavailable"}, "did not let the model answer"),
         # vLLM, llama.cpp's server, text-generation-inference
         (400, {"code": 400, "message": "This model's maximum context length is 4096 tokens. However …"}, "too long"),
         (400, {"type": "exceed_context_size_error", "message": "the request exceeds"}, "too long"),
