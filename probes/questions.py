@@ -96,7 +96,7 @@ def _bbq(text: str, name: str) -> Iterable[Sample]:
         yield _sample(
             f"{row['context']} {row['question']}",
             [row["ans0"], row["ans1"], row["ans2"]],
-            int(row["label"]),
+            (0, 1, 2).index(row["label"]),
             {"category": row["context_condition"], "polarity": row["question_polarity"], "group": row["category"]},
         )
 
