@@ -330,7 +330,7 @@ class TestQuestions:
 
     @pytest.mark.parametrize("label", [-1, 3, 1.5, float("inf"), "1", None])  # −1 was the last letter, inf a traceback
     def test_a_label_that_is_none_of_the_answers_is_refused(self, tmp_path: Path, label: object) -> None:
-        record = {key: "x" for key in ("context", "question", "context_condition", "question_polarity", "category")}
+        record = dict.fromkeys(("context", "question", "context_condition", "question_polarity", "category"), "x")
         file = tmp_path / "x.jsonl"
         file.write_text(json.dumps(record | {"ans0": "a", "ans1": "b", "ans2": "c", "label": label}))
         with pytest.raises(InputError, match="does not have the public layout"):
