@@ -8,6 +8,7 @@ import torch
 from probes.completions import answers, complete
 from probes.margin_runs import MarginRuns
 from probes.openings import refusal_margin
+from probes.refused import READ_TOKENS
 from probes.rescue import Side, Sweep, _rescued_answers, rescue_rows
 from probes.subspaces import refusal_subspace
 from tests.exchanges import HARMFUL, HARMLESS, OPENINGS, baseline, noisy
@@ -82,12 +83,12 @@ def test_answers_get_the_vector_of_their_own_prompt_although_others_leave_the_ba
             return new
 
         with cell.intervene({HOOK: add}):
-            alone += answers(cell, [text], 24)
+            alone += answers(cell, [text], READ_TOKENS)
     cell.hf.generation_config.eos_token_id = [1, alone[2].tokens[3]]
     ended = []
     for text, vector in zip(HARMFUL, vectors, strict=True):
         with cell.intervene({HOOK: lambda own, vector=vector: torch.cat([own[:, :-1], own[:, -1:] + vector], 1)}):
-            ended += complete(cell, [text], 24)
+            ended += complete(cell, [text], READ_TOKENS)
 
     def remembered(model: object, texts: list[str], limit: int, computing: object) -> list:
         seen.extend(complete(model, texts, limit, computing=computing))
