@@ -133,7 +133,7 @@ def openings_of(given: Sequence[Tokens], refused: Sequence[bool], tokenizer: Any
         return lexicon_openings(
             tokenizer,
             f"the baseline refused {n_refused} of {len(given)} prompts and no beginning of an answer tells its "
-            f"refusals from the rest: the refusal openings are the {STUDY}, not its own",
+            f"refusals from the rest: the refusal openings are the {STUDY}'s, not its own",
         )
     tallies = [_tally(tokens, given, refused) for tokens in kept]
     return Openings(

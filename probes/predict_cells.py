@@ -98,8 +98,8 @@ def _matrix(run: Path) -> Result:
     matrix = read_result(document)
     if "refusal_rate_delta" in matrix.table and COUNTED_BY not in matrix.table:
         raise InputError(
-            f"{document} does not say who decided what is a refusal: an earlier version wrote it",
-            f"the column {COUNTED_BY}",
+            f"{document} has no column {COUNTED_BY}: it does not say who decided what is a refusal",
+            "a matrix of this version, which does",
             AGAIN,
         )
     wanted = {"model", "cell", "refusal_rate_delta", "regime"}

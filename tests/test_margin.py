@@ -30,7 +30,7 @@ def test_table_against_margins_prompt_by_prompt(tiny: Callable[[str], Path], tmp
     baseline, cell = load(checkpoint), load(q8_0(checkpoint, tmp_path / "cell.gguf"), like=checkpoint)
     result = margin.measure(baseline, {"q8": cell}, SORTED, HARMLESS, template="none")
     openings = lexicon_openings(baseline.tokenizer)  # a random model refuses nothing
-    assert any("the lexicon's, not its own" in warning for warning in result.warnings)
+    assert any("the study's lexicon's, not its own" in warning for warning in result.warnings)
     assert result.settings["openings"]["source"] == "lexicon"
     assert "I'm sorry" in [opening["text"] for opening in result.settings["openings"]["openings"]]
     before, after = (

@@ -230,7 +230,7 @@ def test_every_column_can_be_missing(tmp_path: Path) -> None:
     whole = read_cells([tmp_path]).table
     for column in matrix:
         Result("matrix", matrix.drop(columns=column), {}).write(tmp_path)
-        if column in ("model", "cell", "refusal_rate_delta", "regime"):
+        if column in ("model", "cell", "outcome", "refusal_rate_delta", "regime"):
             with pytest.raises(InputError, match=f"no column {column}"):
                 read_cells([tmp_path])
         else:
