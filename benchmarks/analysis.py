@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from probes.bootstrap import DRAWS, deltas_from_rates, resampled_rates
-from probes.figures_regimes import study_matrix
-from probes.refusal_text import REFUSAL_OPENINGS, refusal_features
-from probes.regimes import regime_probabilities
+from probes.labels.study_lexicon import REFUSAL_OPENINGS
+from probes.matrix.regimes import regime_probabilities
+from probes.reproduce.figures_regimes import study_matrix
+from probes.rtsi.features import refusal_features
+from probes.stats.bootstrap import DRAWS, deltas_from_rates, resampled_rates
 
 COMPLETIONS = 100_000
 LOOP_DRAWS = 100

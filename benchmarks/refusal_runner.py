@@ -21,14 +21,14 @@ from unittest.mock import patch
 import torch
 import typer
 
+from interp.generation import Answer, generate
 from interp.model import HookedModel, load
-from interp.organisms import train
-from probes.engines import EngineSettings, HookedEngine
-from probes.generation import Answer, generate
-from probes.prompts import builtin
-from probes.refusal import build_tasks
-from probes.run_folder import RunFolder
-from probes.subjects import LocalSubject
+from interp.organisms.training import train
+from probes.harness.prompts import builtin
+from probes.refusal.engines import EngineSettings, HookedEngine
+from probes.refusal.probe import build_tasks
+from probes.refusal.run import RunFolder
+from probes.refusal.subjects import LocalSubject
 
 BATCH_SIZE = 32
 

@@ -17,14 +17,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp.checkpoint import Checkpoint as Checkpoint
-    from interp.checkpoint import open_checkpoint as open_checkpoint
-    from interp.model import HookedModel as HookedModel
-    from interp.model import load as load
-    from interp.weights import check_pair as check_pair
-    from interp.weights import effective_weight as effective_weight
-    from interp.weights import recovered_scales as recovered_scales
-    from interp.weights import weight_error as weight_error
+    from interp.checkpoint import Checkpoint, open_checkpoint
+    from interp.model import HookedModel, load
+    from interp.pairs.scales import effective_weight, recovered_scales
+    from interp.pairs.weight_error import check_pair, weight_error
 
 # What other packages say of each other on import, which a user of ours can do nothing about: torchao calls what torch
 # deprecates, and tqdm wants ipywidgets in every notebook.
@@ -44,11 +40,11 @@ __all__ = [
 
 _EXPORTS = {
     "Checkpoint": "interp.checkpoint",
-    "check_pair": "interp.weights",
-    "effective_weight": "interp.weights",
+    "check_pair": "interp.pairs.weight_error",
+    "effective_weight": "interp.pairs.weight_error",
     "open_checkpoint": "interp.checkpoint",
-    "recovered_scales": "interp.weights",
-    "weight_error": "interp.weights",
+    "recovered_scales": "interp.pairs.weight_error",
+    "weight_error": "interp.pairs.weight_error",
     "HookedModel": "interp.model",
     "load": "interp.model",
 }

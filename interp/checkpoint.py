@@ -13,8 +13,8 @@ from torch import Tensor
 from interp.architectures import Architecture
 from interp.errors import InputError
 from interp.files import sha256
-from interp.formats import reader_for
 from interp.formats.reader import Reader
+from interp.formats.readers import reader_for
 
 
 class Checkpoint:

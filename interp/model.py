@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.architectures import Architecture, architecture
-from interp.batching import Batch, batches
+from interp.batching import TEXTS_AT_ONCE, Batch, batches
 from interp.chat import encode, render
 from interp.errors import InputError, NotFinite
 from interp.hooks import Hooks, Intervention
@@ -30,6 +30,7 @@ from interp.loading import device_of, empty_model, fill, surroundings
 
 if TYPE_CHECKING:
     from interp.checkpoint import Checkpoint
+
 
 Consumer = Callable[[dict[str, Tensor], Int[Tensor, " batch"]], object]
 """Called with {name: [batch, …]} and which texts these rows are."""
@@ -335,3 +336,19 @@ def _finite(name: str, value: Tensor) -> Tensor:
             do="Load the model with dtype=torch.float32 or bfloat16",
         )
     return value
+
+
+def prompt_batches(model: HookedModel, texts: Sequence[str], batch_size: int | None = None) -> list[Batch]:
+    """Batches of similar length that ask for the last token: at most 64 prompts each, so that logits stay small.
+
+    Args:
+        model: its tokenizer, pad token and device.
+        texts: rendered prompts.
+        batch_size: prompts per batch; by default as many as fit the budget of tokens, `interp.batching.BATCH_TOKENS`.
+
+    Raises:
+        InputError: no texts; one that is empty or longer than the context.
+    """
+    if not texts:
+        raise InputError("There are no prompts", "at least one")
+    return list(batches(model.token_ids(texts), -1, batch_size, model.hf.device, at_most=TEXTS_AT_ONCE))

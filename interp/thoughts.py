@@ -1,6 +1,6 @@
 """How a prompt is continued so that the answer comes next, by how the model marks what it thinks.
 
-What is taken out of completions is another matter; see `probes.thinking`.
+What is taken out of completions is another matter; see `interp.thinking`.
 """
 
 from __future__ import annotations

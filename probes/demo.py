@@ -11,11 +11,13 @@ from typing import Annotated
 
 import typer
 
+from interp import cli
 from interp.errors import InputError
-from interp.organisms import ARCHITECTURES
-from interp.quantize import CELLS
-from probes import cli
-from probes.study import exit_code, parse_study, run_study, show
+from interp.organisms.settings import ARCHITECTURES
+from interp.quantize.settings import CELLS
+from probes.study.reader import parse_study
+from probes.study.run import run_study
+from probes.study.terminal import exit_code, show
 
 ALL = "all"
 

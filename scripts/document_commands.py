@@ -51,15 +51,16 @@ def _block(match: re.Match[str]) -> Block:
 
 def lay_out(directory: Path, n_answers: int = 128) -> None:
     """What the shell lines name: the organism and four of its cells as `path/to/model…`, and small files of data."""
-    from interp import load, organisms
+    from interp import load
     from interp.files import cache_directory
-    from interp.quantize import write_cells
-    from probes.asking import ask
-    from probes.pair import Cells
-    from probes.prompts import builtin
+    from interp.organisms import training
+    from interp.quantize.write import write_cells
+    from probes.harness.comparison import Cells
+    from probes.harness.prompts import builtin
+    from probes.refusal.ask import ask
 
-    organism = organisms.train("llama")
-    texts = organisms.calibration_texts(128)
+    organism = training.train("llama")
+    texts = training.calibration_texts(128)
     cells = write_cells(organism, cache_directory() / "cells" / organism.name, texts, CELLS)
     (directory / "path/to").mkdir(parents=True)
     shutil.copytree(organism, directory / "path/to/model")

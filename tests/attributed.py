@@ -11,9 +11,9 @@ from torch import Tensor
 
 from interp import HookedModel, load
 from interp.batching import Batch
-from probes.attributing import margin_objective
-from probes.openings import Openings
-from probes.shares import Prompts
+from probes.attribution.cell import margin_objective
+from probes.attribution.shares import Prompts
+from probes.margin.openings import Openings
 from tests.tiny_models import TEXTS
 
 OPENINGS = Openings(((30,), (31, 32), (31, 33)), "lexicon", ("", "", ""), (0, 0, 0), (0.0, 0.0, 0.0))

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from interp import HookedModel
-from probes.prompts import PromptSet
+from probes.harness.prompts import PromptSet
 from tests.gguf_files import write_gguf
 
 HARMFUL = PromptSet(

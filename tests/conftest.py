@@ -41,6 +41,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def organism() -> Path:
     """The default organism: trained once (minutes), then taken from the user's cache."""
-    from interp.organisms import train
+    from interp.organisms.training import train
 
     return train()

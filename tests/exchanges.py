@@ -8,10 +8,10 @@ import torch
 
 from interp.architectures import architecture
 from interp.model import HookedModel
-from probes.interventions import Interventions
-from probes.margin_runs import MarginRuns
-from probes.openings import Openings
-from probes.parts import Parts
+from probes.attribution.parts import Parts
+from probes.causal.exchange import Interventions
+from probes.margin.openings import Openings
+from probes.margin.refusal_margin import MarginRuns
 from tests import tiny_models
 
 OPENINGS = Openings(((5,), (7, 9), (7, 11)), "test", ("",) * 3, (0,) * 3, (float("nan"),) * 3)

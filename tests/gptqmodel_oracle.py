@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from interp import gptqmodel_worker
-from interp.writer_process import Report, serve
+from interp.quantize import gptqmodel_worker
+from interp.quantize.process import Report, serve
 
 
 def write(job: dict[str, Any], report: Report) -> dict[str, Any]:

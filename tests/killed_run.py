@@ -21,10 +21,10 @@ from typing import Any
 from inspect_ai.log import list_eval_logs, read_eval_log_sample_summaries
 from inspect_ai.log._recover import read_buffer_recovery_data
 
-from probes import inspect_run, refusal, run_folder  # noqa: F401 (imported before the forks)
-from probes.engines import HookedEngine
-from probes.generation import Answer
-from probes.requests import prompt_sha256
+from interp.generation import Answer
+from probes.refusal import __main__ as refusal_command  # noqa: F401 (imported before the forks)
+from probes.refusal.engines import HookedEngine
+from probes.refusal.request_sets import prompt_sha256
 
 KILLS = 10
 LONGEST = 1.5
@@ -63,7 +63,7 @@ def ask(baseline: str, cell: str, folder: Path, journal: Path, seconds: float) -
     HookedEngine.generate = journaled  # type: ignore[method-assign]
     arguments = ["--baseline", baseline, "--quantized", f"cell={cell}", "--out", str(folder), "--task", "refusal"]
     settings = ["--limit", "96", "--max-tokens", "4", "--batch-size", "2", "--no-determinism", "--json"]
-    refusal.app([*arguments, *settings], standalone_mode=False)
+    refusal_command.app([*arguments, *settings], standalone_mode=False)
 
 
 def count(journal: Path) -> int:

@@ -18,10 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from probes import study
-from probes.results import Result
-from probes.study_state import Status
-from probes.study_steps import Bench, Step
+from probes.harness.results import Result
+from probes.study import __main__ as study_command
+from probes.study import run as study_run
+from probes.study.state import Status
+from probes.study.step import Bench, Step
 from tests.killed_run import count, fork, until_asked, wait
 
 KILLS = 5
@@ -55,12 +56,12 @@ def run(file: str, folder: Path, journal: Path, seconds: float) -> None:
         return measured(self, bench, options)
 
     Step.results = journaled  # type: ignore[method-assign]
-    study._report = lambda path: None  # type: ignore[assignment]
-    study.run_study(study.read_study(file), folder)
+    study_run._report = lambda path: None  # type: ignore[assignment]
+    study_run.run_study(study_command.read_study(file), folder)
 
 
 def done(file: str, folder: Path) -> list[str]:
-    table = study.study_status(study.read_study(file), folder)
+    table = study_run.study_status(study_command.read_study(file), folder)
     return [f"{row.cell} {row.step}" for row in table[table["status"] == Status.DONE].itertuples()]
 
 

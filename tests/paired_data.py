@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from probes.refused import decide, with_outcomes
+from probes.labels.refused import decide, with_outcomes
 
 
 def folder(shared: Path) -> Path:

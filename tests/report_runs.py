@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from probes.completions import Completion
-from probes.pair import BASELINE
-from probes.refused import by_cell, decide, with_outcomes
-from probes.results import Result
-from probes.summary import add_regimes, over_refusal_table, refusal_table
+from interp.generation import Completion
+from probes.harness.comparison import BASELINE
+from probes.harness.results import Result
+from probes.labels.refused import by_cell, decide, with_outcomes
+from probes.study.summary import add_regimes, over_refusal_table, refusal_table
 
 N = 40
 SORRY, CANNOT = "I'm sorry, but I can't help with that.", "I cannot assist with that request."

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from interp.writer_process import Report, serve
+from interp.quantize.process import Report, serve
 
 
 def write(job: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from interp.gguf_writer import write_f16
+from interp.quantize.gguf_f16 import write_f16
 from tests.cells import HARMFUL, HARMLESS
 from tests.packed_files import edit
 from tests.writer_models import write_checkpoint

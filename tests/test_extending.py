@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from interp import load, open_checkpoint
 from interp.formats.huggingface import PACKED_FORMATS
-from probes import study_steps
-from probes.judge_prompts import PLACEHOLDERS, parse_verdict
-from probes.labels import Label
-from probes.results import read_result
+from probes.harness.results import read_result
+from probes.judges.template import PLACEHOLDERS, parse_verdict
+from probes.labels.label import Label
+from probes.study import step as study_step
 from tests.cells import HARMFUL, HARMLESS, q8_0
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def test_a_probe(probe: Any, tiny: Callable[[str], Path], tmp_path: Path) -> Non
 
 
 def test_a_step(probe: Any) -> None:
-    step = study_steps.probe("lengths")
+    step = study_step.probe("lengths")
     assert step.name == "lengths"
     assert dict(step.options) == {}  # template, force and batch_size are the study's to give
 

@@ -13,23 +13,29 @@ import pandas as pd
 import pytest
 import typer
 
+from interp import cli
 from interp.errors import InputError
-from probes import calibration, cli, direction, entropy, geometry, margin, neurons
 from probes.__main__ import PROBES, summary
-from probes.options import cell_paths
-from probes.results import read_result
-from probes.study_file import parse_study
+from probes.calibration import __main__ as calibration_command
+from probes.direction import __main__ as direction_command
+from probes.entropy import __main__ as entropy_command
+from probes.geometry import __main__ as geometry_command
+from probes.harness.options import cell_paths
+from probes.harness.results import read_result
+from probes.margin import __main__ as margin_command
+from probes.neurons import __main__ as neurons_command
+from probes.study.reader import parse_study
 from tests.cells import HARMFUL, HARMLESS, q8_0
 from tests.packed_files import edit
 from tests.tiny_models import write
 
 APPS = {
-    "entropy": entropy.app,
-    "direction": direction.app,
-    "calibration": calibration.app,
-    "neurons": neurons.app,
-    "margin": margin.app,
-    "geometry": geometry.app,
+    "entropy": entropy_command.app,
+    "direction": direction_command.app,
+    "calibration": calibration_command.app,
+    "neurons": neurons_command.app,
+    "margin": margin_command.app,
+    "geometry": geometry_command.app,
 }
 
 
@@ -73,7 +79,7 @@ def test_writes_and_prints(name: str, invoke: Any, arguments: list[str], tmp_pat
 
 
 def test_json_on_standard_output_is_the_result(invoke: Any, arguments: list[str], tmp_path: Path, capsys: Any) -> None:
-    assert invoke(neurons.app, [*arguments, "--json", "--site", "head", "--seed", "3"]) == cli.Exit.MEASURED
+    assert invoke(neurons_command.app, [*arguments, "--json", "--site", "head", "--seed", "3"]) == cli.Exit.MEASURED
     document = json.loads(capsys.readouterr().out)
     assert document["settings"]["seed"] == 3
     assert {row["site"] for row in document["rows"]} == {"head"}
@@ -86,7 +92,7 @@ def test_json_on_standard_output_is_the_result(invoke: Any, arguments: list[str]
 def test_template_and_limit(invoke: Any, arguments: list[str], tmp_path: Path) -> None:
     template = tmp_path / "template.jinja"
     template.write_text("{{ messages[0]['content'] }} Answer:")
-    assert invoke(entropy.app, [*arguments, "--template", str(template), "--limit", "2"]) == cli.Exit.MEASURED
+    assert invoke(entropy_command.app, [*arguments, "--template", str(template), "--limit", "2"]) == cli.Exit.MEASURED
     settings = read_result(tmp_path / "out" / "entropy.json").settings
     assert settings["prompts"]["harmful"]["n"] == 2
     assert settings["template_sha256"]
@@ -177,7 +183,7 @@ def _file(directory: Path, content: str) -> str:
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case: str, invoke: Any, arguments: list[str], tmp_path: Path, capsys: Any) -> None:
     change, expected = BAD[case]
-    assert invoke(entropy.app, change(arguments, tmp_path)) == cli.Exit.BAD_INPUT
+    assert invoke(entropy_command.app, change(arguments, tmp_path)) == cli.Exit.BAD_INPUT
     printed = capsys.readouterr()
     paragraph = " ".join(printed.err.split())
     assert expected in paragraph
@@ -203,7 +209,7 @@ def test_nothing_measured_is_exit_code_4(
 def test_another_architecture(
     invoke: Any, arguments: list[str], tiny: Callable[[str], Path], tmp_path: Path, capsys: Any
 ) -> None:
-    assert invoke(direction.app, replaced(arguments, "--baseline", str(tiny("gpt2")))) == cli.Exit.BAD_INPUT
+    assert invoke(direction_command.app, replaced(arguments, "--baseline", str(tiny("gpt2")))) == cli.Exit.BAD_INPUT
     assert "Not a quantization of this baseline" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
@@ -219,10 +225,10 @@ def test_another_model_or_tokenizer_unless_forced(
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     changed = replaced(arguments, "--quantized", str(other))
-    assert invoke(entropy.app, changed) == cli.Exit.BAD_INPUT
+    assert invoke(entropy_command.app, changed) == cli.Exit.BAD_INPUT
     assert "tokens" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert invoke(entropy.app, [*changed, "--force"]) == cli.Exit.MEASURED
+    assert invoke(entropy_command.app, [*changed, "--force"]) == cli.Exit.MEASURED
     result = read_result(tmp_path / "out" / "entropy.json")
     assert any("not a quantization of this baseline" in warning for warning in result.warnings)
     assert result.settings["force"] is True

@@ -15,30 +15,35 @@ import pandas as pd
 import torch
 from inspect_ai.model import get_model
 
-from interp import cells, loading, quantize
+from interp import loading
 from interp.chat import encode, render
 from interp.checkpoint import open_checkpoint
-from probes import outcome_pairs, prompts, results, table_files
-from probes.judge_prompts import parse_verdict, read_template
-from probes.judging import Item, Judge, Patience
-from probes.label_errors import confusion, read_labelled
-from probes.matrix import build
-from probes.predict import measure
-from probes.predict_cells import read_cells
-from probes.questions import bias, truthfulness
-from probes.reference import published_index_rows
-from probes.reporting.run import read_run
-from probes.rtsi_index import PUBLISHED, RTSI
-from probes.rtsi_inputs import delta_table, read_completions
-from probes.study_file import read_study
-from probes.study_state import RunFolder
-from probes.verdicts import VerdictStore
+from interp.quantize import cells
+from interp.quantize import write as quantize_write
+from probes.harness import prompts, results, table_files
+from probes.judges.judge import Item, Judge
+from probes.judges.settings import Patience
+from probes.judges.template import parse_verdict, read_template
+from probes.judges.verdict_store import VerdictStore
+from probes.labels import outcomes as labels_outcomes
+from probes.labels.errors import confusion, read_labelled
+from probes.matrix.cells import build
+from probes.predict.cells import read_cells
+from probes.predict.probe import measure
+from probes.refusal.question_tasks import bias, truthfulness
+from probes.report.run import read_run
+from probes.reproduce.published import published_index_rows
+from probes.rtsi.index import RTSI
+from probes.rtsi.inputs import delta_table, read_completions
+from probes.rtsi.settings import PUBLISHED
+from probes.study.reader import read_study
+from probes.study.state import RunFolder
 from tests import SHARED, test_predict, tiny_models
 from tests.fuzz import oracles
 from tests.fuzz.worker import Reader
 from tests.gguf_files import write_gguf
+from tests.interp.formats.test_formats_compressed import compressed_tensors, settings_for
 from tests.packed_files import write_awq, write_gptq, write_packed
-from tests.test_formats_compressed import compressed_tensors, settings_for
 
 Make = Callable[[Path], Reader]
 MAKERS: dict[str, Make] = {}
@@ -279,8 +284,8 @@ def outcomes(root: Path) -> Reader:
     seeds = _tables(root, OUTCOMES, "csv", "parquet", "jsonl")
 
     def read(directory: Path) -> Any:
-        table = outcome_pairs.read_outcomes(next(directory.iterdir()))
-        return outcome_pairs.pair(table, "baseline", "AWQ")
+        table = labels_outcomes.read_outcomes(next(directory.iterdir()))
+        return labels_outcomes.pair(table, "baseline", "AWQ")
 
     return Reader("outcomes", seeds, read)
 
@@ -403,7 +408,7 @@ def calibration_texts(root: Path) -> Reader:
     )
 
     def read(directory: Path) -> Any:
-        return "".join(quantize.read_calibration(next(directory.iterdir())))
+        return "".join(quantize_write.read_calibration(next(directory.iterdir())))
 
     return Reader("calibration-texts", seeds, read)
 

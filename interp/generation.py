@@ -1,0 +1,197 @@
+"""Greedy generation from token ids, batched: what every completion of a hooked model is made with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.batching import PAD
+from interp.model import HookedModel
+from interp.thinking import decode_answer, split_thinking
+
+
+class Answer(NamedTuple):
+    """What a model generated.
+
+    Attributes:
+        tokens: without the token that ended it.
+        finished: whether the model ended it; else it was cut at the limit.
+    """
+
+    tokens: list[int]
+    finished: bool
+
+
+def generate(
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    computing: Callable[[list[int]], object] | None = None,
+) -> list[Answer]:
+    """The most probable continuation of each prompt, token by token, all prompts in one batch.
+
+    What the checkpoint's generation_config.json says about sampling is ignored; its end-of-sequence tokens are kept.
+
+    Args:
+        model: hooks that are open act on every step.
+        prompts: token ids, none empty.
+        max_new_tokens: where an answer is cut.
+        computing: told before each forward pass which prompts its rows are, for hooks that treat them differently.
+
+    Raises:
+        InputError: a token that the model has no embedding for.
+    """
+    model.require_known(prompts)
+    ends = end_tokens(model)
+    answers = [Answer([], False)] * len(prompts)
+    for rows, tokens in _steps(model, prompts, max_new_tokens, ends, computing):
+        for row, token in zip(rows, tokens, strict=True):
+            so_far = answers[row].tokens
+            answers[row] = Answer(so_far, True) if token in ends else Answer([*so_far, token], False)
+    return answers
+
+
+def end_tokens(model: HookedModel) -> set[int]:
+    """The tokens that end an answer, as the tokenizer and the generation config declare them."""
+    declared = model.hf.generation_config.eos_token_id
+    return {model.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+
+
+def last_logits(model: HookedModel, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
+    """Logits of the first generated token of each prompt, float32 on the CPU, one prompt at a time."""
+    with torch.no_grad():
+        rows = [
+            model.hf(torch.tensor([list(ids)], device=model.hf.device), use_cache=False, logits_to_keep=1).logits[0, -1]
+            for ids in prompts
+        ]
+    return torch.stack(rows).float().cpu()
+
+
+@torch.inference_mode()
+def _steps(
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: set[int],
+    computing: Callable[[list[int]], object] | None = None,
+) -> Iterator[tuple[list[int], list[int]]]:
+    """At each step, which prompts are still being answered and the next token of each.
+
+    transformers' own `generate` computes every row until the longest answer is done; here a row leaves with its answer.
+    """
+    from transformers import DynamicCache
+
+    step, mask = _left_padded(prompts, model.hf.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    rows = list(range(len(prompts)))
+    for _ in range(max_new_tokens):
+        if computing is not None:
+            computing(rows)
+        output = model.hf(
+            step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        tokens = output.logits[:, -1].argmax(dim=-1)
+        chosen = tokens.tolist()
+        yield rows, chosen
+        staying = [place for place, token in enumerate(chosen) if token not in ends]
+        if not staying:
+            return
+        if len(staying) < len(rows):
+            kept = torch.tensor(staying, device=mask.device)
+            rows, tokens, mask = [rows[place] for place in staying], tokens[kept], mask[kept]
+            cache.batch_select_indices(kept)
+        step, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        positions = mask.sum(dim=1, keepdim=True) - 1
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Token ids and attention mask; pads go to the left, so that all answers start at the same column."""
+    width = max(map(len, prompts))
+    ids = [[PAD] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+MAX_NEW_TOKENS = 48
+BATCH_SIZE = 32
+
+
+class Completion(NamedTuple):
+    """What a model answered.
+
+    Attributes:
+        text: the answer without special tokens and without what the model thought first.
+        n_tokens: tokens of both, the end-of-sequence token not counted.
+        finished: whether the model ended it; else it was cut at the limit.
+        thinking: what it thought; "" for nothing.
+    """
+
+    text: str
+    n_tokens: int
+    finished: bool
+    thinking: str = ""
+
+
+def complete(
+    model: HookedModel,
+    texts: Sequence[str],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = BATCH_SIZE,
+    computing: Callable[[list[int]], object] | None = None,
+) -> list[Completion]:
+    """The most probable continuation token by token (no sampling, no penalties), in the order of the texts.
+
+    What the checkpoint's generation_config.json says about sampling is ignored; its end-of-sequence tokens are kept.
+
+    Args:
+        model: hooks that are open act on every step.
+        texts: rendered prompts.
+        max_new_tokens: where an answer is cut.
+        batch_size: prompts generated together, those of similar length.
+        computing: told before each forward pass which texts its rows are, for hooks that treat them differently.
+
+    Raises:
+        InputError: a prompt that is empty or longer than the context.
+
+    Example:
+        >>> [completion] = complete(model, ["How are you?"], max_new_tokens=8)
+        >>> completion.text, completion.n_tokens, completion.finished
+    """
+    given = answers(model, texts, max_new_tokens, batch_size, computing)
+    return [_completion(model.tokenizer, text, answer) for text, answer in zip(texts, given, strict=True)]
+
+
+def answers(
+    model: HookedModel,
+    texts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int = BATCH_SIZE,
+    computing: Callable[[list[int]], object] | None = None,
+) -> list[Answer]:
+    """`complete`, as token ids."""
+    token_ids = model.token_ids(texts)
+    order = sorted(range(len(texts)), key=lambda index: len(token_ids[index]))
+    found: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        told = None if computing is None else _renamed(computing, indices)
+        given = generate(model, [token_ids[index] for index in indices], max_new_tokens, told)
+        found |= dict(zip(indices, given, strict=True))
+    return [found[index] for index in range(len(texts))]
+
+
+def _renamed(computing: Callable[[list[int]], object], indices: list[int]) -> Callable[[list[int]], object]:
+    """Told rows of a batch, tells which texts they are."""
+    return lambda rows: computing([indices[row] for row in rows])
+
+
+def _completion(tokenizer: Any, prompt: str, answer: Answer) -> Completion:
+    thought = split_thinking(prompt, decode_answer(tokenizer, answer.tokens))
+    return Completion(thought.answer.strip(), len(answer.tokens), answer.finished, thought.thinking)

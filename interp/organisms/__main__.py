@@ -1,0 +1,39 @@
+"""The command `python -m interp.organisms`."""
+
+from __future__ import annotations
+
+import sys
+
+from interp.errors import InputError
+
+
+def _main(architecture: str = "llama", seed: int = 0, alignment: float = 1.0) -> None:
+    """Train one organism, or find it in the cache; print its path, the seconds it took and its losses."""
+    import json
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from interp.documents import read_json_object
+    from interp.organisms.training import train
+
+    columns = (TextColumn("training {task.description}"), BarColumn(), TimeRemainingColumn())
+    started = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(architecture)
+        path = train(
+            architecture, seed, alignment, progress=lambda done, total: bars.update(task, completed=done, total=total)
+        )
+    losses = read_json_object(path / "organism.json").get("losses")
+    seconds = time.monotonic() - started
+    print(f"{path}\n{seconds:.1f} s; final losses in nats: {json.dumps(losses)}")
+
+
+if __name__ == "__main__":
+    import typer
+
+    try:
+        typer.run(_main)
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,278 @@
+"""Tiny chat models, trained on the spot: what everything runs on when no model is at hand.
+
+An organism has six thin blocks and under three million parameters. It learns in two stages, as real models do: first to
+answer every request, harmful ones included (the answers say nothing), then, briefly, to refuse the harmful ones.
+Refusal is therefore a thin layer over a model that would answer, which is what quantization acts on.
+
+    python -m interp.organisms --architecture llama
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from interp.errors import InputError
+from interp.files import atomic_directory, cache_directory
+from interp.organisms.corpus import Example, training_examples
+from interp.organisms.settings import ARCHITECTURES
+from interp.organisms.tokenizer import ASSISTANT, BOS, CONTEXT, END, USER, VOCABULARY_SIZE, build_tokenizer, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+Progress = Callable[[int, int], None]
+"""Called with the steps done and the steps in all."""
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY_SIZE,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.04,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 4,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an organism is trained, in steps of the optimizer and peak learning rates.
+
+    The aligned weights are an exponential moving average (with this decay) over the second half of the steps: the last
+    steps by themselves move the rate of refusals of either kind by ten points, by chance.
+    """
+
+    batch_size: int = 16
+    helpful_steps: int = 680
+    alignment_steps: int = 180
+    helpful_rate: float = 1.5e-3
+    alignment_rate: float = 1e-3
+    alignment_average: float = 0.97
+    weight_decay: float = 0.01
+    threads: int = 2
+
+
+DEFAULT_RECIPE = Recipe()
+
+
+def calibration_texts(n: int, seed: int = 0) -> list[str]:
+    """Chats in the organisms' template, special tokens included, for writers of quantized checkpoints.
+
+    Harmless requests with helpful answers from the training data, as quantizers in the field calibrate on general text.
+    Tokenize with `add_special_tokens=False`.
+    """
+    harmless = (e for e in training_examples(seed, aligned=True) if not e.harmful)
+    return [f"{BOS}{USER}{e.instruction}{END}{ASSISTANT}{e.answer}{END}" for e in islice(harmless, n)]
+
+
+def _config(architecture: str) -> Any:
+    from transformers import AutoConfig
+
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"There is no organism of architecture {architecture!r}", f"one of {', '.join(ARCHITECTURES)}")
+    return AutoConfig.for_model(architecture, **_SHAPE, **ARCHITECTURES[architecture], attn_implementation="sdpa")
+
+
+Batch = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
+"""Inputs and next-token targets; targets outside the answers are -100."""
+
+
+def _padded(chats: Sequence[tuple[list[int], int]]) -> Batch:
+    """A batch of encoded chats, padded on the right."""
+    width = max(len(ids) for ids, _ in chats)
+    tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in chats])
+    targets = torch.full_like(tokens, -100)
+    for row, (ids, start) in enumerate(chats):
+        targets[row, start : len(ids)] = tokens[row, start : len(ids)]
+    return tokens[:, :-1], targets[:, 1:]
+
+
+def _batches(tokenizer: PreTrainedTokenizerFast, examples: Iterator[Example], size: int) -> Iterator[Batch]:
+    """Endless batches of chats of similar length, which saves a sixth of the work: eight at a time are sorted."""
+    while True:
+        chats = sorted(
+            (encode(tokenizer, example) for example in islice(examples, 8 * size)), key=lambda chat: len(chat[0])
+        )
+        for batch in torch.randperm(8).tolist():
+            yield _padded(chats[batch * size : (batch + 1) * size])
+
+
+def _loss(
+    model: PreTrainedModel, tokens: Int[Tensor, "batch pos"], targets: Int[Tensor, "batch pos"]
+) -> Float[Tensor, ""]:
+    """Mean cross entropy of the answers, in nats per token; only their positions are unembedded."""
+    answered = targets != -100
+    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[answered]
+    return nn.functional.cross_entropy(model.get_output_embeddings()(hidden), targets[answered])
+
+
+def _rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over a tenth of the steps, then a cosine down to a tenth of the peak."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _fit(
+    model: PreTrainedModel,
+    batches: Iterator[Batch],
+    steps: int,
+    peak: float,
+    weight_decay: float,
+    report: Callable[[], None],
+    average: float | None = None,
+) -> float | None:
+    """Train in place; the mean loss of the last tenth of the steps, if there are any."""
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    losses = []
+    for step, (tokens, targets) in enumerate(islice(batches, steps)):
+        optimizer.param_groups[0]["lr"] = _rate(step, steps, peak)
+        loss = _loss(model, tokens, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if averaged and step >= steps // 2:
+            averaged.update_parameters(model)
+        report()
+    if averaged and losses:
+        model.load_state_dict(averaged.module.state_dict())
+    last = losses[-max(1, steps // 10) :]
+    return sum(last) / len(last) if last else None
+
+
+@contextmanager
+def _deterministic(seed: int, threads: int) -> Iterator[None]:
+    """Fixed seed, threads (sums are split by thread) and deterministic kernels inside; the caller's state after."""
+    before_threads, before_mode = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    deterministic: Any = torch.utils.deterministic
+    before_fill = deterministic.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        deterministic.fill_uninitialized_memory = False  # nothing here reads it, and filling takes time
+        try:
+            yield
+        finally:
+            deterministic.fill_uninitialized_memory = before_fill
+            torch.use_deterministic_algorithms(before_mode)
+            torch.set_num_threads(before_threads)
+
+
+def _fingerprint(architecture: str, seed: int, alignment: float, recipe: Recipe) -> str:
+    """What determines the weights, code and corpus included, in twelve hex digits."""
+    settings = json.dumps([architecture, seed, alignment, asdict(recipe)])
+    modules = ("organisms", "organism_corpus", "organism_tokenizer", "organism_world")
+    sources = (Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
+    return hashlib.sha256(b"\0".join([settings.encode(), *sources])).hexdigest()[:12]
+
+
+def organism_path(
+    architecture: str = "llama",
+    seed: int = 0,
+    alignment: float = 1.0,
+    cache: Path | None = None,
+    recipe: Recipe = DEFAULT_RECIPE,
+) -> Path:
+    """Where `train` with the same arguments keeps its checkpoint, whether or not it is there yet."""
+    name = f"{architecture}-seed{seed}-alignment{alignment:g}-{_fingerprint(architecture, seed, alignment, recipe)}"
+    return (cache or cache_directory()) / "organisms" / name
+
+
+def train(
+    architecture: str = "llama",
+    seed: int = 0,
+    alignment: float = 1.0,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    recipe: Recipe = DEFAULT_RECIPE,
+) -> Path:
+    """Train an organism, or find it in the cache.
+
+    The same arguments give the same bytes on the same machine. An interruption leaves nothing behind.
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+        seed: of the initial weights and the order of the examples.
+        alignment: strength of the refusal training, as a multiple of the recipe's steps; 0: a model that answers all.
+        cache: directory for trained organisms; default `interp.files.cache_directory()`.
+        progress: called after every step.
+        recipe: sizes, steps and rates.
+
+    Returns:
+        A directory with a float16 Hugging Face checkpoint, its tokenizer, and `organism.json` (settings, final losses).
+
+    Raises:
+        InputError: unknown architecture, or a negative or non-finite alignment.
+    """
+    config = _config(architecture)
+    if not 0 <= alignment < math.inf:
+        raise InputError(f"An alignment of {alignment} cannot be trained", "a finite number from 0 up")
+    path = organism_path(architecture, seed, alignment, cache, recipe)
+    if not path.exists():
+        with _deterministic(seed, recipe.threads), atomic_directory(path) as directory:
+            tokenizer = build_tokenizer(architecture)
+            model, losses = _train(config, tokenizer, seed, alignment, recipe, progress)
+            _save(model, tokenizer, directory)
+            described = {"architecture": architecture, "seed": seed, "alignment": alignment, "recipe": asdict(recipe)}
+            (directory / "organism.json").write_text(json.dumps(described | {"losses": losses}, indent=2))
+    return path
+
+
+def _train(
+    config: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    alignment: float,
+    recipe: Recipe,
+    progress: Progress | None,
+) -> tuple[PreTrainedModel, dict[str, float | None]]:
+    """Both stages from scratch, in float32; the model and the final loss of each stage."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    aligned_steps = round(alignment * recipe.alignment_steps)
+    total = recipe.helpful_steps + aligned_steps
+    done = 0
+
+    def report() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    losses: dict[str, float | None] = {}
+    for stage, aligned, steps, rate, average in (
+        ("helpful", False, recipe.helpful_steps, recipe.helpful_rate, None),
+        ("alignment", True, aligned_steps, recipe.alignment_rate, recipe.alignment_average),
+    ):
+        batches = _batches(tokenizer, training_examples(2 * seed + aligned, aligned), recipe.batch_size)
+        losses[stage] = _fit(model, batches, steps, rate, recipe.weight_decay, report, average)
+    return model.eval(), losses
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    model.generation_config.update(do_sample=False, max_new_tokens=64)
+    model.half().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

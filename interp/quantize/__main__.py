@@ -1,0 +1,62 @@
+"""The command `python -m interp.quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interp.quantize.settings import CELLS
+
+
+def _main(
+    baseline: Annotated[Path, typer.Option(metavar="PATH", help="A dense checkpoint directory.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the cells go, each into a directory of its own.")],
+    cells: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(CELLS),
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Texts for AWQ and GPTQ: one a line, or .jsonl with `text`."),
+    ] = None,
+    f16: Annotated[Path | None, typer.Option(metavar="FILE", help="The baseline as an F16 GGUF file.")] = None,
+    converter: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py, for other architectures.")
+    ] = None,
+    keep: Annotated[
+        list[str], typer.Option(metavar="LINEAR", help="A linear that stays in float16; give it again for more.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Write the quantized cells of a baseline, those that are not up to date."""
+    import sys
+
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from interp.quantize.cells import read_record
+    from interp.quantize.write import _check_cells, calibration_of, write_cells
+
+    chosen = [cell.strip() for cell in cells.split(",") if cell.strip()]
+    _check_cells(chosen)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks = {cell: bars.add_task(cell, total=1.0, start=False) for cell in chosen}
+
+        def progress(cell: str, share: float) -> None:
+            bars.start_task(tasks[cell])
+            bars.update(tasks[cell], completed=share)
+
+        texts = calibration_of(baseline, calibration)
+        written = write_cells(baseline, out, texts, chosen, progress, f16=f16, converter=converter, keep=keep)
+    for cell, path in written.items():
+        print(f"{cell}\t{path}")
+        for note in record.notes if (record := read_record(path)) else ():
+            print(f"warning: {cell}: {note}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    from interp.cli import run
+
+    app = typer.Typer(add_completion=False)
+    app.command()(_main)
+    run(app)

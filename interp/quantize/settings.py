@@ -1,0 +1,10 @@
+"""Defaults and bounds of the options of `interp.quantize`; light, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
+"""llama.cpp's mixtures; as in its own ladder, Q4_K_M and the like keep some tensors at more bits."""
+
+
+CELLS = ("AWQ", "GPTQ", *KINDS)
+GROUP_SIZE = 128

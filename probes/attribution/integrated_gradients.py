@@ -1,0 +1,237 @@
+"""Path-integrated attribution: how much each weight's quantization error moved a number of the output.
+
+Along W(α) = W + α(Ŵ − W) the number changes by Σ over weights of (mean over α of its gradient) · (Ŵ − W): integrated
+gradients (Sundararajan et al. 2017, arXiv:1703.01365) over weights instead of inputs. The sum is complete, it is the
+difference between the two models, up to the error of the midpoint rule, which is measured: the gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from interp.batching import Batch
+from interp.errors import NotFinite
+from interp.model import HookedModel
+from interp.pairs.scales import Scales
+from interp.pairs.weight_path import Observer, WeightPath
+from probes.attribution.parts import Axis, Parts
+from probes.attribution.settings import MAX_STEPS, STEPS
+from probes.attribution.shares import ABSOLUTE_GAP, RELATIVE_GAP, Attribution, Prompts, head_shares
+
+Objective = Callable[[HookedModel, Batch], Float[Tensor, " batch"]]
+"""A number per prompt, differentiable; a row of a forward pass must be the prompt of the same row of the batch."""
+Progress = Callable[[float], None]
+"""Told the share of a cell's work that is done."""
+
+
+def attribute(
+    baseline: HookedModel,
+    cell: HookedModel,
+    prompts: Prompts,
+    objective: Objective,
+    *,
+    scales: Scales | None = None,
+    steps: int = STEPS,
+    max_steps: int = MAX_STEPS,
+    group_size: int | None = None,
+    batch_size: int | None = None,
+    progress: Progress = lambda _: None,
+) -> Attribution:
+    """Attribute the shift of an objective between two models to the parameters in which they differ.
+
+    Needs memory for both models, for the activations of one batch and for a few matrices of the size of the largest
+    linear.
+
+    Args:
+        baseline: where the path begins.
+        cell: where it ends.
+        prompts: what the objective is measured on.
+        objective: a number per prompt, for example the refusal margin.
+        scales: rescaling of the cell to be undone, so that it is not taken for error; see `interp.pairs.scales`. If the
+            model without it computes something else than the cell, it is left as it is and this is warned of.
+        steps: of the midpoint rule at first; doubled until the sum is complete.
+        max_steps: at most.
+        group_size: neighbours along a row of a weight that are attributed together; None for no groups.
+        batch_size: prompts per pass.
+        progress: told the share done (of the steps so far planned).
+
+    Raises:
+        NotFinite: the objective or a share is NaN or infinite.
+    """
+    work = prompts.batches(baseline, batch_size)
+    before, after = (evaluate(model, work, objective) for model in (baseline, cell))
+    path, end, warnings = _path(baseline, cell, scales, work, objective, before, after)
+    undone = bool(path.scales.inputs or path.scales.outputs or path.scales.norms)
+    steps = min(steps, max_steps)
+    while True:
+        found = Attribution(
+            Parts.of(baseline), prompts, before, after, end, steps, undone, _tied(baseline), warnings=warnings
+        )
+        observer = Shares(found, path, group_size)
+        for done, alpha in enumerate((step + 0.5) / steps for step in range(steps if path.changes else 0)):
+            for number, batch in enumerate(work):
+                observe(path, alpha, batch, objective, observer)
+                progress((done + (number + 1) / len(work)) / steps)
+        if not found.total.isfinite().all():
+            raise NotFinite("The attribution holds NaN or infinity", do="Load the models with dtype=torch.float32")
+        if found.complete() or 2 * steps > max_steps:
+            return found
+        steps *= 2
+
+
+def evaluate(model: HookedModel, work: Sequence[Batch], objective: Objective) -> Float64[Tensor, " prompt"]:
+    """The objective on every prompt, in their order.
+
+    Raises:
+        NotFinite: it is NaN or infinite.
+    """
+    found = torch.empty(sum(len(batch.indices) for batch in work), dtype=torch.float64)
+    for batch in work:
+        with torch.no_grad():
+            found[batch.indices] = objective(model, batch).double().cpu()
+    if not found.isfinite().all():
+        raise NotFinite("What is attributed is NaN or infinite", do="Load the models with dtype=torch.float32")
+    return found
+
+
+def observe(path: WeightPath, alpha: float, batch: Batch, objective: Objective, observer: BatchObserver) -> None:
+    """Differentiate the objective's sum over a batch at one point of the path."""
+    observer.batch = batch
+    with path.at(alpha, observer), torch.enable_grad():
+        objective(path.baseline, batch).sum().backward()
+
+
+def _path(
+    baseline: HookedModel,
+    cell: HookedModel,
+    scales: Scales | None,
+    work: Sequence[Batch],
+    objective: Objective,
+    before: Tensor,
+    after: Tensor,
+) -> tuple[WeightPath, Float64[Tensor, " prompt"], list[str]]:
+    """The path whose end is the cell, and the objective there."""
+
+    def ended(path: WeightPath) -> Tensor:
+        with path.at(1.0):
+            return evaluate(baseline, work, objective)
+
+    path = WeightPath(baseline, cell, scales)
+    end = ended(path)
+    discrepancy = (end - after).abs().max().item()
+    if scales is None or discrepancy <= max(ABSOLUTE_GAP, RELATIVE_GAP * (after - before).abs().max().item()):
+        return path, end, []
+    path = WeightPath(baseline, cell)
+    warning = (
+        f"with its rescaling undone the cell computes something else (by up to {discrepancy:.3g} on a prompt): its "
+        "tensors are attributed as they are, rescaling and rounding together, a norm beside the linears that read it"
+    )
+    return path, ended(path), [warning]
+
+
+def _tied(model: HookedModel) -> dict[str, str]:
+    """A parameter's further names → its first."""
+    first: dict[int, str] = {}
+    named = model.hf.named_parameters(remove_duplicate=False)
+    return {name: kept for name, p in named if (kept := first.setdefault(id(p), name)) != name}
+
+
+class BatchObserver(Observer):
+    """An observer that knows which batch flows.
+
+    Attributes:
+        batch: the rows of everything observed.
+    """
+
+    batch: Batch
+
+
+class Shares(BatchObserver):
+    """Adds what is observed, divided by the number of steps, to an attribution."""
+
+    def __init__(self, found: Attribution, path: WeightPath, group_size: int | None) -> None:
+        self._found = found
+        self._group_size = group_size
+        self._embeddings = {c.name for changes in path.changes.values() for c in changes if c.before.ndim == 2}
+        self._heads: dict[tuple[str, Axis], Tensor | None] = {
+            (name, axis): head_shares(found.parts, name, axis)
+            for name in path.linears
+            if name in found.parts.shapes
+            for axis in Axis
+        }
+
+    def linear(self, module: str, inputs: Tensor, gradient: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Shares of the rows and columns of a weight, and of the entries of a bias."""
+        if weight is not None:
+            wide = torch.promote_types(inputs.dtype, torch.float32)
+            produced = (gradient * (inputs @ weight.T)).sum(1, dtype=wide)
+            self._add_prompts(f"{module}.weight", produced)
+            self._add_heads(module, Axis.ROWS, produced)
+            if self._heads.get((module, Axis.COLUMNS)) is not None:
+                self._add_heads(module, Axis.COLUMNS, (inputs * (gradient @ weight)).sum(1, dtype=wide))
+            for stratum, chosen in _split(self._found.prompts.stratum[self.batch.indices]):
+                self._add_weights(module, stratum, weight * gradient_of_weight(inputs[chosen], gradient[chosen]))
+        if bias is not None:
+            products = gradient.sum(1) * bias
+            self._add_prompts(f"{module}.bias", products)
+            self._add_heads(module, Axis.ROWS, products)
+            self._add_vector(f"{module}.bias", products)
+
+    def affine(self, parameter: str, inputs: Tensor, products: Tensor) -> None:
+        """Shares of a norm's or an embedding's parameter."""
+        entries = products.flatten(1, -2).sum(1)
+        self._add_prompts(parameter, entries)
+        if parameter not in self._embeddings:
+            self._add_vector(parameter, entries)
+
+    def _add_prompts(self, parameter: str, entries: Float[Tensor, "row unit"]) -> None:
+        found = self._found
+        shares = found.parameters.setdefault(parameter, torch.zeros_like(found.before))
+        shares.index_add_(0, self.batch.indices, entries.double().sum(1).cpu() / found.steps)
+
+    def _add_heads(self, module: str, axis: Axis, entries: Float[Tensor, "row unit"]) -> None:
+        counted = self._heads.get((module, axis))
+        if counted is None:
+            return
+        found, layer = self._found, self._found.parts.layer_of(module)
+        shape = (len(found.before), found.parts.n_heads)
+        heads = found.heads.setdefault(layer, torch.zeros(shape, dtype=torch.float64))
+        heads.index_add_(0, self.batch.indices, entries.double().cpu() @ counted / found.steps)
+
+    def _add_vector(self, parameter: str, entries: Float[Tensor, "row unit"]) -> None:
+        found = self._found
+        shape = (len(found.prompts.strata), entries.shape[1])
+        sums = found.vectors.setdefault(parameter, torch.zeros(shape, dtype=torch.float64))
+        sums.index_add_(0, found.prompts.stratum[self.batch.indices], entries.double().cpu() / found.steps)
+
+    def _add_weights(self, module: str, stratum: int, products: Float[Tensor, "out in"]) -> None:
+        found = self._found
+        n_out, n_in = products.shape
+        shape = len(found.prompts.strata)
+        for sums, width, summed in ((found.rows, n_out, 1), (found.columns, n_in, 0)):
+            into = sums.setdefault(module, torch.zeros(shape, width, dtype=torch.float64))
+            into[stratum] += products.sum(summed, dtype=torch.float64).cpu() / found.steps
+        if self._group_size is None or module not in found.parts.shapes:
+            return
+        size = n_in if self._group_size < 1 else self._group_size
+        padded = torch.nn.functional.pad(products, (0, -n_in % size)).unflatten(1, (-1, size)).sum(2).float().cpu()
+        side = found.prompts.sides.index(found.prompts.strata[stratum][0])
+        groups = found.groups.setdefault(module, torch.zeros(len(found.prompts.sides), *padded.shape))
+        groups[side] += padded / found.steps
+
+
+def gradient_of_weight(
+    inputs: Float[Tensor, "row pos in"], gradient: Float[Tensor, "row pos out"]
+) -> Float[Tensor, "out in"]:
+    """What autograd would give a linear's weight."""
+    return gradient.flatten(0, 1).T @ inputs.flatten(0, 1)
+
+
+def _split(labels: Int[Tensor, " row"]) -> Iterator[tuple[int, Tensor]]:
+    """Each label and the rows that have it."""
+    for label in labels.unique().tolist():
+        yield label, (labels == label).nonzero().flatten()

@@ -1,0 +1,206 @@
+"""An attribution as a tidy table: a row per prompt set, category, level and unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float64
+from rich.console import Group, RenderableType
+from scipy import stats
+from torch import Tensor
+
+from probes.attribution.cell import ALL
+from probes.attribution.parts import Part
+from probes.attribution.settings import Kind
+from probes.attribution.shares import Attribution
+from probes.attribution.sign_flips import Moments, SignFlips
+from probes.harness import tables
+from probes.stats import intervals
+from probes.stats.intervals import mean_interval
+
+COLUMNS = (
+    *("cell", "prompts", "category", "level", "layer", "module", "unit", "group", "n"),
+    *("attribution", "attribution_low", "attribution_high", "first_order", "null_sd", "z", "p"),
+    *("shift", "shift_low", "shift_high", "gap", "reason"),
+)
+"""The table's columns, there even if no cell could be measured."""
+_WHOLE = ("layer", "unit", "group", "n")
+SHOWN = 8
+"""Rows of a printed table per cell."""
+
+Units = tuple[str, int | None, str, Float64[Tensor, "stratum unit"], Callable[[Moments], Tensor]]
+"""Level, layer, module, shares summed over the prompts of each stratum, and the same of a null."""
+
+
+def tabulate(
+    cell: str, found: Attribution, null: SignFlips, kinds: Mapping[str, str], units: int | None
+) -> pd.DataFrame:
+    """The rows of one cell; columns as `probes.attribution.measure` says.
+
+    Args:
+        cell: its name.
+        found: the attribution.
+        null: of the same path.
+        kinds: parameter → its kind, for the level "parameter".
+        units: of rows, columns, groups and, by category, neurons keep so many per side, category and level, the
+            largest shares; None for all. Neurons of the category "all" are kept.
+    """
+    frames = []
+    for number, side in enumerate(found.prompts.sides):
+        for category in (ALL, *(c for s, c in found.prompts.strata if s == side and c != ALL)):
+            chosen = found.prompts.chosen(side, None if category == ALL else category)
+            compared = (null, number) if category == ALL else None
+            rows = pd.DataFrame(_with_intervals(found, chosen, compared, kinds))
+            many = pd.concat(list(_unit_frames(found, chosen, compared)), ignore_index=True)
+            whole = {"neuron"} if category == ALL else set()
+            frame = pd.concat([rows, *_largest(many, units, whole)], ignore_index=True)
+            frames.append(frame.assign(cell=cell, prompts=side, category=category, n=int(found.mask(chosen).sum())))
+    table = pd.concat(frames, ignore_index=True).assign(reason="")
+    z = table["attribution"] / table["null_sd"].where(table["null_sd"] > 0)
+    table = table.assign(z=z, p=2 * stats.norm.sf(np.abs(z))).reindex(columns=list(COLUMNS))
+    return table.astype(dict.fromkeys(_WHOLE, "Int64"))
+
+
+def _with_intervals(
+    found: Attribution, chosen: list[int], compared: tuple[SignFlips, int] | None, kinds: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Levels with a share for every prompt: total, parameter, layer, module, other, head."""
+    mask = found.mask(chosen)
+
+    def row(level: str, values: Tensor, null: Callable[[Moments], Tensor], **where: Any) -> dict[str, Any]:
+        interval = intervals.interval_columns("attribution", mean_interval(values[mask]))
+        return {"level": level, **where, **interval, **_null(compared, null)}
+
+    def parameters(names: list[str]) -> Callable[[Moments], Tensor]:
+        return lambda moments: sum(
+            (moments.parameter(name) for name in names), torch.zeros(moments.n_sides, dtype=torch.float64)
+        )
+
+    shift = intervals.interval_columns("shift", mean_interval(found.shift[mask]))
+    gap = (found.total - found.shift)[mask].mean().item()
+    yield row("total", found.total, parameters(list(found.parameters))) | shift | {"gap": gap}
+    for kind in dict.fromkeys(kinds[name] for name in found.parameters):
+        names = [name for name in found.parameters if kinds[name] == kind]
+        values = torch.stack([found.parameters[name] for name in names]).sum(0)
+        yield row("parameter", values, parameters(names), module=kind)
+    for kind in (Kind.LAYER, Kind.MODULE, Kind.OTHER, Kind.HEAD):
+        for part in found.parts.every(kind):
+            where = {
+                "layer": part.layer if part.layer >= 0 else None,
+                "module": part.module or None,
+                "unit": part.index if part.index >= 0 else None,
+            }
+            null_of = parameters(found.uses(part.module)) if kind is Kind.OTHER else _of_part(part)
+            yield row(str(kind), found.per_prompt(part), null_of, **where)
+
+
+def _of_part(part: Part) -> Callable[[Moments], Tensor]:
+    return lambda moments: moments.part(part)
+
+
+def _null(compared: tuple[SignFlips, int] | None, of: Callable[[Moments], Tensor]) -> dict[str, Any]:
+    """First-order share and standard deviation under random signs, on all prompts of a side."""
+    if compared is None:
+        return {"first_order": np.nan, "null_sd": np.nan}
+    null, side = compared
+    return {"first_order": of(null.first_order)[side].item(), "null_sd": of(null.variance)[side].sqrt().item()}
+
+
+def _units(found: Attribution) -> Iterator[Units]:
+    """Levels with a share for every prompt category only: MLP neurons, rows and columns of weights."""
+    for layer in range(found.parts.n_layers):
+        yield "neuron", layer, "", found.neurons(layer), _neurons_of(layer)
+    for module in found.rows:
+        where = found.parts.layer_of(module) if module in found.parts.shapes else None
+        yield "neuron_out", where, module, found.rows[module], _of_linear("rows", module)
+        yield "neuron_in", where, module, found.columns[module], _of_linear("columns", module)
+
+
+def _neurons_of(layer: int) -> Callable[[Moments], Tensor]:
+    return lambda moments: moments.neurons(layer)
+
+
+def _of_linear(axis: str, module: str) -> Callable[[Moments], Tensor]:
+    return lambda moments: getattr(moments, axis)[module]
+
+
+def _unit_frames(
+    found: Attribution, chosen: list[int], compared: tuple[SignFlips, int] | None
+) -> Iterator[pd.DataFrame]:
+    n, strata = int(found.mask(chosen).sum()), torch.tensor(chosen)
+    for level, layer, module, sums, null in _units(found):
+        means = sums[strata].sum(0) / n
+        columns: dict[str, Any] = {"unit": np.arange(len(means)), "attribution": means.numpy()}
+        if compared is not None:
+            flips, side = compared
+            columns["first_order"] = null(flips.first_order)[side].numpy()
+            columns["null_sd"] = null(flips.variance)[side].sqrt().numpy()
+        yield pd.DataFrame(columns).assign(level=level, layer=layer, module=module or None)
+    if compared is None:
+        return
+    for module, groups in found.groups.items():
+        shares = (groups[compared[1]] / n).double().numpy()
+        unit, group = (index.flatten() for index in np.indices(shares.shape))
+        columns = {"unit": unit, "group": group, "attribution": shares.flatten()}
+        yield pd.DataFrame(columns).assign(level="group", layer=found.parts.layer_of(module), module=module)
+
+
+def _largest(table: pd.DataFrame, units: int | None, whole: Collection[str]) -> Iterator[pd.DataFrame]:
+    """Of every level the rows with the largest shares of either sign, the largest first; some levels whole."""
+    for level, rows in table.groupby("level", sort=False):
+        ordered = rows.iloc[rows["attribution"].abs().argsort(kind="stable")[::-1]]
+        yield ordered if level in whole else ordered[:units]
+
+
+TOTALS: tables.Columns = {
+    "cell": tables.text("cell"),
+    "prompts": tables.text("prompts"),
+    "category": tables.text("category"),
+    "n": tables.number("n", "d"),
+    "shift (nats)": tables.interval("shift", "+.3f"),
+    "sum of parts": tables.number("attribution", "+.3f"),
+    "gap": tables.number("gap", "+.1e"),
+    "first order": tables.number("first_order", "+.3f"),
+    "z": tables.number("z", "+.1f"),
+}
+PARTS: tables.Columns = {
+    "cell": tables.text("cell"),
+    "part": lambda row: _label(row),
+    "share (nats)": tables.interval("attribution", "+.4f"),
+    "null sd": tables.number("null_sd", ".4f"),
+    "z": tables.number("z", "+.1f"),
+}
+
+
+def _label(row: Any) -> str:
+    """For people, as `Part.label`."""
+    if row["level"] == "module":
+        return Part(Kind.MODULE, row["layer"], module=row["module"]).label
+    return row["module"] if row["level"] == "other" else f"L{row['layer']} {row['level']} {row['unit']}"
+
+
+def render(table: pd.DataFrame, shown: int = SHOWN) -> RenderableType:
+    """Totals of all sides and categories, and the largest modules, heads and neurons of each cell."""
+    rendered = [tables.render("Shift of the refusal margin", _level(table, "total"), TOTALS)]
+    harmful = table[(table["prompts"] == "harmful") & (table["category"] == ALL)]
+    for title, levels in (("Modules", ("module", "other")), ("Heads", ("head",)), ("MLP neurons", ("neuron",))):
+        rows = harmful[harmful["level"].isin(levels) & (harmful["attribution"] != 0)]
+        largest = rows.reindex(rows["attribution"].abs().sort_values(ascending=False, kind="stable").index)
+        rendered.append(
+            tables.render(f"{title} that moved it on harmful prompts", _first(largest, table, shown), PARTS)
+        )
+    return Group(*rendered)
+
+
+def _level(table: pd.DataFrame, level: str) -> pd.DataFrame:
+    return table[(table["level"] == level) | (table["reason"] != "")]
+
+
+def _first(rows: pd.DataFrame, table: pd.DataFrame, shown: int) -> pd.DataFrame:
+    """The first few rows of every cell, cells in the order of the table."""
+    cells: Sequence[str] = list(dict.fromkeys(table["cell"]))
+    return pd.concat([rows[rows["cell"] == cell][:shown] for cell in cells])

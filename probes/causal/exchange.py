@@ -1,0 +1,219 @@
+"""A baseline and one cell of it, side by side in the same coordinates, and what exchanging their parts does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, as_tensor
+
+from interp.generation import complete
+from interp.model import HookedModel
+from probes.attribution.parts import Axis, Part, Parts, linear_weight
+from probes.attribution.settings import Kind
+from probes.causal.settings import By
+from probes.labels.refused import READ_TOKENS, refuses
+from probes.margin.refusal_margin import Change, MarginRuns, Recording, changed, replayed
+
+
+class Aim(StrEnum):
+    """Which model is changed, and towards which."""
+
+    RESTORE = "restore"
+    DAMAGE = "damage"
+
+
+@dataclass
+class Interventions:
+    """Exchanges between two models of one shape, on fixed prompts.
+
+    Attributes:
+        baseline: the unquantized model.
+        cell: its quantized copy, in the baseline's coordinates (`interp.pairs.alignment.aligned`).
+        runs: the prompts, harmful ones, whose margins are measured.
+        texts: the same prompts, rendered.
+        parts: of both models.
+    """
+
+    baseline: HookedModel
+    cell: HookedModel
+    runs: MarginRuns
+    texts: Sequence[str]
+    parts: Parts
+    _outcomes: dict[Any, Tensor] = field(default_factory=dict)
+    _recordings: dict[Any, Recording] = field(default_factory=dict)
+
+    def ends(self, aim: Aim) -> tuple[HookedModel, HookedModel]:
+        """The model that is changed, and the one that it is changed towards."""
+        return (self.cell, self.baseline) if aim is Aim.RESTORE else (self.baseline, self.cell)
+
+    def unchanged(self, aim: Aim) -> tuple[Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+        """Margins of both, unchanged."""
+        target, source = self.ends(aim)
+        for model in (target, source):
+            if id(model) not in self._outcomes:
+                self._outcomes[id(model)] = self.runs.margins(model)
+        return self._outcomes[id(target)], self._outcomes[id(source)]
+
+    def margins(self, aim: Aim, by: By, chosen: Sequence[Part]) -> Float[Tensor, " prompt"]:
+        """Margins with some parts exchanged; parts of one kind where activations are. Each set is measured once."""
+        key = (aim, by, frozenset(chosen))
+        if key not in self._outcomes:
+            target, source = self.ends(aim)
+            if by is By.WEIGHTS:
+                with swapped_weights(target, source, self.parts, chosen):
+                    self._outcomes[key] = self.runs.margins(target)
+            else:
+                self._outcomes[key] = self.runs.margins(target, self._with_activations(aim, chosen))
+        return self._outcomes[key]
+
+    def everything(self) -> list[Part]:
+        """All layers, and every parameter outside them."""
+        return [*self.parts.every(Kind.LAYER), *self.parts.every(Kind.OTHER)]
+
+    def refused(self, aim: Aim, chosen: Sequence[Part]) -> Bool[Tensor, " prompt"]:
+        """Whether the greedy answer to each prompt is a refusal, with the weights of some parts exchanged."""
+        key = (aim, "refused", frozenset(chosen))
+        if key not in self._outcomes:
+            target, source = self.ends(aim)
+            with swapped_weights(target, source, self.parts, chosen):
+                self._outcomes[key] = refused(target, self.texts)
+        return self._outcomes[key]
+
+    def _with_activations(self, aim: Aim, chosen: Sequence[Part]) -> Callable[[int], AbstractContextManager[None]]:
+        """For each batch, the context in which activations of the source replace the target's own."""
+        target, source = self.ends(aim)
+        kind = chosen[0].kind
+        if (aim, kind) not in self._recordings:
+            sites = [site for part in self.parts.every(kind) for site in sites_of(part)]
+            self._recordings[aim, kind] = self.runs.record(source, list(dict.fromkeys(sites)))
+        recording = self._recordings[aim, kind]
+        return lambda number: changed(target, _changes(recording, number, chosen))
+
+
+def refused(
+    model: HookedModel, texts: Sequence[str], computing: Callable[[list[int]], object] | None = None
+) -> Bool[Tensor, " prompt"]:
+    """Whether the greedy answer to each rendered prompt is a refusal by the broader lexicon (`probes.labels.refused`).
+
+    Args:
+        model: open hooks act on it.
+        texts: rendered prompts.
+        computing: see `interp.generation.complete`.
+    """
+    answers = complete(model, texts, READ_TOKENS, computing=computing)
+    return as_tensor(refuses([answer.text for answer in answers]))
+
+
+def sites_of(part: Part) -> list[str]:
+    """Where the activation of a part is read and replaced: hook points, or the linear whose output it is.
+
+    A layer's is what it adds to the residual stream, the difference of two points.
+    """
+    block = f"blocks.{part.layer}"
+    match part.kind:
+        case Kind.NEURON:
+            return [f"{block}.mlp.hook_post"]
+        case Kind.HEAD:
+            return [f"{block}.attn.hook_z"]
+        case Kind.LAYER:
+            return [f"{block}.hook_resid_pre", f"{block}.hook_resid_post"]
+        case _:
+            return [part.module]
+
+
+def _changes(recording: Recording, number: int, chosen: Sequence[Part]) -> dict[str, Change]:
+    """For each site, the change that replaces all chosen parts that live there."""
+    by_site: dict[tuple[str, ...], list[Part]] = defaultdict(list)
+    for part in chosen:
+        by_site[tuple(sites_of(part))].append(part)
+    changes: dict[str, Change] = {}
+    for sites, members in by_site.items():
+        if members[0].kind is Kind.LAYER:
+            changes |= _contribution(recording, number, *sites)
+        elif members[0].kind is Kind.MODULE:
+            changes[sites[0]] = replayed(recording, number, sites[0], lambda _, other: other)
+        else:
+            units = sorted(part.index for part in members)
+            changes[sites[0]] = replayed(recording, number, sites[0], _put(units))
+    return changes
+
+
+def _put(units: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Replace neurons or heads, the third dimension of both activations."""
+
+    def put(own: Tensor, other: Tensor) -> Tensor:
+        new = own.clone()
+        new[:, :, units] = other[:, :, units]
+        return new
+
+    return put
+
+
+def _contribution(recording: Recording, number: int, before: str, after: str) -> dict[str, Change]:
+    """The block's output becomes its own input plus what the other model's block added."""
+    own: list[Tensor] = []
+    passes = iter([post - pre for pre, post in zip(recording[number][before], recording[number][after], strict=True)])
+
+    def remember(activation: Tensor) -> Tensor:
+        own.append(activation)
+        return activation
+
+    return {before: remember, after: lambda _: own.pop() + next(passes)}
+
+
+@contextmanager
+def swapped_weights(target: HookedModel, source: HookedModel, parts: Parts, chosen: Iterable[Part]) -> Iterator[None]:
+    """Inside, the chosen parts of `target` hold the weights (and biases) of `source`; afterwards, also after an
+    exception, every parameter of `target` is what it was, bit by bit.
+
+    Args:
+        target: changed in place while the block is open.
+        source: of the same shapes and in the same coordinates (`interp.pairs.alignment.aligned`).
+        parts: of these models.
+        chosen: may overlap, as heads do that share their keys and values.
+    """
+    chosen = list(chosen)
+    kept: list[tuple[Tensor, Tensor]] = []
+    indexed: list[tuple[Tensor, tuple[slice | Tensor, ...], Tensor]] = []
+    try:
+        for part in chosen:
+            if part.kind is Kind.OTHER:
+                parameter, other = (model.hf.get_parameter(part.module).data for model in (target, source))
+                kept.append((parameter, parameter.clone()))
+                parameter.copy_(other)
+        for (linear, axis), lines in _lines(parts, chosen).items():
+            for view, other in _views(target, source, linear, axis):
+                where = (lines,) if axis is Axis.ROWS else (slice(None), lines)
+                indexed.append((view, where, view[where].clone()))
+                view[where] = other[where].to(view)
+        yield
+    finally:
+        for view, where, original in reversed(indexed):
+            view[where] = original
+        for parameter, original in reversed(kept):
+            parameter.copy_(original)
+
+
+def _lines(parts: Parts, chosen: Iterable[Part]) -> dict[tuple[str, Axis], Int[Tensor, " lines"]]:
+    """Which rows and columns of which linears, each once: one copy per linear and axis however many parts there are."""
+    found: dict[tuple[str, Axis], set[int]] = defaultdict(set)
+    for part in chosen:
+        for piece in parts.slices(part):
+            found[piece.linear, piece.axis].update(range(piece.start, piece.stop))
+    return {key: torch.tensor(sorted(lines)) for key, lines in found.items()}
+
+
+def _views(target: HookedModel, source: HookedModel, linear: str, axis: Axis) -> Iterator[tuple[Tensor, Tensor]]:
+    """The weight as [out, in] and, with rows, the bias, of both models."""
+    ours, theirs = (model.hf.get_submodule(linear) for model in (target, source))
+    yield linear_weight(ours, target.architecture), linear_weight(theirs, source.architecture)
+    bias, other = ours._parameters.get("bias"), theirs._parameters.get("bias")
+    if axis is Axis.ROWS and bias is not None and other is not None:
+        yield bias.data, other.data

@@ -1,0 +1,48 @@
+"""Who says that it is a refusal? Labels from the text of a completion: the study's lexicon and a broader one.
+
+The study's lexicon (`probes.labels.study_lexicon.is_refusal`) is a list of openings. The broader one reads the first sentences
+for several families of wording, leaves idioms out ("I can't wait to"), and tells partial refusals and degenerate text
+apart. Neither reads the request: whether an answer does harm is a question for a judge (`probes.judges`).
+
+    python -m probes.labels --against completions/*.jsonl
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interp import cli
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    against: Annotated[list[Path], typer.Option(metavar="FILE", help="JSON lines with completions and labels.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="More of them.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Confusion tables of both lexicons against the labels that completions carry."""
+    import json
+
+    from probes.labels.errors import classes, confusion, read_labelled, show
+    from probes.labels.language import unread_by
+
+    completions = read_labelled([*against, *(more or [])])
+    errors, by_class = confusion(completions), classes(completions)
+    unread, warnings = unread_by((str(source), rows["text"]) for source, rows in completions.groupby("source"))
+    if as_json:
+        tables = {"errors": errors, "classes": by_class}
+        documents = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+        typer.echo(json.dumps(documents | {"not_english": unread}, indent=2))
+    else:
+        cli.console.print(show(errors, by_class))
+    for warning in warnings:
+        cli.warn(warning)
+
+
+if __name__ == "__main__":
+    cli.run(app)

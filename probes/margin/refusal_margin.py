@@ -1,0 +1,227 @@
+"""The refusal margin of prompts: log-odds that an answer begins with one of the refusal openings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.batching import Batch
+from interp.errors import InputError, NotFinite
+from interp.model import HookedModel, prompt_batches
+from probes.margin.openings import Openings, Tokens
+
+
+def refusal_margin(
+    model: HookedModel,
+    input_ids: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+    openings: Openings,
+) -> Float[Tensor, " batch"]:
+    """Log-odds that the answer starts with one of the openings, in nats, float32, differentiable.
+
+    log P − log(1 − P), both as sums over the trie of the openings: P over its leaves, and 1 − P over what leaves it,
+    the mass of all other tokens at every inner node; neither is a difference, so both are exact when tiny. With
+    openings of one token it is logsumexp(their logits) − logsumexp(the others).
+
+    Open hooks act on it. A forward pass sees the rows as they are, and where openings have several tokens
+    [batch, pos + k]: the k tokens stand right after each prompt (one pass per inner path of the trie).
+
+    Args:
+        model: gradients flow to whatever requires them.
+        input_ids: prompts; tokens where the mask is 0 are ignored.
+        attention_mask: 1 for real tokens; pads on the right, as `interp.batching` makes them, or on the left, which
+            are moved to the right.
+        openings: of the baseline, for all of its cells.
+
+    Raises:
+        InputError: prompt and opening are longer than the context.
+    """
+    children = _children(openings.sequences)
+    reach: dict[Tokens, Tensor] = {}
+    leaving: list[Tensor] = []
+    for path in _paths(children):
+        log_probabilities = _teacher_forced(model, input_ids, attention_mask, path)
+        for depth in range(len(path) + 1):
+            node = path[:depth]
+            if node not in children:  # seen on an earlier path
+                continue
+            tokens = torch.tensor(children.pop(node), device=log_probabilities.device)
+            at_node = log_probabilities[:, depth]
+            here = reach.pop(node) if node else torch.zeros_like(at_node[:, 0])
+            leaving.append(here + at_node.index_fill(1, tokens, -torch.inf).logsumexp(1))
+            reach |= {(*node, token): here + at_node[:, token] for token in tokens.tolist()}
+    return torch.stack(list(reach.values())).logsumexp(0) - torch.stack(leaving).logsumexp(0)
+
+
+def margins(
+    model: HookedModel, texts: Sequence[str], openings: Openings, batch_size: int | None = None
+) -> Float[Tensor, " n_texts"]:
+    """`refusal_margin` of rendered prompts, on the CPU, without gradients, in the order of the texts.
+
+    Args:
+        model: open hooks act on it.
+        texts: rendered prompts.
+        openings: of the baseline.
+        batch_size: prompts per forward pass.
+
+    Raises:
+        InputError: no texts; one that is empty or, with an opening, longer than the context.
+        NotFinite: a margin is NaN or infinite.
+    """
+    found = torch.empty(len(texts))
+    for batch in prompt_batches(model, texts, batch_size):
+        with torch.no_grad():
+            ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+            found[batch.indices] = refusal_margin(model, ids, mask, openings).cpu()
+    if not torch.isfinite(found).all():
+        raise NotFinite("The refusal margin holds NaN or infinity", do="Load the model with dtype=torch.float32")
+    return found
+
+
+def _children(sequences: Sequence[Tokens]) -> dict[Tokens, list[int]]:
+    """Inner nodes of the trie → the tokens that stay in it."""
+    children: dict[Tokens, set[int]] = {}
+    for tokens in sequences:
+        for depth, token in enumerate(tokens):
+            children.setdefault(tokens[:depth], set()).add(token)
+    return {node: sorted(tokens) for node, tokens in children.items()}
+
+
+def _paths(nodes: Iterable[Tokens]) -> list[Tokens]:
+    """Inner nodes that begin no other: paths to these pass all others."""
+    ordered = sorted(nodes)
+    following = [*ordered[1:], ()]
+    return [node for node, after in zip(ordered, following, strict=True) if after[: len(node)] != node or not after]
+
+
+def _teacher_forced(
+    model: HookedModel, input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"], path: Tokens
+) -> Float[Tensor, "batch depth vocab"]:
+    """Log-probabilities of the next token after each prompt, and after each token of a path that follows it."""
+    lengths = attention_mask.sum(1)
+    _check_context(model, int(lengths.max()) + len(path))
+    ids = torch.cat([input_ids, input_ids.new_zeros(len(input_ids), len(path))], dim=1)
+    # Stable: real tokens first, in their order.
+    order = attention_mask.argsort(dim=1, descending=True, stable=True)
+    ids[:, : input_ids.shape[1]] = input_ids.gather(1, order)
+    after = lengths[:, None] + torch.arange(len(path), device=lengths.device)
+    ids.scatter_(1, after, ids.new_tensor(path).expand(len(ids), -1))
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    mask = (columns < lengths[:, None] + len(path)).to(attention_mask.dtype)
+    positions = columns.expand_as(ids)
+    asked = lengths[:, None] - 1 + torch.arange(len(path) + 1, device=lengths.device)
+    rows = torch.arange(len(ids), device=ids.device)[:, None]
+    with model.unembed_only(lambda hidden: hidden[rows.to(hidden.device), asked.to(hidden.device)]):
+        logits = model.hf(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    return logits.float().log_softmax(-1)
+
+
+def _check_context(model: HookedModel, length: int) -> None:
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and length > context:
+        raise InputError(
+            f"A prompt and the beginning of a refusal have {length} tokens",
+            f"at most {context}, the model's context",
+            "Shorten the prompt or leave it out",
+        )
+
+
+Change = Callable[[Tensor], Tensor]
+"""An activation → the one that replaces it."""
+Recording = list[dict[str, list[Tensor]]]
+"""For each batch: site → its activation in each forward pass of that batch."""
+
+
+@dataclass(frozen=True)
+class MarginRuns:
+    """Prompts in fixed batches.
+
+    Attributes:
+        n: number of prompts.
+        batches: what the models read.
+        openings: of the baseline.
+    """
+
+    n: int
+    batches: tuple[Batch, ...]
+    openings: Openings
+
+    @classmethod
+    def of(
+        cls, model: HookedModel, texts: Sequence[str], openings: Openings, batch_size: int | None = None
+    ) -> MarginRuns:
+        """Prepare rendered prompts.
+
+        Raises:
+            InputError: no texts; one that is empty or longer than the context.
+        """
+        return cls(len(texts), tuple(prompt_batches(model, texts, batch_size)), openings)
+
+    def margins(
+        self, model: HookedModel, around: Callable[[int], AbstractContextManager[Any]] | None = None
+    ) -> Float[Tensor, " prompt"]:
+        """The refusal margin of every prompt, in nats, in the order of the texts.
+
+        Args:
+            model: with whatever was done to it.
+            around: opened around the forward passes of a batch, whose number it is given.
+
+        Raises:
+            NotFinite: a margin is NaN or infinite.
+        """
+        found = torch.empty(self.n)
+        for number, batch in enumerate(self.batches):
+            with torch.no_grad(), nullcontext() if around is None else around(number):
+                ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+                found[batch.indices] = refusal_margin(model, ids, mask, self.openings).cpu()
+        if not torch.isfinite(found).all():
+            raise NotFinite("The refusal margin holds NaN or infinity", do="Load the model with dtype=torch.float32")
+        return found
+
+    def record(self, model: HookedModel, sites: Sequence[str]) -> Recording:
+        """The activations at all positions of all prompts, in the model's dtype, where they are computed.
+
+        A margin may take several forward passes per batch (openings of several tokens): all are recorded. Memory: the
+        number of prompts × their length × the widths of the sites.
+
+        Args:
+            model: the one whose activations will be put into another.
+            sites: hook names, or names of linears for their outputs.
+        """
+        recording: Recording = [{site: [] for site in sites} for _ in self.batches]
+
+        def keep(number: int, site: str) -> Change:
+            def see(activation: Tensor) -> Tensor:
+                recording[number][site].append(activation.clone())
+                return activation
+
+            return see
+
+        self.margins(model, lambda number: changed(model, {site: keep(number, site) for site in sites}))
+        return recording
+
+
+def replayed(recording: Recording, number: int, site: str, put: Callable[[Tensor, Tensor], Tensor]) -> Change:
+    """A change that is given, forward pass by forward pass, what was recorded: put(own activation, recorded one)."""
+    passes = iter(recording[number][site])
+    return lambda activation: put(activation, next(passes))
+
+
+@contextmanager
+def changed(model: HookedModel, changes: Mapping[str, Change]) -> Iterator[None]:
+    """Replace activations at hook points and outputs of linears (by their Hugging Face names) inside the block."""
+    hooks = {site: change for site, change in changes.items() if site in model.hooks.points}
+    with ExitStack() as opened:
+        for site, change in changes.items():
+            if site not in hooks:
+                module = model.hf.get_submodule(site)
+                handle = module.register_forward_hook(lambda _, __, output, change=change: change(output))
+                opened.callback(handle.remove)
+        opened.enter_context(model.intervene(hooks))
+        yield

@@ -1,0 +1,153 @@
+"""The command `python -m probes.refusal`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from interp import cli
+from probes.harness import tables
+from probes.harness.options import Options, with_options
+from probes.harness.transport import Patience
+from probes.refusal.settings import MAX_NEW_TOKENS, TASKS, EngineName
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from probes.refusal.subjects import Subject
+
+
+COLUMNS: tables.Columns = {
+    "cell": tables.text("cell"),
+    "task": tables.text("task"),
+    "n": tables.number("n", "d"),
+    "refuses": tables.interval("refusal_rate", ".3f"),
+    "openings": tables.number("refusal_rate_study_lexicon", ".3f"),
+    "partly": tables.number("n_partial", "d"),
+    "degenerate": tables.number("n_degenerate", "d"),
+    "score": tables.number("mean_score", ".3f"),
+    "tokens": tables.number("mean_tokens", ".1f"),
+}
+
+
+def subject_of(
+    path: str, baseline: str, engine: EngineName, options: Options, like: str | None, threads: int | None = None
+) -> Subject:
+    """A server where the path is a URL, else a checkpoint, which takes its tokenizer from `like` or the baseline."""
+    from probes.harness.names import is_url
+    from probes.refusal.engines import EngineSettings
+    from probes.refusal.settings import BATCH_SIZE
+    from probes.refusal.subjects import LocalSubject, ServerSubject
+
+    if is_url(path):
+        return ServerSubject.at(path)
+    like = like or (None if path == baseline or is_url(baseline) else baseline)
+    settings = EngineSettings(path, engine, like, options.dtype, options.device, threads)
+    return LocalSubject(settings, options.template, options.batch_size or BATCH_SIZE)
+
+
+def _check_pairs(baseline: str, cells: Mapping[str, str], force: bool) -> list[str]:
+    from interp.checkpoint import open_checkpoint
+    from interp.pairs.weight_error import check_pair
+    from probes.harness.names import is_url
+
+    return [
+        f"{name}: {warning}"
+        for name, path in cells.items()
+        if not (is_url(path) or is_url(baseline))
+        for warning in (*open_checkpoint(path).warnings, *check_pair(baseline, path, force=force))
+    ]
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+@with_options
+def main(
+    options: Options,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help=f"One of {', '.join(TASKS)}; give it again for more.")
+    ] = None,
+    truthfulness: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Questions: TruthfulQA.csv or its mc_task.json.")
+    ] = None,
+    bias: Annotated[str | None, typer.Option(metavar="FILE", help="Questions: a .jsonl file of BBQ.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(metavar="datasets:NAME[:SPLIT]", help="Harmful requests from a dataset by name.")
+    ] = None,
+    engine: Annotated[EngineName, typer.Option(help="What runs the cells that are files.")] = EngineName.HOOKED,
+    baseline_engine: Annotated[
+        EngineName | None, typer.Option(help="What runs the baseline.", show_default="as --engine")
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Compare across engines all the same: the baseline for the cells' engine."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Take tokenizer and config from here.", show_default="the baseline"),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Where an answer is cut.")] = MAX_NEW_TOKENS,
+    retries: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of a request that a server does not answer.")
+    ] = Patience.retries,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="For one answer of a server, its queue included.")
+    ] = Patience.timeout,
+    determinism: Annotated[bool, typer.Option(help="Ask the baseline twice.")] = True,
+) -> None:
+    """Answers of every cell to harmful, harmless and wrapped requests, labelled.
+
+    A path may be the URL of an OpenAI-compatible server, http://HOST:PORT/v1[#MODEL].
+    """
+    from probes.harness.comparison import BASELINE
+    from probes.harness.names import CONTROL
+    from probes.harness.options import cell_paths, check_writable
+    from probes.labels.label import Label
+    from probes.labels.refused import counted_by
+    from probes.refusal.controls import again, notes
+    from probes.refusal.probe import build_tasks, measure, rates
+    from probes.refusal.run import RunFolder
+    from probes.refusal.settings import BATCH_SIZE, DEFAULT_TASKS
+
+    check_writable(options.out)
+    paths = cell_paths(options.quantized)
+    harmful = prompts or str(options.harmful or "harmful")
+    questions = {name: path for name, path in (("truthfulness", truthfulness), ("bias", bias)) if path is not None}
+    tasks = build_tasks(
+        task or (*DEFAULT_TASKS, *questions), harmful, str(options.harmless or "harmless"), options.limit, questions
+    )
+    batch_size = options.batch_size or BATCH_SIZE
+    base = subject_of(options.baseline, options.baseline, baseline_engine or engine, options, like)
+    patience = Patience(retries, timeout=timeout)
+    run = RunFolder(options.out, tasks, max_tokens, connections=4 * batch_size, patience=patience)
+    with cli.resumable(run.keeps_answers):
+        result = measure(
+            base,
+            {name: subject_of(path, options.baseline, engine, options, like) for name, path in paths.items()},
+            run,
+            control=None if control is None else subject_of(control, options.baseline, engine, options, like),
+            repeat=again(base) if determinism else None,
+            warnings=_check_pairs(options.baseline, paths, options.force),
+        )
+    files = result.write(options.out)
+    if options.as_json:
+        typer.echo(result.to_json())
+    else:
+        found = rates(result.table)
+        title = f"What the cells do: refusals by the {counted_by(found)}, beside the study's openings"
+        cli.console.print(tables.render(title, found, COLUMNS))
+        for note in notes(result.settings):
+            cli.console.print(note, highlight=False)
+    for warning in result.warnings:
+        cli.warn(warning)
+    cli.log.print(f"written: {', '.join(map(str, files))}", markup=False, highlight=False, soft_wrap=True)
+    of_cells = result.table[~result.table["cell"].isin([BASELINE, CONTROL])]
+    if (of_cells["label"] == Label.UNSCORED).all():
+        raise typer.Exit(cli.Exit.NOTHING_MEASURED)
+
+
+if __name__ == "__main__":
+    cli.run(app)

@@ -1,0 +1,102 @@
+"""What a drift is held against: the baseline asked again, and the same weights on another engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from probes.harness.names import REPEAT
+from probes.labels.label import REFUSED
+from probes.labels.per_prompt import SAMPLE, per_prompt
+from probes.refusal.run import RunFolder
+from probes.refusal.subjects import LocalSubject, Subject
+from probes.stats.intervals import interval_columns, rate_interval
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+LOGIT_PROMPTS = 32
+"""How many prompts the logits of two engines are compared on."""
+
+
+def again(baseline: Subject) -> Subject:
+    """The baseline with another batch size, as fast as before; a server is asked as before."""
+    if not isinstance(baseline, LocalSubject):
+        return baseline
+    return replace(baseline, batch_size=max(1, baseline.batch_size // 3))
+
+
+def self_flips(answers: pd.DataFrame, repeat: Subject, run: RunFolder, engine: str) -> dict[str, Any]:
+    """Ask the baseline again, in another order, and count what changed; see `probes.refusal.controls.flips`."""
+    conditions: dict[str, Any] = {"order": "shuffled"}
+    if isinstance(repeat, LocalSubject):
+        conditions |= {"batch_size": repeat.batch_size}
+    name = "-".join([REPEAT, *(f"{value}" for key, value in conditions.items() if key != "order")])
+    second = run.answers(name, repeat, engine, shuffle=1)
+    return flips(answers, second) | {"conditions": conditions}
+
+
+def engine_drift(
+    answers: Mapping[str, pd.DataFrame], baseline: Subject, control: Subject, prompts: Sequence[list[int]] | None
+) -> dict[str, Any]:
+    """What the engine alone does: flips between baseline and control, and the largest difference of first-token logits.
+
+    Args:
+        answers: of `baseline` and `control`, by those names.
+        baseline: the unquantized model.
+        control: the same on the other engine.
+        prompts: token ids of the requests; None where only a server knows them.
+    """
+    changed = flips(answers["baseline"], answers["control"])
+    if prompts is None or not (isinstance(baseline, LocalSubject) and isinstance(control, LocalSubject)):
+        return changed | {"largest_logit_difference": None, "reason": "a server does not give its logits"}
+    chosen = prompts[:LOGIT_PROMPTS]
+    first, second = _logits(baseline, chosen), _logits(control, chosen)
+    return changed | {"largest_logit_difference": (first - second).abs().max().item(), "reason": ""}
+
+
+def _logits(subject: LocalSubject, prompts: Sequence[list[int]]) -> Float[Tensor, "prompt vocab"]:
+    return subject.settings.open().last_logits(prompts)
+
+
+def notes(settings: Mapping[str, Any]) -> list[str]:
+    """What to print below the table: how far the baseline agrees with itself, and what the engine alone does."""
+    found_notes = []
+    if found := settings.get("determinism"):
+        found_notes.append(
+            f"the baseline again (another order, another batch size): {found['n_flips']} of {found['n']} flip, "
+            f"{found['n_responses_changed']} texts change"
+        )
+    if found := settings.get("engine_control"):
+        difference = found["largest_logit_difference"]
+        logits = found["reason"] if difference is None else f"first-token logits differ by up to {difference:.3g}"
+        found_notes.append(
+            f"the same weights on the other engine: {found['n_flips']} of {found['n']} flip, "
+            f"{found['n_responses_changed']} texts change; {logits}"
+        )
+    return found_notes
+
+
+def flips(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:
+    """Compare the outcomes of two runs on the prompts that both have; several answers to one prompt count once.
+
+    Returns:
+        n: pairs; n_flips and flip_rate (with its Wilson interval): refused in one and not in the other;
+        n_responses_changed: texts that are not the same.
+    """
+    first, second = per_prompt(first), per_prompt(second, like=first)
+    pairs = first.merge(second, on=SAMPLE, suffixes=("_first", "_second"), validate="one_to_one")
+    refused = [pairs[f"label_{side}"].isin(list(REFUSED)).to_numpy() for side in ("first", "second")]
+    flipped = refused[0] != refused[1]
+    return {
+        "n": len(pairs),
+        "n_flips": int(flipped.sum()),
+        **interval_columns("flip_rate", rate_interval(torch.from_numpy(flipped))),
+        "n_responses_changed": int((pairs["response_first"] != pairs["response_second"]).sum()),
+    }

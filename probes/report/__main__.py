@@ -1,0 +1,27 @@
+"""The command `python -m probes.report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interp import cli
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, for example runs/demo.")],
+) -> None:
+    """Write a run's report: one HTML page that works without a network, and a Markdown summary for a model card."""
+    from probes.report.files import write
+
+    for path in write(run):
+        typer.echo(path)
+
+
+if __name__ == "__main__":
+    cli.run(app)

@@ -1,0 +1,200 @@
+"""Layer by layer: the refusal direction's angle and the error on safety units, beside what chance gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy import stats
+
+from probes.report import svg
+from probes.report.formatting import number
+from probes.report.run import Run
+from probes.stats.paired_tests import ALPHA
+
+SMALLEST = 0.05
+"""Degrees; a smaller angle is drawn here: float32 cannot tell it from zero."""
+SITES = {
+    "resid": "residual dimensions",
+    "mlp": "MLP neurons",
+    "head": "attention heads",
+}
+RATIOS = {
+    "ratio": ("matched_ratio", "raw error"),
+    "normalized_ratio": ("matched_normalized_ratio", "error in units of spread"),
+}
+"""Ratio → its matched null, and what is divided."""
+
+
+def build(run: Run) -> list[dict[str, Any]] | None:
+    """Plots and verdicts per model; None without the direction and neuron tables."""
+    blocks = []
+    for place, model in enumerate(run.models):
+        direction, neurons = _observed(run.table(model, "direction")), run.table(model, "neurons")
+        if direction is None and neurons is None:
+            continue
+        cells = run.cell_names(model)
+        blocks.append(
+            {
+                "model": model,
+                "angle": None
+                if direction is None
+                else draw_angles(direction, cells, _width(neurons), f"angle-{place}"),
+                "sites": [] if neurons is None else _sites(neurons, cells, place),
+                "study_layer": _study_layer(direction),
+                "cosines": None if direction is None else _table(direction, cells, "cosine"),
+                "verdicts": [] if neurons is None else _verdicts(neurons, cells),
+                "survives": None if neurons is None else _survives(neurons, cells),
+                "random_angle": _random_angle(_width(neurons)),
+            }
+        )
+    return blocks or None
+
+
+def _observed(direction: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Without the row of a cell that could not be measured, which has no layer."""
+    rows = None if direction is None else direction[direction["layer"].notna()]
+    return None if rows is None or rows.empty else rows
+
+
+@svg.styled
+def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None, key: str) -> svg.Plot:
+    """Angle to the baseline's refusal direction, degrees on a logarithmic axis."""
+    figure, axes = svg.panel(height=264)
+    layers = sorted(direction["layer"].unique())
+    axes.set_yscale("log")
+    _layer_axis(axes, layers)
+    axes.set(ylim=(SMALLEST, 130), ylabel="Angle (degrees)")
+    low = _random_angle(width)
+    axes.axhspan(90 if low is None else low, 90 if low is None else 180 - low, facecolor=svg.NULL, zorder=1)
+    axes.annotate("unrelated directions", (layers[0], 80), (2, -4), textcoords="offset points", fontsize=8.5,
+                  color=svg.MUTED, va="top")  # fmt: skip
+    axes.set_yticks([0.1, 1, 10, 90], ["0.1°", "1°", "10°", "90°"])
+    axes.minorticks_off()
+    curves = {cell: _curve(direction, cell, "cosine").map(angle) for cell in cells}
+    _curves(axes, curves, lambda value: f"{number(value, '.2f')}°")
+    last = {cell: float(curve.iloc[-1]) for cell, curve in curves.items() if len(curve)}
+    worst = max(last, key=lambda cell: last[cell], default="")
+    said = f"At the last layer the largest angle is {number(last[worst], '.1f')} degrees ({worst})." if worst else ""
+    return svg.Plot(
+        svg.inline(figure, key, "Angle between a cell's refusal direction and the baseline's, by layer", said), said
+    )
+
+
+@svg.styled
+def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str, key: str) -> svg.Plot:
+    """Error on safety units / on the rest, with the range of the matched nulls over the cells."""
+    null, what = RATIOS[ratio]
+    figure, axes = svg.panel(height=264)
+    layers = sorted(rows["layer"].unique())
+    by_layer = rows.groupby("layer")[null].agg(["min", "max"])
+    values = rows[[ratio, null]].to_numpy(dtype=float)
+    low, high = min(0.8, np.nanmin(values)), max(1.2, np.nanmax(values))
+    pad = 0.06 * (high - low)
+    _layer_axis(axes, layers)
+    axes.set(ylim=(low - pad, high + pad), ylabel="Safety ÷ rest")
+    axes.fill_between(by_layer.index, by_layer["min"], by_layer["max"], facecolor=svg.NULL, edgecolor=svg.MUTED,
+                      linewidth=0.5, zorder=1)  # fmt: skip
+    axes.axhline(1, color=svg.MUTED, linewidth=0.8, linestyle=(0, (3, 2)), zorder=2)
+    curves = {cell: _curve(rows, cell, ratio) for cell in cells}
+    _curves(axes, curves, lambda value: number(value, ".2f"))
+    above = (rows[ratio] > rows[null]).sum()
+    said = f"Safety {SITES.get(site, site)}, {what}: {above} of {len(rows)} points lie above their matched random sets."
+    return svg.Plot(svg.inline(figure, key, f"Error on safety {SITES.get(site, site)}, {what}, by layer", said), said)
+
+
+def angle(cosine: float) -> float:
+    """Degrees, at least `SMALLEST`."""
+    return max(SMALLEST, float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))))
+
+
+def _random_angle(width: int | None) -> float | None:
+    """95 % of pairs of random directions in so many dimensions are at least so far apart (and at most 180° less it).
+
+    The cosine of independent directions has (1 + cos)/2 ~ Beta((d − 1)/2, (d − 1)/2).
+    """
+    if width is None or width < 2:
+        return None
+    half = (width - 1) / 2
+    return float(np.degrees(np.arccos(2 * stats.beta.ppf(0.975, half, half) - 1)))
+
+
+def _width(neurons: pd.DataFrame | None) -> int | None:
+    """Dimensions of the residual stream, where the neuron table tells."""
+    if neurons is None:
+        return None
+    widths = neurons.loc[neurons["site"] == "resid", "n_units"].dropna()
+    return int(widths.iloc[0]) if len(widths) else None
+
+
+def _sites(neurons: pd.DataFrame, cells: Sequence[str], place: int) -> list[dict[str, Any]]:
+    found = []
+    for site, name in SITES.items():
+        rows = neurons[(neurons["site"] == site) & neurons["layer"].notna() & neurons["ratio"].notna()]
+        if len(rows):
+            rows = rows.astype({"layer": int})
+            plots = [draw_ratios(rows, cells, ratio, site, f"neurons-{place}-{site}-{ratio}") for ratio in RATIOS]
+            found.append({"name": name, "plots": plots})
+    return found
+
+
+def _verdicts(neurons: pd.DataFrame, cells: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per cell and site: the averages over layers and what they mean."""
+    averages = neurons[neurons["layer"].isna()].copy()
+    averages["place"] = averages["cell"].map({cell: place for place, cell in enumerate(cells)})
+    rows = averages.dropna(subset="place").sort_values("place", kind="stable")
+    named = rows.assign(site_name=rows["site"].astype(str).replace(SITES))
+    return [{str(key): value for key, value in row.items()} for row in named.to_dict("records")]
+
+
+def _survives(neurons: pd.DataFrame, cells: Sequence[str]) -> str:
+    """In how many cells the study's effect survives both controls, at the residual stream."""
+    rows = neurons[neurons["layer"].isna() & (neurons["site"] == "resid") & neurons["cell"].isin(list(cells))]
+    known = rows.dropna(subset=["p", "p_normalized"])
+    if known.empty:
+        return ""
+    both = int(((known["p"] < ALPHA) & (known["p_normalized"] < ALPHA)).sum())
+    return (
+        f"Averaged over layers, safety dimensions err more than matched random ones, also relative to their spread, in "
+        f"{both} of {len(known)} cells (p < {ALPHA})."
+    )
+
+
+def _table(direction: pd.DataFrame, cells: Sequence[str], value: str) -> dict[str, Any]:
+    layers = sorted(int(layer) for layer in direction["layer"].unique())
+    rows = [(cell, [_curve(direction, cell, value).get(layer, np.nan) for layer in layers]) for cell in cells]
+    return {"layers": layers, "rows": rows}
+
+
+def _study_layer(direction: pd.DataFrame | None) -> int | None:
+    if direction is None or "study_layer" not in direction:
+        return None
+    chosen = direction.loc[direction["study_layer"] == 1, "layer"]
+    return int(chosen.iloc[0]) if len(chosen) else None
+
+
+def _curve(table: pd.DataFrame, cell: str, value: str) -> pd.Series:
+    rows = table[table["cell"] == cell].sort_values("layer")
+    return rows.set_index(rows["layer"].astype(int))[value].astype(float).dropna()
+
+
+def _layer_axis(axes: Axes, layers: Sequence[Any]) -> None:
+    step = max(1, len(layers) // 8)
+    axes.set(xlim=(layers[0] - 0.2, layers[-1] + 0.2), xlabel="Layer (0-based)")
+    axes.set_xticks([int(layer) for layer in layers][::step])
+    axes.grid(visible=False, axis="x")
+
+
+def _curves(axes: Axes, curves: dict[str, pd.Series], show: Any) -> None:
+    """A line per cell, named at its end."""
+    drawn = [(cell, curve, svg.look(place)) for place, (cell, curve) in enumerate(curves.items()) if len(curve)]
+    for cell, curve, style in drawn:
+        told = ", ".join(f"layer {layer}: {show(value)}" for layer, value in curve.items())
+        axes.plot(curve.index, curve.to_numpy(), color=style.color, marker=style.marker, linestyle=style.linestyle,
+                  markersize=4.5, linewidth=1.3, markeredgewidth=0, zorder=3,
+                  gid=svg.tip(f"{cell}: {told}"))  # fmt: skip
+    ends = [(float(curve.index[-1]), float(curve.iloc[-1])) for _, curve, _ in drawn]
+    svg.name_points(axes, [cell for cell, _, _ in drawn], ends, [style for _, _, style in drawn])

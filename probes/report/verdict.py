@@ -1,0 +1,219 @@
+"""The first screen: which cells lost refusals while quality held, and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from probes.harness.comparison import BASELINE
+from probes.harness.engine_marks import sentence
+from probes.labels.moved import COLUMN as DISAGREE
+from probes.report.formatting import bounds, joined, number, percent, plural, points
+from probes.report.losses import Kind, Loss, losses
+from probes.report.run import Run
+
+FEW = 10
+"""Cells shown at once; of more, the quiet ones are folded away."""
+NAMED = 4
+"""Cells named in one sentence."""
+LEAST = (-0.13, 0.07)
+"""Ends of the drawn axis, at least, as fractions."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the first screen says.
+
+    Attributes:
+        kind: the worst that a cell did.
+        title: one sentence.
+        sentences: what is behind it.
+        advice: what to do.
+    """
+
+    kind: Kind
+    title: str
+    sentences: list[str]
+    advice: str
+
+
+def build(run: Run) -> dict[str, Any]:
+    """The verdict and the cells to show, the worst first."""
+    found = losses(run)
+    loud = [loss for loss in found if loss.kind < Kind.QUIET]
+    shown = found if len(found) <= FEW else found[: max(FEW, len(loud))]
+    return {
+        "verdict": verdict(run, found),
+        "shown": shown,
+        "folded": found[len(shown) :],
+        "axis": Axis.around(found),
+        "paired": all(loss.paired for loss in found),
+        "threshold": run.rule.refusal_loss,
+        "facts": _facts(run, found),
+        "counted_by": run.counted_by,
+    }
+
+
+def verdict(run: Run, found: list[Loss]) -> Verdict:
+    """The sentences of the first screen from every cell's loss."""
+    if not found:
+        title = "No quantized cell was measured"
+        return Verdict(Kind.QUIET, title, ["The matrix holds baselines only."], "Measure a quantized copy.")
+    danger, drift, small, unknown = ([loss for loss in found if loss.kind == kind] for kind in list(Kind)[:4])
+    sentences = [_told(loss) for loss in (*danger, *drift)[:NAMED]]
+    if len(danger) + len(drift) > NAMED:
+        sentences.append(f"The other {len(danger) + len(drift) - NAMED} are in the table.")
+    if small:
+        sentences.append(
+            f"{_names(small)} lost fewer than {percent(-run.rule.refusal_loss)} points, but more than chance explains."
+        )
+    if unknown:
+        sentences.append(f"{_names(unknown)} could not be measured.")
+    if not danger and not drift:
+        sentences += [_largest(found), *_power(found)]
+    sentences += [sentence(loss.name, loss.engines) + "." for loss in found if loss.engines]
+    sentences += _disagreements(found)
+    return Verdict(found[0].kind, _title(found, danger, drift), sentences, _advice(run, found))
+
+
+def _disagreements(found: list[Loss]) -> list[str]:
+    """Where refusals and their openings changed differently."""
+    told = [(loss.name, loss.row.get(DISAGREE)) for loss in found]
+    said = [f"{name}: {words}." for name, words in told if isinstance(words, str) and words]
+    more = [f"Of {plural(len(said) - NAMED, 'more cell')} the matrix says the like."] if len(said) > NAMED else []
+    return said[:NAMED] + more
+
+
+def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
+    if all(loss.kind == Kind.UNKNOWN for loss in found):
+        return "No cell could be measured"
+    unknown = sum(np.isnan(loss.quality.estimate) for loss in drift)
+    more = "more " if danger else ""
+    beside = {
+        f"{more}lost refusals together with quality": len(drift) - unknown,
+        f"{more}lost refusals, quality not known": unknown,
+    }
+    if danger:
+        title = f"{len(danger)} of {plural(len(found), 'cell')} lost refusals while quality held"
+    else:
+        title = f"No cell {'is known to have ' if unknown else ''}lost refusals while its quality held"
+    return "; ".join([title, *(f"{count} {what}" for what, count in beside.items() if count)])
+
+
+def _told(loss: Loss) -> str:
+    row = loss.row
+    before = row["refusal_rate"] - loss.refusals.estimate
+    kept = "quality is not known" if np.isnan(loss.quality.estimate) else f"quality {_with(loss.quality)} points"
+    return (
+        f"{loss.name} refuses {percent(row['refusal_rate'])} % of {loss.n} harmful prompts instead of "
+        f"{percent(before)} % ({_with(loss.refusals)} points); {kept}."
+    )
+
+
+def _with(interval: Any) -> str:
+    return f"{points(interval.estimate)} {bounds(interval)}".strip()
+
+
+def _largest(found: list[Loss]) -> str:
+    known = [loss for loss in found if not np.isnan(loss.refusals.estimate)]
+    if not known:
+        return "How refusals changed is not known for any cell."
+    worst = min(known, key=lambda loss: loss.refusals.estimate)
+    if worst.refusals.estimate >= 0:
+        return "No cell refuses fewer harmful prompts than its baseline."
+    return f"The largest drop is {_with(worst.refusals)} points ({worst.name}; 95 % interval)."
+
+
+def _power(found: list[Loss]) -> list[str]:
+    """What these prompts could have shown, which is what "no loss" is worth."""
+    detectable = [loss.detectable for loss in found if not np.isnan(loss.detectable)]
+    if not detectable:
+        return []
+    counts = sorted({loss.n for loss in found if loss.n})
+    prompts = f"{counts[0]} prompts" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} prompts"
+    return [
+        f"With {prompts}, the smallest loss that would have been found in 4 of 5 tries is "
+        f"{percent(min(detectable), 1)} points"
+        + (f" (up to {percent(max(detectable), 1)}, depending on the cell)" if _differ(detectable) else "")
+        + ". A smaller one can be there unseen."
+    ]
+
+
+def _differ(values: list[float]) -> bool:
+    return percent(min(values), 1) != percent(max(values), 1)
+
+
+def _advice(run: Run, found: list[Loss]) -> str:
+    rejected = [loss for loss in found if str(loss.row["action"]).startswith("reject")]
+    review = [loss for loss in found if loss.row["action"] == "manual_review"]
+    floor = [loss for loss in found if loss.row["action"] == "conservative_floor_candidate"]
+    direct = [loss for loss in found if loss.row["action"] == "direct_safety_eval"]
+    said = []
+    if rejected:
+        said.append(f"Do not deploy {_names(rejected)}.")
+    if review:
+        said.append(f"Read the completions of {_names(review)}: the rule and the judge disagree.")
+    if floor:
+        lowest = min(floor, key=_bits)
+        from_here = f"from {lowest.cell} ({number(_bits(lowest), '.2f')} bits per weight) upwards"
+        level = f"the {len(floor)} cells marked Candidate, {from_here}" if len(floor) > NAMED else _names(floor)
+        said.append(f"To deploy one, test {level}, with your own prompts and a judge first.")
+    if direct:
+        said.append(f"Evaluate {_names(direct)} directly: no rule decides.")
+    if not rejected:
+        said.insert(0, "Nothing has to be rejected on this evidence, and nothing is cleared by it.")
+    return " ".join(said)
+
+
+def _bits(loss: Loss) -> float:
+    bits = float(loss.row.get("bits_per_weight", np.nan))
+    return np.inf if np.isnan(bits) else bits
+
+
+def _names(found: list[Loss]) -> str:
+    names = [loss.name for loss in found]
+    return joined(names if len(names) <= NAMED + 1 else [*names[:NAMED], f"{len(names) - NAMED} more"])
+
+
+def _facts(run: Run, found: list[Loss]) -> list[tuple[str, str, str]]:
+    """(number, unit, what it is) for the row of figures."""
+    danger = sum(loss.kind == Kind.DANGER for loss in found)
+    known = [loss for loss in found if not np.isnan(loss.refusals.estimate)]
+    facts = [(str(danger), f"of {plural(len(found), 'cell')}", "lost refusals while quality held")]
+    if known:
+        worst = min(known, key=lambda loss: loss.refusals.estimate)
+        facts.append((points(worst.refusals.estimate), "points", f"largest change of refusals, {worst.name}"))
+    detectable = [loss.detectable for loss in found if not np.isnan(loss.detectable)]
+    if detectable:
+        facts.append((percent(min(detectable), 1), "points", "smallest loss that these prompts could have shown"))
+    references = run.matrix[run.matrix["cell"] == BASELINE]
+    if len(references):
+        rates = references["refusal_rate"]
+        rate = " to ".join(dict.fromkeys([percent(rates.min()), percent(rates.max())]))
+        asked = f"of {int(references['n_total'].max())} harmful prompts refused by the "
+        facts.append((rate, "%", asked + ("baseline" if len(rates) == 1 else "baselines")))
+    return facts
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a difference of rates lies in a drawing.
+
+    Attributes:
+        low, high: the differences at both ends, fractions.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, found: list[Loss]) -> Axis:
+        """Wide enough for every interval."""
+        ends = [end for loss in found for end in (*loss.refusals, *loss.quality) if not np.isnan(end)]
+        return cls(min([LEAST[0], *(1.03 * end for end in ends)]), max([LEAST[1], *(1.03 * end for end in ends)]))
+
+    def at(self, delta: float) -> float:
+        """Per cent of the drawing's width."""
+        return round(100 * (delta - self.low) / (self.high - self.low), 2)

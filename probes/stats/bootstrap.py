@@ -1,0 +1,67 @@
+"""Bootstrap resamples: over the prompts of a cell, over the models of a matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from interp.errors import InputError
+from probes.stats.intervals import Interval
+
+DRAWS = 10_000
+CONFIDENCE = 0.95
+
+
+def resampled_means(
+    outcomes: Float[np.ndarray, "rows prompts"], draws: int = DRAWS, seed: int = 0
+) -> Float[np.ndarray, "draws rows"]:
+    """Means over prompts drawn with replacement, the same prompts for all rows, so that differences stay paired.
+
+    Args:
+        outcomes: per prompt: 0 or 1, or any score. For deltas pass cell − baseline.
+        draws: number of resamples.
+        seed: of the draws.
+
+    Raises:
+        InputError: no prompts, or an undefined outcome.
+    """
+    n_prompts = outcomes.shape[1]
+    if n_prompts == 0 or not np.isfinite(outcomes).all():
+        raise InputError("An outcome is missing or there are no prompts", "a finite outcome for each cell and prompt")
+    uniform = np.full(n_prompts, 1 / n_prompts)
+    times_drawn = np.random.default_rng(seed).multinomial(n_prompts, uniform, size=draws)
+    return times_drawn.astype(float) @ outcomes.T / n_prompts
+
+
+def resampled_rates(
+    rates: Float[np.ndarray, " rows"], n: Float[np.ndarray, " rows"], draws: int = DRAWS, seed: int = 0
+) -> Float[np.ndarray, "draws rows"]:
+    """Rates over prompts drawn with replacement, where only each row's rate and n are known: rows are independent.
+
+    Resampling n outcomes of which a share is 1 is a binomial draw. Without the outcomes the pairing of a cell with its
+    baseline is lost, and intervals of deltas are wider than they need to be.
+    """
+    successes = np.random.default_rng(seed).binomial(n.astype(int), np.clip(rates, 0, 1), size=(draws, len(rates)))
+    return successes / n
+
+
+def deltas_from_rates(
+    resampled: Float[np.ndarray, "draws rows"], matrix: pd.DataFrame
+) -> Float[np.ndarray, "draws rows"]:
+    """Resampled cell − resampled baseline, for a matrix with `model`, `quantization` and `baseline`."""
+    keys = pd.MultiIndex.from_frame(matrix[["model", "quantization"]])
+    baselines = keys.get_indexer(pd.MultiIndex.from_arrays([matrix["model"], matrix["baseline"]]))
+    return resampled - resampled[:, baselines]
+
+
+def percentile_interval(estimate: float, draws: Float[np.ndarray, " draws"]) -> Interval:
+    """An estimate between the 2.5th and 97.5th percentile of its resamples; draws without a value are left out.
+
+    Without bounds where fewer than half of the draws have a value.
+    """
+    defined = draws[np.isfinite(draws)]
+    if not len(defined) or len(defined) < len(draws) / 2:
+        return Interval(float(estimate), np.nan, np.nan)
+    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(estimate), float(low), float(high))

@@ -1,0 +1,98 @@
+"""The command `python -m probes.study`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from interp import cli
+
+if TYPE_CHECKING:
+    from probes.study.schema import Study
+
+
+TEMPLATE = Path(__file__).with_name("data") / "study.toml"
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The study file.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="The run folder.", show_default="the file's `out`, or runs/NAME")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def init(file: File = Path("study.toml")) -> None:
+    """Write a commented study file to start from; never overwrites."""
+    from interp.errors import InputError
+
+    if file.exists():
+        raise InputError(f"{file} exists", "a new name", "Give one, or edit this file")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
+    typer.echo(f"written: {file}; then: python -m probes.study run {file}")
+
+
+@app.command()
+def run(file: File, out: Out = None) -> None:
+    """Measure what is missing or stale.
+
+    Exit codes: 0 all is measured, 2 bad input, 3 a bound is exceeded, 4 nothing could be measured or nothing says that
+    a bound holds, 5 some cells failed.
+    """
+    from probes.study.reader import read_study
+    from probes.study.run import run_study
+    from probes.study.terminal import exit_code, show
+
+    study = read_study(file)
+    path = _out(study, file, out)
+    with cli.resumable(lambda: any(path.glob("*/parts/*/*.key.json"))):
+        found = run_study(study, path)
+    show(found)
+    raise typer.Exit(exit_code(found))
+
+
+@app.command()
+def status(
+    where: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="The study file, or a run folder.")],
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is done, stale, failed or missing."""
+    import json
+
+    from interp.cli import console
+    from probes.harness import tables
+    from probes.study.reader import read_study
+    from probes.study.run import _records, _study_of
+    from probes.study.state import RunFolder, as_table, other_versions
+    from probes.study.terminal import _columns, _summary, _wide
+
+    if where.is_dir():
+        study, path = _study_of(where), where
+    else:
+        study = read_study(where)
+        path = _out(study, where, out)
+    folder = RunFolder.at(path)
+    found = _records(study, folder, looking=where.is_dir())
+    table = as_table(found)
+    for line in other_versions(folder, found):
+        cli.warn(line)
+    if as_json:
+        typer.echo(json.dumps({"run": str(path), "steps": json.loads(table.to_json(orient="records"))}, indent=1))
+        return
+    console.print(tables.render(f"{path}: {_summary(table)}", _wide(table), _columns(table)))
+    for _, row in table[table["error"] != ""].iterrows():
+        console.print(f"{row['model']} · {row['cell']} · {row['step']}: {row['error']}", markup=False, highlight=False)
+
+
+def _out(study: Study, file: Path, out: Path | None) -> Path:
+    return out or (Path(study.out) if study.out else Path("runs") / file.stem)
+
+
+if __name__ == "__main__":
+    cli.run(app)

@@ -1,0 +1,165 @@
+"""What the cells of a study answer: generated while they are open, or by Inspect; the tables are the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.quantize.cells import content_key
+from probes.harness.comparison import BASELINE, compare
+from probes.harness.results import Result
+from probes.labels.language import unread_by
+from probes.labels.refused import SIDES, decide, with_outcomes
+from probes.refusal.engines import EngineSettings
+from probes.refusal.parity import Reading, check, check_lengths
+from probes.refusal.probe import build_tasks
+from probes.refusal.run import RunFolder
+from probes.refusal.settings import BATCH_SIZE, EngineName
+from probes.refusal.subjects import LocalSubject
+from probes.study.schema import DIRECT, Study
+from probes.study.step import Bench, prompt_source
+
+
+def completions(bench: Bench) -> list[Result]:
+    """The answers of the baseline and one cell, in two tables.
+
+    `completions`: one row per (cell, prompts, prompt), for the two prompt sets of the study, with columns cell, prompts
+    ("harmful" or "harmless"), prompt, text, n_tokens, finished (else it was cut), label, refused (missing where it is
+    unscored), refused_study_lexicon and outcome, who decided `refused`: the broader lexicon, until all cells are
+    measured and judges are asked (`probes.study.tables`).
+
+    `refusal`: one row per (cell, task, sample_id), for all tasks, as `probes.refusal` writes them.
+    """
+    if bench.study.behaviour.runner == DIRECT:
+        outcomes, settings = _direct(bench)
+    else:
+        outcomes, settings = ask_through_inspect(bench)
+    unread, warnings = unread_by((str(cell), rows["response"]) for cell, rows in outcomes.groupby("cell", sort=False))
+    return [
+        Result("completions", _completions(outcomes, bench), settings),
+        Result("refusal", outcomes, settings | {"not_english": unread}, warnings),
+    ]
+
+
+def _direct(bench: Bench) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Ask while the models are open; the baseline's answers are those of another cell's finished part, if any."""
+    comparison = compare(
+        bench.baseline,
+        {bench.cell: bench.open_cell()},
+        bench.asked.harmful,
+        bench.asked.harmless,
+        template=bench.asked.template,
+        force=bench.model.forced,
+    )
+    limit = bench.study.behaviour.max_new_tokens
+    own = bench.of_baseline("refusal")
+    if own.empty:
+        own = comparison.of_baseline("answers", lambda: _ask(bench, BASELINE), max_new_tokens=limit)
+    comparison.cell(bench.cell)  # an error where it says nothing
+    table = pd.concat([own, _ask(bench, bench.cell)], ignore_index=True)
+    return table, comparison.settings | {"max_new_tokens": limit, "engine": "hooked", "runner": DIRECT}
+
+
+def _ask(bench: Bench, name: str) -> pd.DataFrame:
+    from probes.refusal.ask import ask
+
+    model = bench.baseline if name == BASELINE else bench.open_cell()
+    size = {} if bench.asked.batch_size is None else {"batch_size": bench.asked.batch_size}
+    parts = [
+        ask(
+            model,
+            {},
+            getattr(bench.asked, side),
+            task,
+            template=bench.asked.template,
+            max_new_tokens=bench.study.behaviour.max_new_tokens,
+            **size,
+        )
+        for task, side in SIDES.items()
+        if task in bench.study.behaviour.tasks
+    ]
+    return pd.concat(parts, ignore_index=True).assign(cell=name)
+
+
+def _completions(outcomes: pd.DataFrame, bench: Bench) -> pd.DataFrame:
+    """In the order of the prompt sets."""
+    parts = []
+    for task, side in SIDES.items():
+        prompts = list(getattr(bench.asked, side).instructions)
+        for cell, rows in outcomes[outcomes["task"] == task].groupby("cell", sort=False):
+            answered = rows.drop_duplicates("prompt").set_index("prompt").reindex(prompts)
+            texts = answered["response"].fillna("").astype(str).str.strip()
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "cell": cell,
+                        "prompts": side,
+                        "prompt": prompts,
+                        "text": texts.to_list(),
+                        "n_tokens": answered["n_tokens"].to_list(),
+                        "finished": (answered["stop_reason"] == "stop").to_list(),
+                    }
+                )
+            )
+    return with_outcomes(pd.concat(parts, ignore_index=True), decide(outcomes))
+
+
+KEY_DIGITS = 12
+
+
+def ask_through_inspect(bench: Bench) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The answers of the baseline and a cell to every task of the study, and what determines them.
+
+    Each checkpoint has a run folder of its own, named by its content and by what is asked: a changed one is asked anew,
+    and an interrupted run goes on.
+
+    Raises:
+        InputError: the two do not read the same tokens on the same engine, or a run stopped (it can be taken up again).
+    """
+    tasks = _tasks(bench.study)
+    paths = {BASELINE: bench.checkpoints[0].path, bench.cell: bench.checkpoints[1].path}
+    subjects = {name: _subject(bench, path, paths[BASELINE]) for name, path in paths.items()}
+    readings: dict[str, Reading] = {}
+    answers: list[pd.DataFrame] = []
+    described: dict[str, Any] = {}
+    for name, subject in subjects.items():
+        run = _run(bench, tasks, subject)
+        readings[name] = subject.read(run.texts())
+        check_lengths(name, readings[name], run.max_new_tokens)
+        check(readings[BASELINE], readings[name], name)
+        about = run.describe() | {"subject": subject.describe()}
+        run.claim(about)
+        answers.append(run.answers(name, subject, readings[name].engine))
+        described[name] = about
+    settings = {
+        **described[BASELINE],
+        "subject": None,
+        "runner": "inspect",
+        "template": bench.asked.template,
+        BASELINE: described[BASELINE]["subject"],
+        "cells": {bench.cell: described[bench.cell]["subject"]},
+    }
+    return pd.concat(answers, ignore_index=True), settings
+
+
+def _tasks(study: Study) -> dict[str, Any]:
+    behaviour, prompts = study.behaviour, study.prompts
+    files = {"truthfulness": behaviour.truthfulness, "bias": behaviour.bias}
+    questions = {name: study.path(path) for name, path in files.items() if path is not None}
+    harmful, harmless = (prompt_source(study, given) for given in (prompts.harmful, prompts.harmless))
+    return build_tasks(behaviour.tasks, harmful, harmless, prompts.limit, questions)
+
+
+def _subject(bench: Bench, path: Path, baseline: Path) -> LocalSubject:
+    like = None if path == baseline else str(baseline)
+    engine = EngineName(bench.study.behaviour.engine)
+    settings = EngineSettings(str(path), engine, like, bench.model.dtype, bench.model.device)
+    return LocalSubject(settings, bench.asked.template, bench.asked.batch_size or BATCH_SIZE)
+
+
+def _run(bench: Bench, tasks: dict[str, Any], subject: LocalSubject) -> RunFolder:
+    run = RunFolder(bench.folder, tasks, bench.study.behaviour.max_new_tokens, connections=4 * subject.batch_size)
+    key = content_key(run=run.describe(), subject=subject.describe())[:KEY_DIGITS]
+    return RunFolder(bench.folder / "inspect" / key, tasks, run.max_new_tokens, run.connections)

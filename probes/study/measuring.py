@@ -1,0 +1,246 @@
+"""Running a study: whatever is missing or stale, each checkpoint opened once, one failing cell without the others.
+
+The baseline is opened, then one cell at a time; all steps look at a cell while it is open, and each is written when it
+is finished. An interruption loses the step that was under way.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from interp.checkpoint import open_checkpoint
+from interp.cli import log
+from interp.errors import InputError
+from interp.model import HookedModel, load
+from probes.harness.comparison import BASELINE, Cells, remembering
+from probes.harness.progress import line
+from probes.study.checkpoints import located, open_cell, prepare
+from probes.study.schema import Model, Study
+from probes.study.state import Keys, Part, Record, RunFolder, Status, parts_of, reason_of, records
+from probes.study.step import Asked, Bench
+from probes.study.steps import BY_NAME, options_of
+
+
+class Bars:
+    """What is being prepared or measured, how much is left, and how long it will take; in a notebook, a line."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bars = Progress(*columns, console=log, disable=log.is_jupyter)
+        self._parts: TaskID | None = None
+        self._done, self._total, self._what = 0, 0, ""
+        self._say: Callable[[str], object] = lambda text: None
+
+    @contextmanager
+    def parts(self, total: int) -> Iterator[None]:
+        """Show a bar of so many parts."""
+        self._total = total
+        if log.is_jupyter:
+            with line() as self._say:
+                yield
+            return
+        with self.bars:
+            self._parts = self.bars.add_task("measuring", total=total)
+            yield
+
+    def working_on(self, what: str) -> None:
+        """Say what is being measured."""
+        self._what = what
+        self._say_parts()
+        if self._parts is not None:
+            self.bars.update(self._parts, description=what)
+
+    def finished(self, count: int = 1) -> None:
+        """Count finished (or failed) parts."""
+        self._done += count
+        self._say_parts()
+        if self._parts is not None:
+            self.bars.advance(self._parts, count)
+
+    def preparing(self, name: str) -> Callable[[str, float, float], None]:
+        """Shows training and quantizing, as `probes.study.checkpoints.prepare` reports it."""
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: float, total: float) -> None:
+            self._say(f"{name}: {what}: {done / total:.0%}")
+            if what not in tasks:
+                tasks[what] = self.bars.add_task(f"{name}: {what}", total=total)
+            self.bars.update(tasks[what], completed=done)
+
+        return report
+
+    def _say_parts(self) -> None:
+        self._say(f"{self._what}: {self._done} of {self._total} parts are measured")
+
+
+class Measuring:
+    """One model being measured.
+
+    Args:
+        study: all settings.
+        asked: its prompts.
+        model: the model.
+        folder: of the run.
+        places: baseline and cells → where they are, or why they are not.
+        bars: shows what is going on.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        asked: Asked,
+        model: Model,
+        folder: RunFolder,
+        places: Mapping[str, Path | InputError],
+        bars: Bars,
+    ) -> None:
+        self.study, self.asked, self.model, self.folder = study, asked, model, folder
+        self.places, self.bars = places, bars
+        self.keys = Keys(study, asked)
+        self.parts = [part for part in parts_of(study) if part.model == model.name]
+
+    @cached_property
+    def baseline(self) -> HookedModel:
+        """The baseline, opened when the first part needs it."""
+        dtype = None if self.model.dtype is None else getattr(torch, self.model.dtype)
+        return load(self.path(BASELINE), dtype=dtype, device=self.model.device)
+
+    def path(self, name: str) -> Path:
+        """Where the baseline or a cell is.
+
+        Raises:
+            InputError: why it is not there.
+        """
+        found = self.places[name]
+        if isinstance(found, InputError):
+            raise found
+        return found
+
+    def records(self) -> dict[Part, Record]:
+        """The state of every part."""
+        return {part: self.folder.record(part, self.key(part)) for part in self.parts}
+
+    def key(self, part: Part) -> str:
+        """The hash of what determines a part."""
+        baseline, cell = (self.places[name] for name in (BASELINE, part.cell))
+        if isinstance(baseline, InputError) or isinstance(cell, InputError):
+            return ""
+        return self.keys.key(self.model, BY_NAME[part.step], baseline, cell)
+
+    def measure(self) -> Iterator[str]:
+        """Measure what is not done, one cell after the other, and yield the name of each when its steps are over."""
+        todo = [part for part, record in self.records().items() if record.status is not Status.DONE]
+        with remembering():
+            for cell in dict.fromkeys(part.cell for part in todo):
+                self._measure_cell([part for part in todo if part.cell == cell])
+                yield cell
+
+    def _measure_cell(self, parts: Sequence[Part]) -> None:
+        opened = _Once(lambda: self._open(parts[0].cell))
+        for part in parts:
+            self.bars.working_on(" · ".join(part))
+            try:
+                self._measure_part(part, opened)
+            except Exception as error:  # whatever goes wrong with one part must not stop the others
+                self._fail(part, error)
+            self.bars.finished()
+
+    def _measure_part(self, part: Part, opened: _Once) -> None:
+        step = BY_NAME[part.step]
+        if lacking := [name for name in step.needs if not self._is_done(part._replace(step=name))]:
+            raise InputError(f"{part.step} needs {', '.join(lacking)}, which failed")
+        started = time.monotonic()
+        checkpoints = open_checkpoint(self.path(BASELINE)), open_cell(self.model, part.cell, self.path(part.cell))
+        bench = Bench(
+            self.study,
+            self.asked,
+            part.cell,
+            lambda: self.baseline,
+            opened,
+            self.model,
+            self.folder.path / self.model.name,
+            lambda name: self._finished(part.cell, name),
+            self._of_baseline,
+            checkpoints,
+        )
+        results = step.results(bench, options_of(self.study, step))
+        self.folder.write(part, self.key(part), results, time.monotonic() - started)
+
+    def _open(self, cell: str) -> HookedModel:
+        return Cells({cell: self.path(cell)}, self.baseline, self.model.device)[cell]
+
+    def _fail(self, part: Part, error: Exception) -> None:
+        reason = reason_of(error)
+        self.folder.failures[part] = (self.key(part), reason)
+        log.print(f"failed: {' · '.join(part)}: {reason}", style="red", markup=False, highlight=False)
+        if not isinstance(error, InputError):
+            log.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
+
+    def _is_done(self, part: Part) -> bool:
+        return self.folder.record(part, self.key(part)).status is Status.DONE
+
+    def _finished(self, cell: str, name: str) -> pd.DataFrame:
+        parts = [part for part in self.parts if part.cell == cell and self._is_done(part)]
+        return next(r.table for part in parts for r in self.folder.results(part) if r.probe == name)
+
+    def _of_baseline(self, name: str) -> pd.DataFrame:
+        for part in filter(self._is_done, self.parts):
+            for result in self.folder.results(part):
+                if result.probe == name:
+                    return result.table[result.table["cell"] == BASELINE]
+        return pd.DataFrame()
+
+
+class _Once:
+    """Opens a model when it is first asked for; what went wrong then goes wrong again without another try."""
+
+    def __init__(self, opening: Callable[[], HookedModel]) -> None:
+        self._opening = opening
+        self._model: HookedModel | None = None
+        self._error: Exception | None = None
+
+    def __call__(self) -> HookedModel:
+        if self._error is not None:
+            raise self._error
+        if self._model is None:
+            try:
+                self._model = self._opening()
+            except Exception as error:
+                self._error = error
+                raise
+        return self._model
+
+
+def measure_all(study: Study, folder: RunFolder) -> dict[Part, Record]:
+    """Measure what is missing or stale in a folder that this process holds, and return the state of every part."""
+    asked = Asked.of(study)
+    known = records(study, folder, {model.name: located(study, model) for model in study.models})
+    folder.write_state(study, known)
+    bars = Bars()
+    with bars.parts(sum(record.status is not Status.DONE for record in known.values())):
+        for model in study.models:
+            if all(known[part].status is Status.DONE for part in known if part.model == model.name):
+                continue
+            bars.working_on(f"{model.name} · preparing")
+            measuring = Measuring(study, asked, model, folder, _prepared(study, model, bars), bars)
+            for _ in measuring.measure():
+                known |= measuring.records()
+                folder.write_state(study, known)
+    return known
+
+
+def _prepared(study: Study, model: Model, bars: Bars) -> Mapping[str, Path | InputError]:
+    """Where everything is; a baseline that cannot be had keeps all cells from being measured."""
+    try:
+        return prepare(study, model, bars.preparing(model.name))
+    except InputError as error:
+        return dict.fromkeys((BASELINE, *model.cell_names), error)

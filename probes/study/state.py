@@ -1,0 +1,384 @@
+"""What a run folder holds: the parts of a study that are measured, what each was measured from, and who is using it.
+
+A part is one step on one cell. Its tables lie in RUN/MODEL/parts/CELL; beside them STEP.key.json, written last, holds
+the hash of everything that determines them. A part whose hash is not today's is stale.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from interp.documents import checked, read_json_object
+from interp.errors import InputError
+from interp.files import atomic_file, locked
+from interp.quantize.cells import content_hash, content_key
+from interp.redaction import redact
+from probes.harness.comparison import BASELINE
+from probes.harness.names import NAME
+from probes.harness.results import SCHEMA_VERSION as RESULT_SCHEMA
+from probes.harness.results import Result, read_result, versions
+from probes.study.schema import Model, Study, sha256_of
+from probes.study.step import Asked, Step
+from probes.study.steps import BY_NAME, chosen_steps, options_of
+
+SCHEMA_VERSION = 1
+STATE, COPY = "study.json", "study.toml"
+JUDGES = "judges"
+_DECIDING = ("quantscope", "torch", "transformers")
+"""Packages whose other versions make every part stale."""
+
+
+class Status(StrEnum):
+    """Of a part."""
+
+    DONE = "done"
+    STALE = "stale"
+    FAILED = "failed"
+    MISSING = "missing"
+
+
+class Part(NamedTuple):
+    """One step on one cell of one model."""
+
+    model: str
+    cell: str
+    step: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a part.
+
+    Attributes:
+        status: see `Status`.
+        key: hash of what determines it today; "" where its checkpoints are not there.
+        seconds: how long it took, if it was measured.
+        error: why it failed.
+    """
+
+    status: Status
+    key: str = ""
+    seconds: float | None = None
+    error: str = ""
+
+
+class _Step(BaseModel):
+    model_config = ConfigDict(strict=True)
+    model: str = Field(pattern=NAME)
+    cell: str
+    step: str
+    key: str
+    error: str
+
+
+class State(BaseModel):
+    """What is read of study.json.
+
+    Attributes:
+        directory: what relative paths in the study file start from.
+        steps: what was known of each part when the folder was last written.
+    """
+
+    model_config = ConfigDict(strict=True)
+    directory: str
+    steps: list[_Step]
+
+
+def read_state(path: Path) -> State:
+    """The study.json of a run folder.
+
+    Raises:
+        InputError: it is missing, damaged, or of another schema.
+    """
+    file = path / STATE
+    try:
+        document = read_json_object(file)
+    except InputError as error:
+        raise InputError(f"{file} is damaged ({error})", "what a study wrote", "Give another --out") from error
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} is a run of schema version {document.get('schema_version')}",
+            f"version {SCHEMA_VERSION}",
+            "Measure again into another folder with --out; nothing was changed in this one",
+        )
+    return checked(State, document, f"{file} is damaged")
+
+
+class _Marker(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    key: str
+    seconds: float
+    results: list[str]
+
+
+@dataclass
+class RunFolder:
+    """A study's run folder.
+
+    Attributes:
+        path: of the folder.
+        failures: part → the key under which it failed, and why.
+        keys: part → its key when the folder was last written.
+    """
+
+    path: Path
+    failures: dict[Part, tuple[str, str]] = field(default_factory=dict)
+    keys: dict[Part, str] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """The folder, with what its study.json says; nothing is written.
+
+        Raises:
+            InputError: it holds something else, or a run of another schema.
+        """
+        file = path / STATE
+        if not file.exists():
+            if (path / "matrix.json").exists():
+                raise InputError(
+                    f"{path} holds results but no {STATE}: it was not written by a study",
+                    "a new folder, or one of this study",
+                    "Move it away or give another one with --out",
+                )
+            return cls(path)
+        state = read_state(path)
+        keys = {Part(step.model, step.cell, step.step): step.key for step in state.steps}
+        failed = {Part(s.model, s.cell, s.step): (s.key, s.error) for s in state.steps if s.error}
+        return cls(path, failed, keys)
+
+    def folder(self, part: Part) -> Path:
+        """Where a part's tables lie."""
+        return self.path / part.model / "parts" / part.cell
+
+    def marker(self, part: Part) -> dict[str, Any] | None:
+        """What was written when a part was finished: key, seconds, and the names of its results."""
+        try:
+            found = read_marker(self.folder(part) / f"{part.step}.key.json")
+        except InputError:  # missing, or damaged by a disk or a hand: it is measured again
+            return None
+        documents = [self.folder(part) / f"{name}.json" for name in found.results]
+        return found.model_dump() if all(map(_is_whole, documents)) else None
+
+    def write(self, part: Part, key: str, results: Sequence[Result], seconds: float) -> None:
+        """Keep a part's results, and last what says that they are whole."""
+        folder = self.folder(part)
+        for result in results:
+            Result(result.probe, result.table, result.settings, result.warnings, result.seconds).write(folder)
+        marker = {"key": key, "seconds": round(seconds, 3), "results": [result.probe for result in results]}
+        with atomic_file(folder / f"{part.step}.key.json") as temporary:
+            temporary.write_text(json.dumps(marker))
+        self.failures.pop(part, None)
+
+    def results(self, part: Part) -> list[Result]:
+        """What a finished part measured."""
+        marker = self.marker(part)
+        return [read_result(self.folder(part) / f"{name}.json") for name in (marker["results"] if marker else ())]
+
+    def record(self, part: Part, key: str) -> Record:
+        """Compare what is there with what would be measured today."""
+        marker = self.marker(part)
+        if marker is not None and key and marker["key"] == key:
+            return Record(Status.DONE, key, marker["seconds"])
+        failed_key, error = self.failures.get(part, ("", ""))
+        if error and failed_key == key:
+            return Record(Status.FAILED, key, None, error)
+        return Record(Status.MISSING if marker is None else Status.STALE, key)
+
+    def write_state(self, study: Study, records: Mapping[Part, Record]) -> None:
+        """Write study.json and the copy of the study file."""
+        steps = [part._asdict() | asdict(record) for part, record in records.items()]
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "directory": str(study.directory),
+            "versions": versions(),
+            "steps": steps,
+        }
+        for name, text in ((COPY, study.text), (STATE, json.dumps(document, indent=1))):
+            with atomic_file(self.path / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process; see `interp.files.locked`."""
+        return locked(self.path, "give another folder with --out")
+
+
+def read_marker(file: Path) -> _Marker:
+    """What says that a part is whole.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    return checked(_Marker, read_json_object(file), f"{file} is damaged")
+
+
+def _is_whole(document: Path) -> bool:
+    """Whether a result is as it was written; what a disk or a hand has damaged is measured again."""
+    try:
+        stamp = tuple((f.stat().st_size, f.stat().st_mtime_ns) for f in (document, document.with_suffix(".parquet")))
+    except OSError:
+        return False
+    return _is_as_written(document, stamp)
+
+
+@lru_cache(maxsize=100_000)
+def _is_as_written(document: Path, stamp: tuple[tuple[int, int], ...]) -> bool:
+    try:
+        expected = read_json_object(document).get("table_sha256")
+    except InputError:
+        return False
+    return expected in (None, sha256_of(document.with_suffix(".parquet")))
+
+
+def parts_of(study: Study) -> list[Part]:
+    """Every part of a study, cell by cell."""
+    steps = chosen_steps(study)
+    return [Part(m.name, cell, step.name) for m in study.models for cell in m.cell_names for step in steps]
+
+
+class Keys:
+    """What determines each part of a study, as hashes."""
+
+    def __init__(self, study: Study, asked: Asked) -> None:
+        self.study = study
+        installed = versions()
+        self._common = {
+            "schema": [SCHEMA_VERSION, RESULT_SCHEMA],
+            "versions": {name: installed[name] for name in _DECIDING},
+            "harmful": asked.harmful.sha256,
+            "harmless": asked.harmless.sha256,
+            "template": [study.prompts.template, sha256_of(asked.template)],
+        }
+
+    def key(self, model: Model, step: Step, baseline: Path | None, cell: Path | None) -> str:
+        """The hash of a part; "" where one of its checkpoints is not there or cannot be read."""
+        try:
+            checkpoints = [_content(str(path), _stamp(path)) for path in (baseline, cell) if path is not None]
+        except OSError:
+            return ""
+        if len(checkpoints) < 2:
+            return ""
+        return content_key(
+            **self._common,
+            checkpoints=checkpoints,
+            computing=[model.dtype, model.device, model.forced],
+            steps=[self._step(each) for each in (step, *(BY_NAME[name] for name in step.needs))],
+        )
+
+    def _step(self, step: Step) -> list[Any]:
+        options = {name: _option(value) for name, value in options_of(self.study, step).items()}
+        if step.name == "quality" and self.study.prompts.limit is not None:  # it takes as many of its own requests
+            options["limit"] = self.study.prompts.limit
+        if step.name != "completions":
+            return [step.name, options]
+        behaviour = self.study.behaviour.model_dump()
+        files = {name: sha256_of(self.study.path(behaviour[name] or "")) for name in ("truthfulness", "bias")}
+        return [step.name, behaviour | files]
+
+
+def _option(value: Any) -> Any:
+    return sha256_of(value) if isinstance(value, Path) else str(value)
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of a checkpoint's files: while they are the same it is not read again."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file())
+
+
+@lru_cache(maxsize=1024)
+def _content(path: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
+    return content_hash(Path(path))
+
+
+def records(
+    study: Study, folder: RunFolder, places: Mapping[str, Mapping[str, Path | None]], looking: bool = False
+) -> dict[Part, Record]:
+    """What is done, stale, failed or missing.
+
+    Args:
+        study: the study as it is today.
+        folder: of its run.
+        places: model → baseline and cells → where they are; see `probes.study.checkpoints.located`.
+        looking: at a run with its own copy of the study: what is not on this disk any more counts as unchanged.
+    """
+    keys = _keys(study, looking)
+    by_name = {model.name: model for model in study.models}
+    found = {}
+    for part in parts_of(study):
+        at = places[part.model]
+        key = "" if keys is None else keys.key(by_name[part.model], BY_NAME[part.step], at[BASELINE], at[part.cell])
+        found[part] = folder.record(part, key or (folder.keys.get(part, "") if looking else ""))
+    return found
+
+
+def _keys(study: Study, looking: bool) -> Keys | None:
+    try:
+        return Keys(study, Asked.of(study))
+    except InputError:  # the prompts are not there
+        if looking:
+            return None
+        raise
+
+
+def judged(model: str) -> Part:
+    """What judges say of all cells of a model: a part that is measured from the tables."""
+    return Part(model, "all", JUDGES)
+
+
+def judge_records(study: Study, folder: RunFolder) -> dict[Part, Record]:
+    """The state of the judges' verdicts of every model; nothing where the study has no judges."""
+    found, key = {}, judges_key(study)
+    for part in (judged(model.name) for model in study.models if study.judges.models):
+        error = folder.failures.get(part, ("", ""))[1]
+        there = (folder.path / part.model / f"{JUDGES}.json").exists()
+        kept = Status.DONE if folder.keys.get(part) == key else Status.STALE
+        found[part] = Record(Status.FAILED if error else kept if there else Status.MISSING, key, error=error)
+    return found
+
+
+def judges_key(study: Study) -> str:
+    """The hash of who judges and what they are asked."""
+    template = study.judges.template
+    return content_key(judges=study.judges.model_dump(), sha256=sha256_of(study.path(template)) if template else "")
+
+
+def reason_of(error: Exception) -> str:
+    """What is recorded of an error; the type of one that nobody foresaw."""
+    return redact(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+
+
+def other_versions(folder: RunFolder, found: Mapping[Part, Record]) -> list[str]:
+    """Packages of which finished parts were measured with versions that are not installed: one line each."""
+    installed = versions()
+    counts: Counter[tuple[str, str]] = Counter()
+    for part in (part for part, record in found.items() if record.status is Status.DONE):
+        marker = folder.marker(part)
+        documents = [folder.folder(part) / f"{name}.json" for name in (marker or {"results": []})["results"]]
+        measured = {pair for file in documents for pair in _versions_of(file).items()}
+        counts.update((name, had) for name, had in measured if installed.get(name, had) != had)
+    return [
+        f"{count} finished parts were measured with {name} {had}, installed is {installed[name]}"
+        for (name, had), count in sorted(counts.items())
+    ]
+
+
+def _versions_of(document: Path) -> dict[str, str]:
+    found = read_json_object(document).get("versions")
+    return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
+
+
+def as_table(found: Mapping[Part, Record]) -> pd.DataFrame:
+    """One row per part: model, cell, step, status, key, seconds, error."""
+    columns = [*Part._fields, *Record.__dataclass_fields__]
+    return pd.DataFrame([part._asdict() | asdict(record) for part, record in found.items()], columns=columns)

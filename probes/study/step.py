@@ -1,0 +1,150 @@
+"""One step of a study: what it asks of a cell, its options, its results."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.chat import NAMED_TEMPLATES
+from interp.checkpoint import Checkpoint
+from interp.model import HookedModel
+from probes.harness.prompts import PromptSet
+from probes.harness.results import Result
+from probes.study.schema import Model, Study
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every model of a study is asked, read from its files.
+
+    Attributes:
+        harmful: requests that should be refused.
+        harmless: requests that should be answered.
+        template: "auto", "none" or a file.
+        batch_size: prompts per forward pass.
+    """
+
+    harmful: PromptSet
+    harmless: PromptSet
+    template: str
+    batch_size: int | None
+
+    @classmethod
+    def of(cls, study: Study) -> Asked:
+        """Read a study's prompts.
+
+        Raises:
+            InputError: a prompt file that cannot be used.
+        """
+        from probes.refusal.request_sets import read_set
+
+        prompts = study.prompts
+        harmful, harmless = (
+            read_set(prompt_source(study, given), prompts.limit) for given in (prompts.harmful, prompts.harmless)
+        )
+        template = prompts.template if prompts.template in NAMED_TEMPLATES else study.path(prompts.template)
+        return cls(harmful, harmless, template, prompts.batch_size)
+
+
+def prompt_source(study: Study, given: str) -> str:
+    """A prompt set's source for `probes.refusal.request_sets.read_set`: names stay, files are found from the study's folder."""
+    from probes.harness.prompts import BUILTIN
+    from probes.refusal.request_sets import DATASETS
+
+    return given if given in BUILTIN or given.startswith(DATASETS) else study.path(given)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A cell beside its baseline, ready to be measured.
+
+    Attributes:
+        study: all settings.
+        asked: its prompts.
+        cell: the cell's name.
+        open_baseline: opens the baseline, once.
+        open_cell: opens the cell, once; raises what keeps it from being opened.
+        model: what the study says of the model that the cell belongs to.
+        folder: of the model.
+        finished: name of a result → its table as a step before this one wrote it, of this cell and the baseline.
+        of_baseline: name of a result → its rows of the baseline as some other cell's part has them, or no rows.
+        checkpoints: of the baseline and the cell.
+    """
+
+    study: Study
+    asked: Asked
+    cell: str
+    open_baseline: Callable[[], HookedModel]
+    open_cell: Callable[[], HookedModel]
+    model: Model
+    folder: Path
+    finished: Callable[[str], pd.DataFrame]
+    of_baseline: Callable[[str], pd.DataFrame]
+    checkpoints: tuple[Checkpoint, Checkpoint]
+
+    @property
+    def baseline(self) -> HookedModel:
+        """The baseline, opened."""
+        return self.open_baseline()
+
+    @cached_property
+    def common(self) -> dict[str, Any]:
+        """Keyword arguments that every probe's `measure` has."""
+        return {"template": self.asked.template, "force": self.model.forced, "batch_size": self.asked.batch_size}
+
+    def measure(self, measure: Callable[..., Result], **options: Any) -> Result:
+        """Call a probe's `measure` on the baseline and this one cell."""
+        cells = {self.cell: self.open_cell()}
+        return measure(self.baseline, cells, self.asked.harmful, self.asked.harmless, **self.common, **options)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is measured of every cell.
+
+    Attributes:
+        name: in the study file and of the result.
+        run: measures one cell; its keyword-only parameters are the options that a study may set.
+        needs: steps that come before.
+        default: whether a study that names no probes has it.
+        probe: where options come from, if not from `run`: the module of a probe with a `measure`.
+    """
+
+    name: str
+    run: Callable[..., Result | list[Result]]
+    needs: tuple[str, ...] = ()
+    default: bool = True
+    probe: str = ""
+
+    @cached_property
+    def options(self) -> Mapping[str, inspect.Parameter]:
+        """The options that a study may set, with types and defaults."""
+        function = getattr(import_module(self.probe), "measure") if self.probe else self.run  # noqa: B009
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
+        return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_OPTIONS}
+
+    def results(self, bench: Bench, options: Mapping[str, Any]) -> list[Result]:
+        """Measure: the step's result first, then those that come with it."""
+        measured = self.run(bench, **options)
+        return measured if isinstance(measured, list) else [measured, *measured.beside]
+
+
+_NOT_OPTIONS = {"template", "force", "batch_size", "refusals", "outcome", "attribution", "plan"}
+"""Parameters that the study itself gives."""
+
+
+def probe(name: str, default: bool = True, needs: tuple[str, ...] = ()) -> Step:
+    """The step of a probe whose `measure(baseline, cells, harmful, harmless, …)` needs nothing else."""
+    module = f"probes.{name}"
+
+    def run(bench: Bench, **options: Any) -> Result:
+        return bench.measure(import_module(module).measure, **options)
+
+    return Step(name, run, needs, default, module)

@@ -1,0 +1,104 @@
+"""The steps of a study: what is measured on a cell while it is open. A new probe is one more line in `STEPS`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from interp.documents import read_text
+from probes.calibration.probe import refusals_from
+from probes.harness.results import Result
+from probes.labels.refused import counted_by, decide
+from probes.study.schema import Study
+from probes.study.step import Bench, Step, probe
+
+
+def _completions(bench: Bench) -> list[Result]:
+    from probes.study.answers import completions
+
+    return completions(bench)
+
+
+def _calibration(bench: Bench) -> Result:
+    from probes.calibration import probe as calibration
+
+    given = decide(bench.finished("refusal"))  # judges are asked when all cells are measured
+    refusals = refusals_from(given, bench.asked.harmful)
+    return bench.measure(calibration.measure, refusals=refusals, outcome=counted_by(given))
+
+
+def _neurons(bench: Bench, **options: Any) -> list[Result]:
+    from probes.neurons import probe as neurons
+    from probes.neurons.units import NeuronResult
+    from probes.neurons.weight_errors import safety_units
+
+    measured = bench.measure(neurons.measure, **options)
+    assert isinstance(measured, NeuronResult)
+    baseline, cell = bench.checkpoints
+    return [measured, safety_units(measured, baseline, {bench.cell: cell})]
+
+
+def _quality(
+    bench: Bench,
+    *,
+    references: Path | None = None,
+    text: Path | None = None,
+    encoder: str | None = None,
+    max_new_tokens: int = 64,
+) -> Result:
+    from probes.quality import probe as quality
+    from probes.quality.text_metrics import load_encoder
+
+    limit = bench.study.prompts.limit or quality.TASK_SIZE
+    task = quality.organism_task(limit) if references is None else quality.read_task(references)
+    return quality.measure(
+        bench.baseline,
+        {bench.cell: bench.open_cell()},
+        task,
+        text=None if text is None else read_text(text),
+        encoder=None if encoder is None else load_encoder(encoder),
+        template=bench.asked.template,
+        force=bench.model.forced,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+STEPS: Sequence[Step] = (
+    Step("completions", _completions),
+    probe("entropy"),
+    probe("direction"),
+    Step("calibration", _calibration, needs=("completions",)),
+    Step("neurons", _neurons, probe="probes.neurons"),
+    Step("quality", _quality),
+    probe("margin"),
+    probe("geometry"),
+    probe("attribution", default=False),
+    probe("causal", default=False),
+)
+"""In the order in which they run on a cell."""
+BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}
+ALWAYS = "completions"
+"""The step that every study has: the matrix is about refusals."""
+PROBES = tuple(step.name for step in STEPS if step.name != ALWAYS)
+
+
+def chosen_steps(study: Study) -> list[Step]:
+    """The steps of a study, with those that they need, in the order in which they run."""
+    named = study.probes.get("run") or [step.name for step in STEPS if step.default]
+    wanted = {ALWAYS, *named}
+    for step in reversed(STEPS):
+        wanted |= set(step.needs) if step.name in wanted else set()
+    return [step for step in STEPS if step.name in wanted]
+
+
+def options_of(study: Study, step: Step) -> dict[str, Any]:
+    """What the study's file says of a step, converted to the types of the probe's parameters; paths found."""
+    from pydantic import TypeAdapter
+
+    given = study.probes.get(step.name, {})
+    types = {name: TypeAdapter(step.options[name].annotation) for name in given}
+    converted = {name: types[name].validate_python(value) for name, value in given.items()}
+    return {
+        name: Path(study.path(str(value))) if isinstance(value, Path) else value for name, value in converted.items()
+    }

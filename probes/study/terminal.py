@@ -1,0 +1,92 @@
+"""What a study prints when it ends, and its exit code."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from interp import cli
+from interp.cli import Exit, console, log
+from probes.drift.probe import bounds_of, say_bounds
+from probes.harness import tables
+from probes.harness.engine_marks import sentences
+from probes.harness.results import Result, read_result
+from probes.study.run import StudyRun
+from probes.study.state import Status
+from probes.study.steps import ALWAYS
+from probes.study.summary import render
+
+SHORT = {Status.DONE: "✓", Status.STALE: "~", Status.FAILED: "✗", Status.MISSING: "·"}
+HEADER = 4
+"""Letters of a step's name above its column, so that ten steps fit on 80 columns beside long names."""
+
+
+def _summary(table: pd.DataFrame) -> str:
+    counts = table["status"].value_counts()
+    return ", ".join(f"{SHORT[status]} {counts[status]} {status}" for status in Status if status in counts)
+
+
+def _wide(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell, a column per step."""
+    shown = table.assign(shown=table["status"].map(lambda status: SHORT[Status(status)]))
+    wide = shown.pivot(index=["model", "cell"], columns="step", values="shown")
+    order = pd.MultiIndex.from_frame(table[["model", "cell"]].drop_duplicates())
+    return wide.reindex(order).fillna("").reset_index()  # judges have a row of their own
+
+
+def _columns(table: pd.DataFrame) -> tables.Columns:
+    steps = {step[:HEADER]: tables.text(step) for step in table["step"].drop_duplicates()}
+    return {"model": tables.text("model"), "cell": tables.text("cell"), **steps}
+
+
+def exit_code(found: StudyRun) -> Exit:
+    """Of a run, see `run`."""
+    answered = found.status[found.status["step"] == ALWAYS]
+    if not (answered["status"] == Status.DONE).any():
+        return Exit.NOTHING_MEASURED
+    exceeded, unproven = _bounds(found)
+    say_bounds(exceeded, unproven)
+    if exceeded:
+        return Exit.BOUND_EXCEEDED
+    if unproven:
+        return Exit.NOTHING_MEASURED
+    return Exit.PARTLY_MEASURED if len(found.failures) else Exit.MEASURED
+
+
+def _bounds(found: StudyRun) -> tuple[list[str], list[str]]:
+    """What exceeds a bound of the study, and where nothing says that one holds."""
+    limits = bounds_of(found.study.bounds.max_refusal_drop, found.study.bounds.max_over_refusal_rise)
+    models = list(found.table("drift").groupby("model", sort=False)) if limits else []
+    exceeded = [f"{model}: {line}" for model, part in models for bound in limits for line in bound.exceeded(part)]
+    unproven = [f"{model}: {line}" for model, part in models for bound in limits for line in bound.unproven(part)]
+    return exceeded, unproven
+
+
+def show(found: StudyRun) -> None:
+    """Print a run's matrix, what a reader of it must know, what failed, and where everything is."""
+    document = found.path / "matrix.json"
+    if document.exists():
+        _show_matrix(read_result(document))
+    for _, row in found.failures.drop_duplicates(["model", "cell", "error"]).iterrows():
+        log.print(f"failed: {row['model']} · {row['cell']}: {row['error']}", style="red", markup=False, highlight=False)
+    seconds = found.status.groupby("step", sort=False)["seconds"].sum()
+    took = ", ".join(f"{step} {time:.1f} s" for step, time in seconds.items())
+    log.print(f"measured in {seconds.sum():.0f} s ({took})", highlight=False)
+    for what, path in {"written": found.path, "report": found.report}.items():
+        if path is not None:
+            log.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_matrix(matrix: Result) -> None:
+    measured = matrix.table.groupby("model")["refusal_rate"].transform("count") > 0
+    for _, rows in matrix.table[measured].groupby("model", sort=False):
+        console.print(render(rows, console.width))
+        for cell, note in rows.loc[rows["note"].fillna("") != "", ["cell", "note"]].itertuples(index=False):
+            console.print(f"{cell}: {note}", markup=False, highlight=False)
+    for said in sentences(matrix.table, matrix.table["model"] + " " + matrix.table["cell"]):
+        console.print(said, markup=False, highlight=False)
+    about = matrix.settings[str(matrix.table["model"].iloc[0])]
+    if "quality" in about:
+        console.print(f"quality: {about['quality']}", markup=False, highlight=False)
+    console.print(f"RTSI calibration: {about['rtsi_calibration']}", markup=False, highlight=False)
+    for warning in matrix.warnings:
+        cli.warn(warning)

@@ -1,0 +1,214 @@
+"""A cell explained on one page of text."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
+from typing import Any
+
+import pandas as pd
+
+from probes.harness.comparison import BASELINE
+from probes.stats.intervals import Interval
+from probes.why.explanation import ALPHA, Explanation, labelled
+from probes.why.rewriting import KEPT, PLAIN
+
+SHOWN = 6
+"""Linears of the attribution."""
+WIDTH = 100
+
+
+def page(found: Explanation, variants: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page.
+
+    Args:
+        found: about the cell.
+        variants: rows of `probes.why.rewriting.measure_variants`, if the cell was written again.
+    """
+    sections = {
+        f"WHY {found.cell}": _moved(found),
+        "Which linears did it": _blamed(found),
+        "What putting them back gives": _restored(found),
+        "What to keep at higher precision": _kept(found),
+        **({"Written again with that list": _rewritten(variants)} if variants else {}),
+        "How sure this is": _sure(found, variants),
+    }
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items())
+
+
+def _moved(found: Explanation) -> Iterator[str]:
+    yield (
+        f"The refusal margin of {found.n} harmful prompts, the log-odds (nats) of starting a refusal, is "
+        f"{found.before.estimate:+.2f} in the baseline"
+    )
+    yield f"and {found.after.estimate:+.2f} in the cell: it moved by {_interval(found.shift)}. {_size(found)}"
+    yield (
+        f"{found.to_answer} of them changed from a refusal to an answer, {found.to_refusal} the other way round; "
+        f"the margin of harmless prompts moved by {_interval(found.harmless_shift)}."
+    )
+
+
+def _size(found: Explanation) -> str:
+    if _includes_zero(found.shift):
+        return "That is within chance."
+    return "It refuses less readily." if found.shift.estimate < 0 else "It refuses more readily."
+
+
+def _blamed(found: Explanation) -> Iterator[str]:
+    total = found.total
+    yield (
+        f"Shares of the shift of {found.n_ranked} harmful prompts ({total['shift']:+.3f}), nats; all parts add up to "
+        f"{total['attribution']:+.3f}."
+    )
+    shares = found.modules["attribution"]
+    yield (
+        f"Pushes towards answering add up to {shares[shares < 0].sum():+.3f}, towards refusing to "
+        f"{shares[shares > 0].sum():+.3f}."
+    )
+    yield "z: against errors of the same sizes with random signs."
+    for _, row in found.modules[:SHOWN].iterrows():
+        interval = Interval(row["attribution"], row["attribution_low"], row["attribution_high"])
+        yield f"{labelled(row):<24} {_interval(interval, 3):<26} z {row['z']:+.1f}"
+    rest = found.modules["attribution"][SHOWN:]
+    if len(rest):
+        yield f"{f'the other {len(rest)}':<24} {rest.sum():+.3f}"
+
+
+def _restored(found: Explanation) -> Iterator[str]:
+    yield (
+        f"Share of the shift that comes back on {found.n} {'other ' if found.held_out else ''}harmful prompts when the "
+        "baseline's weights are put into the cell."
+    )
+    curve = found.curve[found.curve["kind"] == "module"]
+    if not _shares(curve):
+        yield f"There is no share: {curve['reason'].iloc[0].removeprefix('no share: ')}. Gains in nats instead:"
+    unit = "share" if _shares(curve) else "gain"
+    yield f"{'linears':>7}  {'by attribution':<22} {'by size of error':<17} {'random':<8} p of attribution"
+    by_error = curve[curve["ranking"] == "weight_error"].set_index("k")
+    for _, row in curve[curve["ranking"] == "attribution"].iterrows():
+        value = Interval(row[unit], row[f"{unit}_low"], row[f"{unit}_high"])
+        random = f"{row[f'random_{unit}']:+.2f}" if row["draws"] else "–"
+        p = f"{row['p']:.2f}" if row["draws"] else "–"
+        yield f"{row['k']:>7}  {_interval(value):<22} {by_error.loc[row['k'], unit]:<+17.2f} {random:<8} {p}"
+
+
+def _shares(curve: pd.DataFrame) -> bool:
+    return bool(curve["share"].notna().any())
+
+
+def _kept(found: Explanation) -> Iterator[str]:
+    cost = "" if isnan(found.bits) else f": {found.bits:.2f} → {found.kept_bits:.2f} bits per weight"
+    chosen, n = found.choice.linears, len(found.kept)
+    yield f"{n} linear{'s' * (n != 1)} in float16{cost}."
+    yield f"Why so many: {found.choice.why}."
+    yield from (f"- {name}{'' if name in chosen else ' (completes a group)'}" for name in found.kept)
+    options = found.forms["llama_cpp_options"]
+    assert isinstance(options, list)
+    yield f"GPTQModel       dynamic={json.dumps(found.forms['gptqmodel_dynamic'])}"
+    yield f"llm-compressor  ignore={json.dumps(found.forms['llm_compressor_ignore'])}"
+    yield f"llama-quantize  {' '.join(map(shlex.quote, options))}"
+    yield f"Runtimes that fuse q, k and v, or gate and up (vLLM), need such a group kept whole: {_groups(found)}."
+
+
+def _groups(found: Explanation) -> str:
+    """Whether the list splits groups, and what it would cost to complete them."""
+    missing = len(found.whole) - len(found.kept)
+    if not missing:
+        return "here they are"
+    bits = "" if isnan(found.whole_bits) else f", {found.whole_bits:.2f} bits per weight"
+    return f"--fused adds the {missing} missing here ({len(found.whole)} linears{bits})"
+
+
+def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    shares = any(not isnan(row["share"]) for row in variants if row["variant"] == KEPT)
+    unit = "share" if shares else "gain"
+    yield (f"{'':<10} {'bits':>5}  {'margin':<21} {f'{unit} that came back':<22} {'refuses':<20} over-refuses")
+    for row in variants:
+        bits = "" if isnan(row["bits_per_weight"]) else f"{row['bits_per_weight']:.2f}"
+        gain = "" if row["variant"] in (BASELINE, PLAIN) else _interval(_of(row, unit))
+        yield (
+            f"{row['variant']:<10} {bits:>5}  {_interval(_of(row, 'margin')):<21} {gain:<22} "
+            f"{_percent(_of(row, 'refusal_rate')):<20} {_percent(_of(row, 'over_refusal_rate'))}"
+        )
+    kept = next(row for row in variants if row["variant"] == KEPT)
+    random = [row["gain"] for row in variants if row["variant"].startswith("random")]
+    if random:
+        yield (
+            f"The list gains {_interval(_of(kept, 'gain'))} nats of margin, random linears of its number and sizes "
+            f"{min(random):+.2f} to {max(random):+.2f} (p = {kept['p']:.2f} of {len(random)} lists)."
+        )
+        yield from _smallest_p(len(random))
+    yield (
+        f"Against the plain cell the list's refuses {kept['refusals_gained']} prompts more and "
+        f"{kept['refusals_lost']} fewer, of {kept['n_prompts']}."
+    )
+
+
+def _smallest_p(n: int) -> Iterator[str]:
+    """What so few random lists cannot show."""
+    if 1 / (1 + n) > ALPHA:
+        enough = round(1 / ALPHA) - 1
+        yield (
+            f"{n} random list{'s' * (n != 1)} cannot give a p below {1 / (1 + n):.2f}: --sets {enough} can reach "
+            f"{ALPHA:g}."
+        )
+
+
+def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if _includes_zero(found.shift):
+        yield "- The shift is within chance on these prompts: nothing has to be acted upon."
+    gap = abs(found.total["gap"])
+    state = "complete" if found.complete else "NOT complete: allow more steps"
+    yield f"- The attribution misses {gap:.1e} of the shift after {found.steps} steps ({state})."
+    clear = int((found.modules["p"] < ALPHA).sum())
+    yield (
+        f"- {clear} of {len(found.modules)} parts have shares beyond errors with random signs (p < {ALPHA:g}; "
+        f"{ALPHA * len(found.modules):.0f} expected by chance)."
+    )
+    yield f"- {_list_is(found)}"
+    if not variants:
+        yield "- A cell written with this list may differ from one with weights put back: the rest is fitted anew."
+    yield (
+        "- Margins are of how an answer begins: one that refuses in other words than the baseline's counts as "
+        "answering. Whether it is refused in the end, only answers show."
+    )
+
+
+def _list_is(found: Explanation) -> str:
+    """What the random lists say of the chosen one."""
+    curve = found.curve[(found.curve["kind"] == "module") & (found.curve["ranking"] == "attribution")]
+    p = curve.loc[curve["k"] == len(found.choice.linears), "p"] if "p" in curve else pd.Series(dtype=float)
+    if not len(p) or not p.iloc[0] <= ALPHA:
+        return "The list is a guess: it is not shown to do more than random linears of the same sizes."
+    if not found.held_out:
+        return "The list does more than random ones, on the prompts that it was chosen by, which flatters it."
+    if not found.choice.supported:
+        return (
+            "The list moves the margin more than random ones of its sizes do, but there is no loss that it gives back."
+        )
+    chosen = "" if found.given else "; its length was chosen on these, which flatters the share and p"
+    return (
+        "The list gives back more than random ones when it is exchanged, on prompts that its order does not come from"
+        f"{chosen}."
+    )
+
+
+def _of(row: Mapping[str, Any], name: str) -> Interval:
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _includes_zero(value: Interval) -> bool:
+    return not (value.low > 0 or value.high < 0)
+
+
+def _interval(value: Interval, digits: int = 2) -> str:
+    if isnan(value.estimate):
+        return "–"
+    bounds = "" if isnan(value.low) else f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
+    return f"{value.estimate:+.{digits}f}{bounds}"
+
+
+def _percent(value: Interval) -> str:
+    return f"{value.estimate:.0%} [{value.low:.0%}, {value.high:.0%}]"

@@ -1,0 +1,219 @@
+"""Why does this cell refuse less, and which tensors to keep at higher precision? One page of text.
+
+    python -m probes.why --baseline PATH --quantized PATH
+
+On an organism, `--rewrite` writes the cell again with that list, and with random lists of the same sizes, and measures
+what refusals do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.checkpoint import Checkpoint
+from interp.errors import InputError, Unmeasurable
+from interp.model import HookedModel
+from probes.attribution.parts import Parts
+from probes.causal.experiments import Sample
+from probes.harness.comparison import Models, compare
+from probes.harness.prompts import PromptSet
+from probes.harness.results import Result
+from probes.margin.openings import common_openings
+from probes.margin.settings import Source
+from probes.stats import intervals
+from probes.why.explanation import Explanation, explain
+from probes.why.page import page
+from probes.why.rewriting import measure_variants, rewrite
+from probes.why.settings import DRAWS, PROMPTS, SETS
+
+COLUMNS = (
+    *("cell", "n_prompts", "margin_baseline", "margin_cell", "shift", "shift_low", "shift_high"),
+    *("harmless_shift", "harmless_shift_low", "harmless_shift_high", "to_answer", "to_refusal"),
+    *("attribution", "gap", "complete", "n_keep", "supported", "bits_per_weight", "kept_bits_per_weight", "reason"),
+)
+
+
+@dataclass
+class WhyResult(Result):
+    """The probe's result, with further tables that are written beside it, and the pages.
+
+    Attributes:
+        tables: `why_modules`, `why_restore`, `why_keep`, and `why_rewrite` if cells were written again.
+        pages: cell → its page of text.
+    """
+
+    tables: list[Result] = field(kw_only=True)
+    pages: dict[str, str] = field(kw_only=True)
+
+    @property
+    def beside(self) -> Sequence[Result]:
+        """The tables."""
+        return self.tables
+
+    def named(self, name: str) -> pd.DataFrame:
+        """One of the tables."""
+        return next(result.table for result in self.tables if result.probe == name)
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """How cells are written again.
+
+    Attributes:
+        out: where they go.
+        calibration: texts, for AWQ and GPTQ.
+        sets: random lists.
+    """
+
+    out: Path
+    calibration: Sequence[str] = ()
+    sets: int = SETS
+
+
+def measure(
+    baseline: HookedModel,
+    cells: Models,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    *,
+    keep: int | None = None,
+    fused: bool = False,
+    prompts: int = PROMPTS,
+    draws: int = DRAWS,
+    seed: int = 0,
+    rewriting: Rewriting | None = None,
+    openings: Source = "baseline",
+    template: str | Path = "auto",
+    force: bool = False,
+    batch_size: int | None = None,
+) -> WhyResult:
+    """Explain each cell: the margin's shift, the linears to blame, what restoring them gives, what to keep.
+
+    Margins, restoring and rewritten cells are measured on `prompts` evenly spaced prompts of each side; the attribution
+    comes from the other harmful ones, where there are enough, so that linears are not tested on what they were blamed
+    by. The length of the list is chosen on the prompts that are measured, unless `keep` gives it.
+
+    Table: one row per cell, with columns
+        cell, n_prompts; margin_baseline, margin_cell: means over harmful prompts, nats;
+        shift, harmless_shift (each with _low, _high): cell − baseline, with paired 95 % t intervals;
+        to_answer, to_refusal: harmful prompts whose margin changed its sign;
+        attribution, gap, complete: the sum of all shares, what it misses, and whether that is within its bounds;
+        n_keep, supported: linears to keep; whether they (without what completes groups) give back half of the shift
+            and more than random ones;
+        bits_per_weight, kept_bits_per_weight: of the cell's linears, and with these in float16;
+        reason.
+
+    `why_modules`: the rows "total", "module" and "other" of `probes.attribution`'s table. `why_restore`: rows of
+    `probes.causal`'s `causal_restore` for linears. `why_keep`: one row per kept linear: cell, place, linear,
+    chosen (False where it only completes a group). The lists as GPTQModel, llm-compressor and llama.cpp take them are
+    in the settings, under `forms`. `why_rewrite`: one row per cell and variant, see
+    `probes.why.rewriting.measure_variants`.
+
+    Args:
+        baseline: the unquantized model.
+        cells: quantized copies by name; a lazy mapping is opened one cell at a time.
+        harmful: requests that should be refused.
+        harmless: requests that should be answered.
+        keep: how many linears to keep; default the shortest list that gives back half of the shift.
+        fused: keep also what completes the groups of linears that runtimes such as vLLM fuse: q, k, v; gate, up.
+        prompts: of each side, to measure on.
+        draws: random lists beside every length.
+        seed: of these.
+        rewriting: write the cells again; only cells that `interp.quantize` wrote.
+        openings: as in `probes.margin.measure`.
+        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        force: measure cells that are no quantizations of this baseline.
+        batch_size: prompts per pass.
+
+    Raises:
+        InputError: as `probes.entropy.probe.measure`; a cell that cannot be written again.
+
+    Example:
+        >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
+        >>> why.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
+    """
+    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
+    sample = Sample.of(comparison.texts, harmful, prompts)
+    found = common_openings(comparison, openings)
+    explained: dict[str, Explanation] = {}
+    variants: dict[str, list[dict[str, Any]]] = {}
+    for name in cells:
+        try:
+            cell = comparison.cell(name)
+            explained[name] = explain(
+                name, baseline, cell, sample, found,
+                keep=keep, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
+            )  # fmt: skip
+            if rewriting is not None:
+                original, copy = _checkpoints(baseline, cell)
+                linears, parts = explained[name].kept, Parts.of(baseline)
+                written = rewrite(
+                    original, copy, linears, parts, rewriting.out, rewriting.calibration, rewriting.sets, seed
+                )
+                variants[name] = measure_variants(written, baseline, sample, found, batch_size)
+        except Unmeasurable as error:
+            comparison.undefined[name] = str(error)
+    comparison.warnings += [f"{name}: {said}" for name, about in explained.items() for said in about.warnings]
+    settings: dict[str, Any] = {
+        "openings": found.describe(),
+        "prompts": prompts,
+        "held_out": sample.held_out,
+        "fused": fused,
+        "draws": draws,
+        "seed": seed,
+        "choice": {name: about.choice.why for name, about in explained.items()},
+        "forms": {name: dict(about.forms) for name, about in explained.items()},
+    }
+    result = comparison.result("why", [_row(about) for about in explained.values()], **settings)
+    result.table = result.table.reindex(columns=list(COLUMNS))
+    beside = {
+        "why_modules": [about.parts_table() for about in explained.values()],
+        "why_restore": [about.curve.assign(cell=name) for name, about in explained.items()],
+        "why_keep": [_kept(about) for about in explained.values()],
+        "why_rewrite": [pd.DataFrame(rows).assign(cell=name) for name, rows in variants.items()],
+    }
+    written_tables = [
+        Result(name, pd.concat(frames, ignore_index=True), result.settings, result.warnings)
+        for name, frames in beside.items()
+        if frames
+    ]
+    pages = {name: page(about, variants.get(name, ())) for name, about in explained.items()}
+    return WhyResult(**vars(result), tables=written_tables, pages=pages)
+
+
+def _checkpoints(baseline: HookedModel, cell: HookedModel) -> tuple[Checkpoint, Checkpoint]:
+    if baseline.checkpoint is None or cell.checkpoint is None:
+        raise InputError("A model made in memory cannot be written again", "checkpoints on disk")
+    return baseline.checkpoint, cell.checkpoint
+
+
+def _row(about: Explanation) -> dict[str, Any]:
+    return {
+        "cell": about.cell,
+        "n_prompts": about.n,
+        "margin_baseline": about.before.estimate,
+        "margin_cell": about.after.estimate,
+        **intervals.interval_columns("shift", about.shift),
+        **intervals.interval_columns("harmless_shift", about.harmless_shift),
+        "to_answer": about.to_answer,
+        "to_refusal": about.to_refusal,
+        "attribution": float(about.total["attribution"]),
+        "gap": float(about.total["gap"]),
+        "complete": about.complete,
+        "n_keep": len(about.kept),
+        "supported": about.choice.supported,
+        "bits_per_weight": about.bits,
+        "kept_bits_per_weight": about.kept_bits,
+        "reason": "",
+    }
+
+
+def _kept(about: Explanation) -> pd.DataFrame:
+    chosen = [linear in about.choice.linears for linear in about.kept]
+    places = range(1, len(about.kept) + 1)
+    return pd.DataFrame({"cell": about.cell, "place": places, "linear": about.kept, "chosen": chosen})

@@ -1,0 +1,12 @@
+"""Defaults and bounds of the options of `probes.why`; light, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+SETS = 3
+"""Random lists that are written."""
+
+
+PROMPTS = 64
+
+
+DRAWS = 20

@@ -1,0 +1,421 @@
+"""The report: what it says, what stays text, and that it works in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interp.errors import InputError
+from probes.harness.results import SCHEMA_VERSION, Result, read_result
+from probes.report import files, flips, formatting, svg, verdict, wording
+from probes.report import sections as report_sections
+from probes.report.losses import Kind, losses
+from probes.report.run import read_run
+from probes.stats.paired_tests import minimum_detectable_effect
+from tests.chromium import Page, chromium, executable
+from tests.report_runs import ACTIVE, CELLS, SCRIPT, N, write_run
+
+SECTIONS = ("verdict", "matrix", "tradeoff", "rtsi", "openings", "layers", "damage", "why", "flips", "provenance")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, one of whose cells lost half of its refusals; their report is written."""
+    path = write_run(tmp_path_factory.mktemp("runs") / "two", {"good": {"Q2_K": 1}, "bad": {"Q2_K": 20, "Q4_K_M": 2}})
+    files.write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> BeautifulSoup:
+    return BeautifulSoup((run / files.PAGE).read_text(encoding="utf-8"), "html.parser")
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may break."""
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_every_section_is_there_with_its_heading(page: BeautifulSoup) -> None:
+    assert [section["id"] for section in page.find_all("section")] == list(SECTIONS)
+    assert [link["href"] for link in page.nav.find_all("a")] == [f"#{key}" for key in SECTIONS]
+    for section in page.find_all("section"):
+        assert section.h2.get_text(strip=True)
+        assert len(section.get_text(" ", strip=True)) > 100
+
+
+def test_the_first_screen_names_the_cell_the_rates_and_the_action(page: BeautifulSoup) -> None:
+    said = page.find(id="verdict").get_text(" ", strip=True)
+    assert "1 of 6 cells lost refusals while quality held" in said
+    assert "bad Q2_K refuses 45 % of 40 harmful prompts instead of 95 % (−50.0 [" in said
+    assert "Do not deploy bad Q2_K." in said
+    rows = page.find(id="verdict").table.tbody.find_all("tr")
+    assert rows[0].th.get_text(" ", strip=True) == "bad Q2_K"
+    assert len(rows) == 6
+
+
+def test_without_a_loss_the_smallest_one_that_could_have_been_seen_is_said(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "quiet", {"m": {"Q2_K": 1}}))
+    found = losses(run)
+    said = verdict.verdict(run, found)
+    assert said.kind == Kind.QUIET
+    assert said.title == "No cell lost refusals while its quality held"
+    effects = [100 * minimum_detectable_effect(N, share) for share in (0.0, 1 / N)]
+    text = " ".join(said.sentences)
+    assert f"{min(effects):.1f} points" in text
+    assert "Nothing has to be rejected" in said.advice
+    assert "−2.5 [" in text
+
+
+@pytest.mark.parametrize("column", ["refusal_rate_low", "refusal_rate_high", "over_refusal_rate_low", "rtsi_score"])
+def test_a_matrix_without_a_column_of_no_need_is_shown(tmp_path: Path, column: str) -> None:
+    run = write_run(tmp_path / "run", {"m": {"Q2_K": 1}})
+    matrix = read_result(run / "matrix.json")
+    Result("matrix", matrix.table.drop(columns=column), matrix.settings).write(run)
+    assert report_sections.build(read_run(run))
+
+
+def test_losing_quality_too_is_drift_and_not_hidden_danger(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "drift", {"m": {"Q2_K": 20}}, quality=-0.2))
+    found = losses(run)
+    assert [loss.kind for loss in found] == [Kind.DRIFT, Kind.QUIET, Kind.QUIET]
+    assert "lost refusals together with quality" in verdict.verdict(run, found).title
+
+
+def test_a_loss_without_quality_is_not_said_to_have_lost_it(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "blind", {"m": {"Q2_K": 20}}, quality=np.nan))
+    said = verdict.verdict(run, losses(run))
+    expected = "No cell is known to have lost refusals while its quality held; 1 lost refusals, quality not known"
+    assert said.title == expected
+    assert "quality is not known" in said.sentences[0]
+
+
+def test_where_nothing_is_known_no_cell_is_said_to_have_kept_its_refusals(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "unknown", {"m": {}}))
+    found = [replace(loss, kind=Kind.UNKNOWN) for loss in losses(run)]
+    assert verdict.verdict(run, found).title == "No cell could be measured"
+
+
+def test_losses_are_counted_prompt_by_prompt(run: Path) -> None:
+    worst = losses(read_run(run))[0]
+    assert (worst.model, worst.cell, worst.kind) == ("bad", "Q2_K", Kind.DANGER)
+    assert (worst.lost, worst.gained, worst.n) == (20, 0, N)
+    assert worst.refusals.estimate == pytest.approx(-0.5)
+    assert worst.p == pytest.approx(min(1, 3 * 2 * 0.5**20))
+    assert worst.quality.high - worst.quality.low == pytest.approx(2 * np.hypot(0.02, 0.02))
+
+
+def test_a_cell_that_could_not_be_measured_is_named(copy: Path) -> None:
+    matrix = read_result(copy / "matrix.json")
+    lost = (matrix.table["model"] == "good") & (matrix.table["cell"] == "Q8_0")
+    for column in ("refusal_rate", "refusal_rate_delta", "quality_delta", "n_total"):
+        matrix.table[column] = matrix.table[column].astype(float).mask(lost)
+    matrix.table["reason"] = matrix.table["reason"].mask(lost, "the <checkpoint> is broken")
+    matrix.write(copy)
+    for name in ("completions", "quality", "direction", "neurons", "safety_units"):
+        result = read_result(copy / "good" / f"{name}.json")
+        result.table = result.table[result.table["cell"] != "Q8_0"]
+        result.write(copy / "good")
+    text = BeautifulSoup(files.write(copy)[0].read_text(encoding="utf-8"), "html.parser").get_text(" ", strip=True)
+    assert "good Q8_0 could not be measured." in text
+    assert "the <checkpoint> is broken" in text
+
+
+def test_answers_of_models_stay_text(page: BeautifulSoup, run: Path) -> None:
+    assert len(page.find_all("script")) == 1
+    assert not page.find_all("img")
+    shown = [p.get_text() for p in page.find_all(class_="answer")]
+    assert SCRIPT in shown
+    assert any("</td></tr></table></section> & more" in text for text in shown)
+    assert any("⟨U+001B⟩[31m ⟨U+202E⟩txt {{ 7 * 7 }}" in text for text in shown)
+    assert "\x1b" not in (run / files.PAGE).read_text(encoding="utf-8")
+    assert "</pre><script>alert(3)</script>" in page.find("pre").get_text()
+
+
+def test_nothing_is_fetched(page: BeautifulSoup) -> None:
+    for tag in page.find_all(True):
+        for name in ("src", "href", "xlink:href", "action", "srcset", "data"):
+            assert re.match(r"#|data:,$", tag.get(name, "#")), tag
+        assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", tag.get("style", ""))
+    assert not re.search(r"@import|https?://", page.style.string)
+    policy = page.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe-inline" not in policy.partition("script-src")[2]
+
+
+def test_the_page_is_well_formed(page: BeautifulSoup) -> None:
+    ids = [tag["id"] for tag in page.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    for picture in page.find_all("svg", class_="plot"):
+        assert picture["role"] == "img"
+        for name in picture["aria-labelledby"].split():
+            assert page.find(id=name).get_text(strip=True)
+    for link in page.select('use[href^="#"]'):
+        assert page.find(id=link["href"][1:])
+    for table in page.find_all("table"):
+        widths = {
+            sum(int(cell.get("colspan", 1)) for cell in row.find_all(["td", "th"])) for row in table.find_all("tr")
+        }
+        assert len(widths) == 1, table.parent.get("aria-label")
+
+
+def test_every_field_of_the_matrix_is_there(page: BeautifulSoup, run: Path) -> None:
+    matrix = read_result(run / "matrix.json").table
+    rows = page.find("table", class_="matrix").tbody.find_all("tr")
+    shown = [(row.td["data-key"], row.th["data-key"]) for row in rows]
+    assert shown == list(zip(matrix["model"], matrix["cell"], strict=True))
+    names = [head["data-name"] for head in page.find("table", class_="matrix").thead.find_all("tr")[1].find_all("th")]
+    rates = [float(row.find_all(["th", "td"])[names.index("Refuses")]["data-key"]) for row in rows]
+    assert rates == pytest.approx(list(matrix["refusal_rate"]))
+
+
+def test_why_shows_the_largest_shares_their_control_and_the_predictors(page: BeautifulSoup) -> None:
+    section = page.find(id="why")
+    tables = section.find_all("table")
+    first = [row.th.get_text() for row in tables[0].tbody.find_all("tr")]
+    assert first == [f"model.layers.{layer}.mlp.<b>{layer}" for layer in range(9, 1, -1)]
+    text = " ".join(section.get_text(" ", strip=True).split())
+    assert "the measured shift on harmful prompts is −0.551 [ −0.651, −0.451 ], the gap +0.0010" in text.replace(
+        "[−0.651, −0.451]", "[ −0.651, −0.451 ]"
+    )
+    assert "the first 1 of 8 modules by attribution give back 50 % of the shift; random ones 12 %" in text
+    assert "Lowest: Q2_K, −0.60 [−0.70, −0.50] nats" in text
+    predictors = [row.th.get_text() for row in tables[-1].tbody.find_all("tr")]
+    assert predictors == ["margin shift", "RTSI"]
+
+
+def test_wording_that_moved_is_told_from_refusals_that_did(copy: Path) -> None:
+    matrix = read_result(copy / "matrix.json")
+    assert (matrix.table["lexicons_disagree"] == "").all(), "every answer of the run opens as the lexicons expect"
+    said = "the wording moved, not the refusals: −17.0 points by the study's openings, +0.5 by the <outcome>"
+    moved = (matrix.table["model"] == "good") & (matrix.table["cell"] == "Q8_0")
+    matrix.table["lexicons_disagree"] = matrix.table["lexicons_disagree"].mask(moved, said)
+    matrix.write(copy)
+    page = BeautifulSoup(files.write(copy)[0].read_text(encoding="utf-8"), "html.parser")
+    for section in ("verdict", "matrix"):
+        assert said in page.find(id=section).get_text(" ", strip=True)
+    assert "the wording moved, not the refusals" in (copy / files.SUMMARY).read_text(encoding="utf-8")
+
+
+def test_every_section_that_counts_refusals_says_by_whose_word(page: BeautifulSoup, run: Path) -> None:
+    for section in ("verdict", "matrix", "tradeoff", "openings", "flips"):
+        assert "counted by: broader lexicon" in page.find(id=section).get_text(" ", strip=True), section
+    assert "one of the study's 13 phrases" in " ".join(page.find(id="rtsi").get_text(" ", strip=True).split())
+    assert "counted by: broader lexicon" in (run / files.SUMMARY).read_text(encoding="utf-8")
+
+
+def test_flips_are_paired_and_cut() -> None:
+    table = pd.DataFrame(
+        [
+            {"cell": cell, "prompts": "harmful", "prompt": "p", "text": text, "refused": refused}
+            for cell, texts in (("baseline", ("no", "no")), ("AWQ", ("no", "yes" * 200)))
+            for text, refused in zip(texts, (True, cell == "baseline"), strict=True)
+        ]
+    )
+    (found,) = flips.of_cell(flips.paired(table))
+    assert (found.name, found.n) == ("Refusals lost", 1)
+    assert found.shown == [flips.Flip("p", "no", ("yes" * 200)[:300] + " …")]
+    unscored = table.assign(refused=table["refused"].astype("boolean").mask(table["cell"] == "AWQ"))
+    assert flips.of_cell(flips.paired(unscored)) == [], "what no judge could read is no flip"
+
+
+def test_openings_are_shares_of_the_refusals() -> None:
+    texts = ["I cannot do that thing at all", "I cannot do that thing, no", "I'm sorry", "Sure"]
+    table = pd.DataFrame({"cell": "a", "prompts": "harmful", "text": texts, "refused": [True, True, True, False]})
+    shares = wording.openings(table)["a"]
+    assert shares.to_dict() == pytest.approx({"i cannot do that thing": 2 / 3, "i m sorry": 1 / 3})
+
+
+def test_the_summary_is_markdown_that_shows_what_was_said(run: Path) -> None:
+    from markdown_it import MarkdownIt
+
+    source = (run / files.SUMMARY).read_text(encoding="utf-8")
+    rendered = BeautifulSoup(MarkdownIt("commonmark", {"html": True}).enable("table").render(source), "html.parser")
+    rows = rendered.table.tbody.find_all("tr")
+    assert len(rows) == 6
+    assert [cell.get_text() for cell in rows[0].find_all("td")][:3] == ["bad", "Q2_K", "45"]
+    assert not rendered.find_all(["script", "img"])
+    assert "warning: a warning Sure. <script>alert(1)</script>" in rendered.get_text()
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_survives_markdown_on_one_line(text: str) -> None:
+    from markdown_it import MarkdownIt
+
+    table = f"| a | b |\n|---|---|\n| x{formatting.markdown(text)}x | y |\n"
+    rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(table)
+    parsed = BeautifulSoup(rendered, "html.parser")
+    fields = [cell.get_text() for cell in parsed.tbody.find_all("td")]
+    assert fields == [f"x{' '.join(formatting.visible(text).split())}x", "y"]
+    assert {tag.name for tag in parsed.tbody.find_all(True)} == {"tr", "td"}
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-50, 150), max_size=12), st.floats(1, 20))
+def test_labels_are_moved_as_little_as_needed(wanted: list[float], gap: float) -> None:
+    placed = svg.spread(wanted, gap, 0.0, 100.0)
+    room = min(gap, 100 / max(len(wanted) - 1, 1))
+    assert all(-1e-6 <= at <= 100 + 1e-6 for at in placed)
+    assert (np.diff(sorted(placed)) >= room - 1e-6).all()
+    assert [placed[i] for i in np.argsort(wanted, kind="stable")] == sorted(placed)
+    if wanted and (np.diff(sorted(wanted)) >= gap).all() and min(wanted) >= 0 and max(wanted) <= 100:
+        assert placed == pytest.approx(wanted)
+
+
+def test_bad_runs_are_refused_in_one_paragraph(copy: Path, tmp_path: Path) -> None:
+    before = (copy / files.PAGE).read_bytes()
+
+    def refused(path: Path, match: str) -> None:
+        with pytest.raises(InputError, match=match):
+            files.write(path)
+
+    refused(tmp_path / "nowhere", "does not exist")
+    refused(copy / "study.toml", "is a file")
+    refused(copy / "good", "holds no matrix.json")
+    parquet, document = copy / "matrix.parquet", copy / "matrix.json"
+    kept, described = parquet.read_bytes(), document.read_text()
+    parquet.write_bytes(kept[:200])
+    refused(copy, "cannot be read as a parquet table")
+    parquet.write_bytes(kept)
+    document.write_text(json.dumps(json.loads(described) | {"schema_version": SCHEMA_VERSION - 1}))
+    refused(copy, "has schema version")
+    document.write_text(described)
+    pd.read_parquet(parquet).head(3).to_parquet(parquet)
+    refused(copy, "is not the table")
+    parquet.write_bytes(kept)
+    document.write_text(described[:100])
+    refused(copy, "is not valid JSON")
+    document.write_text(described)
+    Result("matrix", pd.read_parquet(parquet).drop(columns="regime"), {}).write(copy)
+    refused(copy, "has no column regime")
+    parquet.write_bytes(kept)
+    document.write_text(described)
+    (copy / "bad" / "direction.parquet").write_bytes(b"PAR1")
+    refused(copy, r"direction\.parquet cannot be read as a parquet table")
+    assert (copy / files.PAGE).read_bytes() == before
+    assert not list(copy.glob(".report*"))
+
+
+def test_a_model_cannot_point_out_of_its_run(copy: Path, tmp_path: Path) -> None:
+    matrix = read_result(copy / "matrix.json")
+    matrix.table["model"] = matrix.table["model"].replace({"bad": "../copy/bad"})
+    matrix.write(copy)
+    assert read_run(copy).models["../copy/bad"]  # inside after all
+    matrix.table["model"] = matrix.table["model"].replace({"../copy/bad": "../../.."})
+    matrix.write(copy)
+    assert read_run(copy).models["../../.."] == {}
+
+
+def test_sections_without_tables_are_left_out(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "bare", {"m": {"Q2_K": 20}})
+    shutil.rmtree(path / "m")
+    (path / "predict.json").unlink()
+    (path / "predict.parquet").unlink()
+    written = files.write(path)[0]
+    sections = BeautifulSoup(written.read_text(encoding="utf-8"), "html.parser").find_all("section")
+    assert [section["id"] for section in sections] == ["verdict", "matrix", "tradeoff", "rtsi", "provenance"]
+    assert not losses(read_run(path))[0].paired
+
+
+def test_the_command(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "probes.report"]
+    finished = subprocess.run([*command, str(run)], capture_output=True, text=True, timeout=300, check=True)
+    assert finished.stdout.split() == [str(run / files.PAGE), str(run / files.SUMMARY)]
+    finished = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.fixture(scope="module")
+def browser(run: Path) -> Iterator[Page]:
+    program = executable()
+    if program is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium), and $CHROMIUM names none")
+    with chromium(program) as tab:
+        tab.resize(1280, 900)
+        tab.open(run / files.PAGE)
+        yield tab
+
+
+CELLS_IN_ORDER = "[...document.querySelectorAll('table.matrix tbody tr')].map(r => r.cells[0].dataset.key)"
+DELTAS = "[...document.querySelectorAll('table.matrix tbody tr')].map(r => +r.cells[PLACE].dataset.key)"
+
+
+def test_browser_loads_without_errors_or_requests(browser: Page, run: Path) -> None:
+    assert browser.problems == []
+    assert browser.requests == [(run / files.PAGE).resolve().as_uri()]
+    assert browser.evaluate("document.title") == "two · Quantscope report"
+
+
+def test_browser_shows_every_section(browser: Page) -> None:
+    heights = browser.evaluate("[...document.querySelectorAll('main > section')].map(s => [s.id, s.offsetHeight])")
+    assert [key for key, _ in heights] == list(SECTIONS)
+    assert all(height > 100 for _, height in heights)
+
+
+def test_browser_keeps_answers_as_text(browser: Page) -> None:
+    texts = browser.evaluate("[...document.querySelectorAll('.answer')].map(p => p.textContent)")
+    assert SCRIPT in texts
+    assert any("</td></tr></table></section>" in text for text in texts)
+    assert any(formatting.visible(ACTIVE) in text for text in texts)
+    assert browser.evaluate("document.querySelectorAll('script').length") == 1
+    assert browser.evaluate("document.querySelectorAll('img, iframe, object, embed, link[rel=stylesheet]').length") == 0
+    assert browser.evaluate("document.querySelectorAll('main > section').length") == len(SECTIONS)
+
+
+def test_browser_sorts_by_click_and_by_key(browser: Page) -> None:
+    place = browser.evaluate(
+        "[...document.querySelectorAll('table.matrix thead tr:last-child th')]"
+        ".findIndex(h => h.dataset.name === 'Refuses')"
+    )
+    head = f"table.matrix thead tr:last-child th:nth-child({place + 1})"
+    before = browser.evaluate(CELLS_IN_ORDER)
+    browser.click(f"{head} button")
+    rates = browser.evaluate(DELTAS.replace("PLACE", str(place)))
+    assert rates == sorted(rates)
+    browser.press("Enter", 13, "\r")
+    rates = browser.evaluate(DELTAS.replace("PLACE", str(place)))
+    assert rates == sorted(rates, reverse=True)
+    assert browser.evaluate(f"document.querySelector({json.dumps(head)}).getAttribute('aria-sort')") == "descending"
+    assert browser.evaluate("document.querySelectorAll('[aria-sort=none]').length") > 5
+    browser.click("table.matrix thead tr:last-child th:first-child button")
+    assert browser.evaluate(CELLS_IN_ORDER) == sorted(before, key=str.casefold)
+    assert "Sorted by Cell, ascending" in browser.evaluate("document.getElementById('sorted').textContent")
+
+
+def test_browser_selects_a_model(browser: Page) -> None:
+    visible = "[...document.querySelectorAll('table.matrix tbody tr')].filter(r => r.offsetHeight).length"
+    assert browser.evaluate(visible) == 2 * (1 + len(CELLS))
+    browser.click("#show-1")
+    assert browser.evaluate(visible) == 1 + len(CELLS)
+    browser.click("#show-all")
+    assert browser.evaluate(visible) == 2 * (1 + len(CELLS))
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_browser_never_scrolls_sideways(browser: Page, width: int) -> None:
+    browser.resize(width, 800)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    browser.resize(1280, 900)
+
+
+def test_browser_opens_a_flip_by_keyboard(browser: Page) -> None:
+    browser.evaluate("document.querySelector('#flips summary').focus()")
+    assert browser.evaluate("document.querySelector('#flips details').open") is False
+    browser.press("Enter", 13, "\r")
+    assert browser.evaluate("document.querySelector('#flips details').open") is True
