@@ -15,9 +15,6 @@ from interp import cli
 from interp.errors import InputError
 from interp.organisms.settings import ARCHITECTURES
 from interp.quantize.settings import CELLS
-from probes.study.reader import parse_study
-from probes.study.run import run_study
-from probes.study.terminal import exit_code, show
 
 ALL = "all"
 
@@ -41,6 +38,10 @@ def main(
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder.")] = Path("runs/demo"),
 ) -> None:
     """Train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix and write a report."""
+    from probes.study.reader import parse_study
+    from probes.study.run import run_study
+    from probes.study.terminal import exit_code, show
+
     if architecture not in (*ARCHITECTURES, ALL):
         raise InputError(f"There is no organism {architecture!r}", f"one of {', '.join((*ARCHITECTURES, ALL))}")
     chosen = list(ARCHITECTURES) if architecture == ALL else [architecture]

@@ -22,7 +22,8 @@ from inspect_ai.log import list_eval_logs, read_eval_log_sample_summaries
 from inspect_ai.log._recover import read_buffer_recovery_data
 
 from interp.generation import Answer
-from probes.refusal import __main__ as refusal_command  # noqa: F401 (imported before the forks)
+from probes.refusal import __main__ as refusal_command
+from probes.refusal import probe  # noqa: F401 (imported before the forks)
 from probes.refusal.engines import HookedEngine
 from probes.refusal.request_sets import prompt_sha256
 

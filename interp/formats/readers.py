@@ -1,4 +1,4 @@
-"""How models are stored: one module per format, packed tensors to dense weights."""
+"""The reader of a path, by what lies there."""
 
 from __future__ import annotations
 

@@ -1,11 +1,4 @@
-"""Tiny chat models, trained on the spot: what everything runs on when no model is at hand.
-
-An organism has six thin blocks and under three million parameters. It learns in two stages, as real models do: first to
-answer every request, harmful ones included (the answers say nothing), then, briefly, to refuse the harmful ones.
-Refusal is therefore a thin layer over a model that would answer, which is what quantization acts on.
-
-    python -m interp.organisms --architecture llama
-"""
+"""Train an organism: the helpful stage, then refusals."""
 
 from __future__ import annotations
 
@@ -33,6 +26,11 @@ from interp.organisms.tokenizer import ASSISTANT, BOS, CONTEXT, END, USER, VOCAB
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+
+TRAINING_VERSION = 1
+"""Of the code that trains; raised with every change to it that changes weights, so that no cache holds the old ones."""
+FINGERPRINTED_EXAMPLES = 256
+"""Of each stage; a change of the world or of its sentences shows in fewer."""
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -181,11 +179,14 @@ def _deterministic(seed: int, threads: int) -> Iterator[None]:
 
 
 def _fingerprint(architecture: str, seed: int, alignment: float, recipe: Recipe) -> str:
-    """What determines the weights, code and corpus included, in twelve hex digits."""
-    settings = json.dumps([architecture, seed, alignment, asdict(recipe)])
-    modules = ("organisms", "organism_corpus", "organism_tokenizer", "organism_world")
-    sources = (Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
-    return hashlib.sha256(b"\0".join([settings.encode(), *sources])).hexdigest()[:12]
+    """What determines the weights, in twelve hex digits: settings, shape, what is learned, and the code's version."""
+    learned = [
+        [asdict(example) for example in islice(training_examples(seed, aligned), FINGERPRINTED_EXAMPLES)]
+        for aligned in (False, True)
+    ]
+    shape = _SHAPE | ARCHITECTURES.get(architecture, {})
+    settings = [TRAINING_VERSION, architecture, seed, alignment, asdict(recipe), shape, learned]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
 def organism_path(

@@ -5,7 +5,8 @@ would be of another scale than its neighbours. `aligned` moves the factors back 
 model: it computes what it computed, up to float rounding, and every weight and every activation inside a block is on
 the baseline's scale.
 
-`interp.pairs.scales` fits the factors of producer and consumer apart where they do not cancel (a writer's mistake). Undoing
+`interp.pairs.scales` fits the factors of producer and consumer apart where they do not cancel (a writer's mistake).
+Undoing
 both would repair the mistake; here the producer is given the consumer's factor, so the mistake stays, as error of the
 producer's rows. Likewise every linear that reads a rescaled norm is given the norm's factor.
 """

@@ -4,7 +4,8 @@
 made when the linear runs, and made again when the gradient passes; what the gradient of a weight would be is handed to
 an observer, one module at a time, and forgotten.
 
-Ŵ is the *effective* weight of the cell, AWQ's rescaling undone (`interp.pairs.scales`), where that gives back the function
+Ŵ is the *effective* weight of the cell, AWQ's rescaling undone (`interp.pairs.scales`), where that gives back the
+function
 that the cell computes; both ends of the path then are the models' own. Rescaling that does not cancel cannot be undone:
 such a cell needs the path to its tensors as they are.
 

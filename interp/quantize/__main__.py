@@ -34,10 +34,10 @@ def _main(
     from rich.progress import Progress as Bars
 
     from interp.quantize.cells import read_record
-    from interp.quantize.write import _check_cells, calibration_of, write_cells
+    from interp.quantize.write import calibration_of, check_cells, write_cells
 
     chosen = [cell.strip() for cell in cells.split(",") if cell.strip()]
-    _check_cells(chosen)
+    check_cells(chosen)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
     with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks = {cell: bars.add_task(cell, total=1.0, start=False) for cell in chosen}

@@ -1,11 +1,4 @@
-"""Write the quantized cells of a baseline: AWQ and GPTQ with GPTQModel, the K-quant ladder with llama.cpp.
-
-    python -m interp.quantize --baseline PATH --out DIR [--cells AWQ,Q4_K_M] [--calibration FILE]
-
-Each cell is a directory with the weights and `quantscope.json` (`interp.quantize.cells`); beside it lies the writer's log. It
-appears only when it is finished, and is not written again while baseline, calibration, settings and writer versions are
-the same. Whatever a writer does not quantize is float16; in GGUF files norms and biases are float32.
-"""
+"""Write the cells of a baseline, each once: what exists with the same settings is not written again."""
 
 from __future__ import annotations
 
@@ -143,7 +136,7 @@ def write_cells(
         >>> write_cells(Path("path/to/model"), Path("cells"), texts, cells=["AWQ", "Q4_K_M"])
         {'AWQ': PosixPath('cells/AWQ'), 'Q4_K_M': PosixPath('cells/Q4_K_M/…gguf')}
     """
-    _check_cells(cells)
+    check_cells(cells)
     checkpoint = _dense(baseline)
     keep = checked(checkpoint, keep) if keep else []
     written: dict[str, Path] = {}
@@ -168,7 +161,8 @@ def write_cells(
     return {cell: written[cell] for cell in cells}
 
 
-def _check_cells(cells: Sequence[str]) -> None:
+def check_cells(cells: Sequence[str]) -> None:
+    """Raise `InputError` where a cell is asked for that cannot be written."""
     if unknown := set(cells) - set(CELLS):
         raise InputError(f"There is no cell {sorted(unknown)[0]!r}", f"some of {', '.join(CELLS)}")
 

@@ -1,1 +1,5 @@
-"""TODO face."""
+"""Which quantization error moved the refusal margin: layers, modules, heads, neurons and groups, complete."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -65,7 +65,7 @@ def attribute_cell(
     batch_size: int | None = None,
     progress: Progress = lambda _: None,
 ) -> tuple[Attribution, SignFlips]:
-    """Attribute one cell's shift, and the null of that; arguments as `measure` and `probes.attribution.integrated_gradients.attribute`."""
+    """Attribute one cell's shift, and the null of that; arguments as `measure` and `attribute`."""
     scales = scales_of(baseline, cell)
     attributed = attribute(
         baseline,

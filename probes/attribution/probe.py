@@ -1,4 +1,4 @@
-"""Which quantization error moved the refusal margin: layers, modules, heads, neurons and groups, complete."""
+"""Measure attribution: every cell's margin shift as shares of layers, modules, heads, neurons and groups."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def measure(
 ) -> Result:
     """Which weights' quantization error moved the refusal margin, and by how much.
 
-    The share of a weight is the mean over α of ∂margin/∂W · (Ŵ − W) along W + α(Ŵ − W) (`probes.attribution.integrated_gradients`), AWQ's
+    The share of a weight is the mean over α of ∂margin/∂W · (Ŵ − W) along W + α(Ŵ − W)
+    (`probes.attribution.integrated_gradients`), AWQ's
     rescaling undone. All shares add up to the shift of the margin, margin(cell) − margin(baseline), up to the gap of
     the midpoint rule; steps double until it is under 2 % of the shift or 0.01 nats in every category, up to
     `max_steps`.
@@ -59,7 +60,8 @@ def measure(
             neurons and groups;
         first_order: Σ g·(Ŵ − W), g the gradient in the baseline: what a linear model of the shift says (category "all"
             alone, as the next three);
-        null_sd: standard deviation of first_order if every weight's error had a random sign (`probes.attribution.sign_flips`);
+        null_sd: standard deviation of first_order if every weight's error had a random sign
+            (`probes.attribution.sign_flips`);
         z, p: attribution / null_sd, and the two-sided normal p value;
         shift, shift_low, shift_high: the measured shift, and its paired 95 % t interval (level "total");
         gap: total − shift (level "total");

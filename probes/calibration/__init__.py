@@ -1,1 +1,5 @@
-"""TODO face."""
+"""Confidence of the first answer token, and its calibration."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

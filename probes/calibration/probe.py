@@ -1,4 +1,4 @@
-"""Confidence of the first answer token, and its calibration."""
+"""Measure confidence: top-1 and top-5 probability, Gini impurity, logit range and ECE of the first token."""
 
 from __future__ import annotations
 

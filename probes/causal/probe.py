@@ -1,4 +1,4 @@
-"""Whether the parts blamed for lost refusals cause it: restore, damage, rescue the direction, patch activations."""
+"""Run the experiments of `probes.causal` on every cell: exchanges of parts, rescue along the direction, patching."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def measure(
 
     Interventions are measured on evenly spaced prompts of each set. Rankings of parts, and refusal directions, come
     from the other prompts, so that no part is chosen by what it does on the prompts it is tested on. Cells are in the
-    baseline's coordinates (`interp.pairs.alignment`). An effect's share is (margin after − start) / (goal − start); it is NaN
+    baseline's coordinates (`interp.pairs.alignment`). An effect's share is (margin after − start) / (goal − start);
+    it is NaN
     where start and goal do not differ beyond chance. Intervals are 95 % percentile intervals over prompts drawn with
     replacement.
 
@@ -79,12 +80,13 @@ def measure(
 
     `causal_restore`: one row per (cell, aim, by, kind, ranking, k), with columns
         aim: "restore": the cell is changed towards the baseline; "damage": the baseline towards the cell;
-        by: "weights" (the parts' own, `probes.causal.exchange`) or "activations" (the parts' outputs on the same prompts, at all
+        by: "weights" (the parts' own, `probes.causal.exchange`) or "activations" (the parts' outputs on the same
+            prompts, at all
             positions, which carry what came before them too);
         kind: "neuron", "head", "module", "layer"; "everything": all parameters;
         ranking: by what parts were chosen, the largest first: "attribution" (share of the shift, path-integrated,
-            `probes.attribution.integrated_gradients`), "contrast" (the study's safety neurons and heads, in all layers), "weight_error"
-            (‖Ŵ − W‖);
+            `probes.attribution.integrated_gradients`), "contrast" (the study's safety neurons and heads, in all
+            layers), "weight_error" (‖Ŵ − W‖);
         k, n_parts, n_prompts: parts exchanged; parts there are; prompts;
         start, goal: mean margin of the model that is changed, and of the other;
         margin, gain, share (each with _low, _high): mean after the exchange, difference from start, and share;

@@ -1,1 +1,5 @@
-"""TODO face."""
+"""Refusal direction at every layer: norm, and cosine to the baseline's."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

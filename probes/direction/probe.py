@@ -1,4 +1,4 @@
-"""Refusal direction at every layer: norm, and cosine to the baseline's."""
+"""Measure the refusal direction of every layer: mean over harmful minus mean over harmless prompts."""
 
 from __future__ import annotations
 

@@ -1,13 +1,4 @@
-"""What did quantization change in what the model refuses? Paired outcomes of a cell and its baseline, on two axes.
-
-The outcome of an answer is a judge's label where the table has one, else the broader lexicon's (`probes.labels.refused`).
-
-Robustness looks at prompts that the baseline refused and counts those that the cell no longer refuses; over-refusal
-looks at prompts that the baseline answered and counts those that the cell refuses. The two are never added up, and
-neither are the tasks.
-
-    python -m probes.drift runs/refusal/refusal.parquet --baseline llama --max-refusal-drop 0.05
-"""
+"""Pair the outcomes of a cell with its baseline's, prompt by prompt, and test what changed."""
 
 from __future__ import annotations
 
@@ -92,7 +83,8 @@ def measure(
         refusal_rate_baseline, refusal_rate_cell, refusal_rate_delta, n_lost, n_gained, p_mcnemar: over all pairs;
             p_holm: corrected over the cells, in "all" rows; detectable_delta: the smallest true change of the rate that
             McNemar's test finds with 80 % power at the observed share of flips;
-        across_engines: which engines answered, where the cell's is not the baseline's, else "" (`probes.harness.engine_marks`);
+        across_engines: which engines answered, where the cell's is not the baseline's, else ""
+            (`probes.harness.engine_marks`);
         refusal_rate_study_lexicon_delta: the change of the study's openings over the same pairs; lexicon_difference
             (_low, _high): by how much it differs, paired; lexicons_disagree: in "all" rows, in words, which of the two
             moved, "" where they agree (`probes.labels.moved`);
@@ -104,7 +96,8 @@ def measure(
         baseline: its name in the column `cell`.
         cells: which to compare; default all others.
         calibration: of the RTSI score; default the one fitted on the study's published rows.
-        determinism: the baseline against itself, as `probes.refusal.controls.flips` gives it: what a disagreement of the two
+        determinism: the baseline against itself, as `probes.refusal.controls.flips` gives it: what a disagreement of
+            the two
             lexicons is held against.
         force: compare cells of other engines or prompts, with a warning.
 

@@ -1,1 +1,5 @@
-"""TODO face."""
+"""Entropy of the first answer token, and its shift from the baseline."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Entropy of the first answer token, and its shift from the baseline."""
+"""Measure the entropy of the first token's distribution over the vocabulary."""
 
 from __future__ import annotations
 

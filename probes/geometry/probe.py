@@ -1,4 +1,4 @@
-"""Refusal subspace: its angle to the baseline's, and how much of quantization's error falls inside it."""
+"""Measure refusal subspaces: principal angles, and the share of the error inside them against matched subspaces."""
 
 from __future__ import annotations
 

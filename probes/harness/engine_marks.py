@@ -1,7 +1,7 @@
 """Which cells were answered by another engine than their baseline: a mark that every table of them carries.
 
-Such a comparison is refused (`probes.refusal.parity`, `probes.labels.outcomes`) unless somebody insists; then its change of
-refusals is the engines' as much as the quantization's, and whoever reads a table of it has to see that.
+Such a comparison is refused (`probes.refusal.parity`, `probes.labels.outcomes`) unless somebody insists; then its
+change of refusals is the engines' as much as the quantization's, and whoever reads a table of it has to see that.
 """
 
 from __future__ import annotations

@@ -9,19 +9,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import RenderableType
 
 from interp import cli
 from interp.errors import InputError
-from interp.model import HookedModel, load
-from probes.harness.comparison import Cells
 from probes.harness.names import derived_name, is_url, name_problem
 from probes.harness.prompts import PromptSet, builtin, read_prompts
-from probes.harness.results import Result
+
+if TYPE_CHECKING:  # torch and pandas take seconds, and `--help` needs neither
+    from rich.console import RenderableType
+
+    from interp.model import HookedModel
+    from probes.harness.comparison import Cells
+    from probes.harness.results import Result
 
 
 class Dtype(StrEnum):
@@ -77,6 +79,11 @@ class Options:
             InputError: results cannot be written; a prompt file cannot be used; a path is no checkpoint; two cells have
                 one name.
         """
+        import torch
+
+        from interp.model import load
+        from probes.harness.comparison import Cells
+
         check_writable(self.out)
         paths = cell_paths(self.quantized)
         harmful, harmless = self._prompts()

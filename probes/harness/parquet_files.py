@@ -29,11 +29,11 @@ def read_parquet(path: Path) -> pd.DataFrame:
         with pyarrow.parquet.ParquetFile(path) as file:
             found = file.metadata
             n_bytes = sum(found.row_group(number).total_byte_size for number in range(found.num_row_groups))
-            _check_size(path, found.num_rows, found.num_columns, n_bytes)
+            check_size(path, found.num_rows, found.num_columns, n_bytes)
             texts = [f.name for f in file.schema_arrow if pyarrow.types.is_string(f.type)]
         # A text that is there a million times is in the file once: it is measured before it is copied.
         columns = pyarrow.parquet.read_table(path, read_dictionary=texts, use_threads=False)
-        _check_size(path, columns.num_rows, columns.num_columns, sum(map(_unpacked_bytes, columns.columns)))
+        check_size(path, columns.num_rows, columns.num_columns, sum(map(_unpacked_bytes, columns.columns)))
         table = pyarrow.parquet.read_table(path, use_threads=False)
         table.validate(full=True)  # that texts are UTF-8, which pandas only finds out when it looks at one
         return table.to_pandas()
@@ -62,7 +62,8 @@ def _unpacked_bytes(column: Any) -> int:
     return total
 
 
-def _check_size(path: Path, rows: int, columns: int, n_bytes: int) -> None:
+def check_size(path: Path, rows: int, columns: int, n_bytes: int) -> None:
+    """Raise `InputError` where a table is larger than any that this project makes."""
     if rows * columns > MAX_VALUES or n_bytes > MAX_TABLE_BYTES:
         raise InputError(
             f"{path} holds {rows:,} rows of {columns:,} columns, {n_bytes:,} bytes",

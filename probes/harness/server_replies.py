@@ -1,4 +1,4 @@
-"""What a server sends → an answer of the model, or the reason why it is none. Pure functions; `probes.harness.transport` asks.
+"""What a server sends → an answer of the model, or the reason why it is none. Pure functions.
 
 A chat completion that cannot be read is asked for again (`UnreadableReply`). One that is the server's own word, such as
 a content filter's, is no answer of the model (`NotTheModelsWord`): counted as one, it would be scored as compliance or

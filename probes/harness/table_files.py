@@ -18,7 +18,7 @@ import pandas as pd
 
 from interp.documents import json_lines, parse_json, read_text
 from interp.errors import InputError
-from probes.harness.parquet_files import _check_size, read_parquet
+from probes.harness.parquet_files import check_size, read_parquet
 
 NAMES = frozenset(
     ("model", "quantization", "cell", "baseline", "task", "sample_id", "prompt_sha256", "category", "prompts", "engine")
@@ -87,7 +87,7 @@ def read_csv(path: Path) -> pd.DataFrame:
             raise InputError(
                 f"{path}, line {number}, has {len(row)} fields", f"{len(names)}, as the header has", "Correct that line"
             )
-    _check_size(path, len(records), len(names), 0)
+    check_size(path, len(records), len(names), 0)
     return pd.DataFrame(
         {name: _column(name, [row[place] for _, row in records]) for place, name in enumerate(names)},
         index=range(len(records)),
@@ -139,7 +139,7 @@ def _of_records(path: Path, records: Iterable[tuple[str, Any]]) -> pd.DataFrame:
                 raise InputError(f"{where} holds {type(value).__name__} data under {name!r}", "a number or a text")
         rows.append(row)
         names |= dict.fromkeys(row)
-    _check_size(path, len(rows), len(names), 0)
+    check_size(path, len(rows), len(names), 0)
     return pd.DataFrame({name: _of_one_kind(path, name, rows) for name in names}, index=range(len(rows)))
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import isnan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from rich import box
-from rich.console import Group, JustifyMethod
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Group, JustifyMethod
 
 Column = Callable[[Any], str]
 Columns = Mapping[str, Column]
@@ -22,7 +20,7 @@ LONGEST_UNBROKEN = 14
 
 def text(name: str) -> Column:
     """A column as it is."""
-    return lambda row: UNDEFINED if pd.isna(row[name]) else str(row[name])
+    return lambda row: UNDEFINED if is_undefined(row[name]) else str(row[name])
 
 
 def number(name: str, form: str) -> Column:
@@ -35,7 +33,7 @@ def interval(name: str, form: str) -> Column:
 
     def show(row: Any) -> str:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
-        bounds = "" if pd.isna(low) or low == high else f" [{_format(low, form)}, {_format(high, form)}]"
+        bounds = "" if is_undefined(low) or low == high else f" [{_format(low, form)}, {_format(high, form)}]"
         return _format(row[name], form) + bounds
 
     return show
@@ -51,7 +49,7 @@ def percent_interval(name: str) -> Column:
 
     def show(row: Any) -> str:
         rate, low, high = (100 * row[column] for column in (name, f"{name}_low", f"{name}_high"))
-        return UNDEFINED if pd.isna(rate) else f"{rate:.0f} [{low:.0f}, {high:.0f}]"
+        return UNDEFINED if is_undefined(rate) else f"{rate:.0f} [{low:.0f}, {high:.0f}]"
 
     return show
 
@@ -64,6 +62,11 @@ def render(title: str, table: pd.DataFrame, columns: Columns) -> Group:
         table: the rows to show, in this order; `reason`, where there is one, explains what is undefined in `cell`.
         columns: header → what to show; the first two are aligned left.
     """
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     texts: list[list[Text]] = []
     rendered = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for position, (header, show) in enumerate(columns.items()):
@@ -79,5 +82,12 @@ def render(title: str, table: pd.DataFrame, columns: Columns) -> Group:
     return Group(rendered, *notes)
 
 
+def is_undefined(value: Any) -> bool:
+    """Whether a number is NaN or missing."""
+    import pandas as pd
+
+    return bool(pd.isna(value))
+
+
 def _format(value: Any, form: str) -> str:
-    return UNDEFINED if pd.isna(value) or isnan(value) else format(int(value) if form == "d" else value, form)
+    return UNDEFINED if is_undefined(value) or isnan(value) else format(int(value) if form == "d" else value, form)

@@ -33,8 +33,8 @@ def read_outcomes(path: Path, label: str | None = None) -> pd.DataFrame:
             responses are labelled by the broader lexicon.
 
     Returns:
-        The table, with `label` from that column and `outcome`, who decided it (see `probes.labels.refused.decide`); rows with
-        an error, and those without a label, are unscored.
+        The table, with `label` from that column and `outcome`, who decided it (see `probes.labels.refused.decide`);
+        rows with an error, and those without a label, are unscored.
 
     Raises:
         InputError: the file cannot be read; a column is missing; a row occurs twice; a label is unknown.
@@ -90,7 +90,8 @@ def pair(
         missing: keep the baseline's prompts that the cell has no outcome of, as unscored ones.
 
     Returns:
-        One row per prompt that both were given (several answers to one prompt count once, see `probes.labels.per_prompt`):
+        One row per prompt that both were given (several answers to one prompt count once, see
+        `probes.labels.per_prompt`):
         task, sample_id, category, and from either side, with the suffixes `_baseline` and `_cell`: label, refused,
         answered, scored, response, n_tokens (if there); `missing` where the cell has no outcome. And warnings.
 

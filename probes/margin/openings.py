@@ -90,7 +90,8 @@ def minimal(sequences: Iterable[Tokens]) -> list[Tokens]:
 def find_openings(model: HookedModel, texts: Sequence[str], source: Source = "baseline") -> Openings:
     """The openings of a baseline's own refusals, or the lexicon's where it never refuses (which `note` then says).
 
-    Its refusals are told by the broader lexicon, as outcomes are (`probes.labels.refused`); "the lexicon's" are the study's.
+    Its refusals are told by the broader lexicon, as outcomes are (`probes.labels.refused`); "the lexicon's" are the
+    study's.
 
     Args:
         model: the baseline.

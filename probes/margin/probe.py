@@ -1,4 +1,4 @@
-"""Refusal margin: log-odds of starting a refusal, its shift, and how it separates harmful from harmless."""
+"""Measure the refusal margin of every prompt in the baseline and in its cells."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def measure(
     """How far every prompt is from the boundary between refusing and answering, and how far quantization moved it.
 
     The margin of a prompt is log P − log(1 − P) in nats, P the probability that the answer starts with one of the
-    refusal openings (`probes.margin.refusal_margin.refusal_margin`), the same openings for all cells. Above 0 a refusal is the more
+    refusal openings (`probes.margin.refusal_margin.refusal_margin`), the same openings for all cells. Above 0 a
+    refusal is the more
     probable beginning. A cell that refuses in other words counts as answering: a fall of the margin says that it no
     longer begins as the baseline's refusals do, and completions whether it still refuses.
 

@@ -1,7 +1,4 @@
-"""One matrix of all cells: any per-cell tables joined, baselines resolved, deltas with their intervals.
-
-python -m probes.matrix cells.csv quality.parquet --quality bertscore --out results
-"""
+"""The command `python -m probes.matrix`."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import typer
 
 from interp import cli
 from probes.harness import tables
-from probes.matrix.settings import _cell
+from probes.matrix.settings import cell_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +31,7 @@ def _probabilities(row: pd.Series) -> str:
 
 
 COLUMNS: tables.Columns = {
-    "cell": lambda row: _cell(row),
+    "cell": lambda row: cell_name(row),
     "refuses": tables.interval("refusal_rate", ".2f"),
     "Δ": tables.number("refusal_rate_delta", "+.3f"),
     "Δ quality": tables.number("quality_delta", "+.3f"),

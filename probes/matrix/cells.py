@@ -14,7 +14,7 @@ from interp.errors import InputError
 from probes.harness.engine_marks import COLUMN as ACROSS_ENGINES
 from probes.harness.engine_marks import ENGINE, mark
 from probes.matrix.regimes import REGIMES, classify, regime_probabilities
-from probes.matrix.settings import _cell
+from probes.matrix.settings import cell_name
 from probes.stats.bootstrap import DRAWS, deltas_from_rates, resampled_rates
 
 KEY = ["model", "quantization"]
@@ -121,7 +121,7 @@ def _indexed(name: str, table: pd.DataFrame) -> pd.DataFrame:
         raise InputError(f"Row {int(np.flatnonzero(nameless)[0])} of {name} lacks its model or quantization")
     twice = table.duplicated(KEY)
     if twice.any():
-        raise InputError(f"{_cell(table[twice].iloc[0])} is there twice in {name}", "one row a cell")
+        raise InputError(f"{cell_name(table[twice].iloc[0])} is there twice in {name}", "one row a cell")
     return table.set_index(KEY)
 
 
@@ -183,7 +183,7 @@ def _is_number(value: object) -> bool:
 def _refuse(matrix: pd.DataFrame, column: str, wrong: pd.Series, expected: str) -> None:
     if wrong.any():
         row = matrix[wrong].iloc[0]
-        raise InputError(f"{_cell(row)}: {column} is {row[column]}", expected)
+        raise InputError(f"{cell_name(row)}: {column} is {row[column]}", expected)
 
 
 def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence[str]) -> pd.DataFrame:

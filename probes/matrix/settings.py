@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def _cell(row: pd.Series) -> str:
+def cell_name(row: pd.Series) -> str:
+    """What a row is called in messages and tables: "model quantization"."""
     return f"{row['model']} {row['quantization']}"

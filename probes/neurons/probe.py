@@ -1,4 +1,4 @@
-"""Error on safety neurons, heads and dimensions against matched others."""
+"""Measure the error on safety units: the study's ratio, its scale-normalized form and the matched null."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""How good are the answers still? Perplexity, KL and flips of tokens; ROUGE-L, BERTScore, coherence and repetition.
-
-    python -m probes.quality --baseline llama --quantized llama-awq --text wiki.txt --references task.jsonl
-
-By default the text and the task are the organisms' own: harmless requests whose answers are known.
-"""
+"""Measure quality: metrics of tokens over a text, metrics of answers against references."""
 
 from __future__ import annotations
 

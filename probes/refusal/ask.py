@@ -49,9 +49,10 @@ def ask(
         batch_size: prompts generated together.
 
     Returns:
-        One row per (cell, request), the baseline's first, with the columns of `probes.refusal.inspect_eval.outcomes`, which is
-        what `probes.drift.probe.measure` reads: cell, engine, task, sample_id, category, prompt, prompt_sha256, response,
-        n_tokens, label ….
+        One row per (cell, request), the baseline's first, with the columns of `probes.refusal.inspect_eval.outcomes`,
+        which is
+        what `probes.drift.probe.measure` reads: cell, engine, task, sample_id, category, prompt, prompt_sha256,
+        response, n_tokens, label ….
 
     Raises:
         InputError: no requests, or one that is empty or longer than the context.

@@ -1,11 +1,4 @@
-"""What does a model do? Requests answered by every cell, one row per prompt, with a label of each answer.
-
-    python -m probes.refusal --baseline llama --quantized q4=llama-Q4_K_M.gguf --out runs/llama
-
-Interrupted, killed or cut off, the same command goes on where it was; with another --quantized it asks only that cell.
-The Inspect logs are in OUT/cells. What the cells
-lost against the baseline: python -m probes.drift OUT/refusal.parquet --baseline baseline.
-"""
+"""Ask every cell all requests of the chosen tasks, and label the answers."""
 
 from __future__ import annotations
 
@@ -42,8 +35,10 @@ def measure(
 ) -> Result:
     """Ask every cell every request, greedily, and label the answers.
 
-    Table: one row per (cell, task, sample_id, epoch); the columns are those of `probes.refusal.inspect_eval.outcomes`, and
-    `across_engines`, the mark of a cell that ran on another engine than the baseline (`probes.harness.engine_marks`). The
+    Table: one row per (cell, task, sample_id, epoch); the columns are those of
+        `probes.refusal.inspect_eval.outcomes`, and
+    `across_engines`, the mark of a cell that ran on another engine than the baseline (`probes.harness.engine_marks`).
+    The
     settings carry `determinism` (the baseline against itself), `engine_control` and `not_english` (how many answers of
     each cell the lexicons cannot read).
 

@@ -1,7 +1,4 @@
-"""One page and one summary of a run: what happened to refusals, why, and how it was measured.
-
-python -m probes.report runs/demo
-"""
+"""Write the page and the summary of a run."""
 
 from __future__ import annotations
 

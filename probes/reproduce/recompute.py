@@ -1,9 +1,4 @@
-"""Does it reproduce? Every published figure that the reference tables determine, recomputed and printed beside ours.
-
-Its refusals are the study's, by definition: answers that open with one of 13 phrases (`probes.labels.study_lexicon`).
-
-python -m probes.reproduce --out results
-"""
+"""Recompute every published figure that the reference tables determine."""
 
 from __future__ import annotations
 

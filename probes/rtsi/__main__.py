@@ -1,11 +1,4 @@
-"""Has the wording of refusals moved? RTSI, the Refusal Template Stability Index: fit, score, validate, route.
-
-By definition it looks at the answers that open with one of the study's phrases, whoever decides what is a refusal
-elsewhere (`probes.labels.refused`).
-
-python -m probes.rtsi score --baseline fp16.jsonl --quantized q4=q4.jsonl
-python -m probes.rtsi fit features.csv --calibration mine.json
-"""
+"""The command `python -m probes.rtsi`."""
 
 from __future__ import annotations
 

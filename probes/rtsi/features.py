@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 
 from interp.errors import InputError
-from probes.labels.study_lexicon import factorize_prefixes
+from probes.labels.study_lexicon import factorize_prefixes, is_refusal
+
+__all__ = ["RefusalFeatures", "is_refusal", "prefix_features", "refusal_features"]
 
 TokenUnit = Literal["tokens", "words"]
 """`tokens`: counted by the model's tokenizer; `words`: white-space words of the completion."""

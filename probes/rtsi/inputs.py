@@ -52,7 +52,7 @@ def _by_openings(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def deltas_of_features(cells: pd.DataFrame) -> pd.DataFrame:
-    """Deltas of a matrix of features (`probes.matrix.cells.join`), baselines left out; refusal rates and counts stay pairs.
+    """Deltas of a matrix of features, baselines left out; refusal rates and counts stay pairs.
 
     Raises:
         InputError: token counts of several units within the table.

@@ -68,24 +68,24 @@ def status(
     from interp.cli import console
     from probes.harness import tables
     from probes.study.reader import read_study
-    from probes.study.run import _records, _study_of
+    from probes.study.run import records_of, study_of
     from probes.study.state import RunFolder, as_table, other_versions
-    from probes.study.terminal import _columns, _summary, _wide
+    from probes.study.terminal import status_summary, step_columns, wide_table
 
     if where.is_dir():
-        study, path = _study_of(where), where
+        study, path = study_of(where), where
     else:
         study = read_study(where)
         path = _out(study, where, out)
     folder = RunFolder.at(path)
-    found = _records(study, folder, looking=where.is_dir())
+    found = records_of(study, folder, looking=where.is_dir())
     table = as_table(found)
     for line in other_versions(folder, found):
         cli.warn(line)
     if as_json:
         typer.echo(json.dumps({"run": str(path), "steps": json.loads(table.to_json(orient="records"))}, indent=1))
         return
-    console.print(tables.render(f"{path}: {_summary(table)}", _wide(table), _columns(table)))
+    console.print(tables.render(f"{path}: {status_summary(table)}", wide_table(table), step_columns(table)))
     for _, row in table[table["error"] != ""].iterrows():
         console.print(f"{row['model']} · {row['cell']} · {row['step']}: {row['error']}", markup=False, highlight=False)
 

@@ -1,15 +1,4 @@
-"""One file in, one run folder out: all probes on all cells of all models, from where an interruption left them.
-
-    python -m probes.study init study.toml
-    python -m probes.study run study.toml --out runs/study
-    python -m probes.study status runs/study
-
-The same from Python:
-
-    >>> from probes.study import read_study, run_study
-    >>> run = run_study(read_study("study.toml"))
-    >>> run.matrix, run.table("direction")
-"""
+"""Run a study, or open a run that was measured."""
 
 from __future__ import annotations
 
@@ -122,8 +111,8 @@ def open_run(path: str | Path) -> StudyRun:
         InputError: no study's run folder, or one of another schema.
     """
     path = Path(path)
-    study, page = _study_of(path), path / "report.html"
-    table = as_table(_records(study, RunFolder.at(path), looking=True))
+    study, page = study_of(path), path / "report.html"
+    table = as_table(records_of(study, RunFolder.at(path), looking=True))
     return StudyRun(path, study, table, page if page.exists() else None)
 
 
@@ -134,10 +123,11 @@ def study_status(study: Study, out: str | Path) -> pd.DataFrame:
         One row per (model, cell, step): status, key (hash of what determines the part), seconds, error.
     """
     folder = RunFolder.at(Path(out))
-    return as_table(_records(study, folder))
+    return as_table(records_of(study, folder))
 
 
-def _records(study: Study, folder: RunFolder, looking: bool = False) -> dict[Part, Record]:
+def records_of(study: Study, folder: RunFolder, looking: bool = False) -> dict[Part, Record]:
+    """What is known of every part of a study, its judges' included."""
     places = {model.name: located(study, model) for model in study.models}
     return records(study, folder, places, looking) | judge_records(study, folder)
 
@@ -153,7 +143,8 @@ def _check_copy(path: Path, study: Study) -> None:
         )
 
 
-def _study_of(path: Path) -> Study:
+def study_of(path: Path) -> Study:
+    """The study of a run folder, from the copy that lies in it."""
     RunFolder.at(path)
     if not (path / STATE).exists():
         raise InputError(f"{path} is no run folder: it has no {STATE}", "a folder that `probes.study run` wrote")

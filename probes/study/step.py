@@ -54,7 +54,7 @@ class Asked:
 
 
 def prompt_source(study: Study, given: str) -> str:
-    """A prompt set's source for `probes.refusal.request_sets.read_set`: names stay, files are found from the study's folder."""
+    """A prompt set's source for `read_set`: names stay, files are found from the study's folder."""
     from probes.harness.prompts import BUILTIN
     from probes.refusal.request_sets import DATASETS
 

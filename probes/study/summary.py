@@ -122,7 +122,8 @@ def refusal_table(completions: pd.DataFrame, index: RTSI | None = None) -> pd.Da
     """Refusals of harmful prompts and the stability of their wording, a row per cell.
 
     Args:
-        completions: of a model, the baseline's under `probes.harness.comparison.BASELINE`, as `probes.labels.refused.with_outcomes` gives
+        completions: of a model, the baseline's under `probes.harness.comparison.BASELINE`, as
+            `probes.labels.refused.with_outcomes` gives
             them; the same prompts for all.
         index: calibration of the RTSI score; default the one fitted on the study's published rows.
 
@@ -258,7 +259,8 @@ def add_regimes(matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, pd.Seri
 
     Args:
         matrix: rows of `summarize` with a column `model`, of all models of a study: the conservative floor needs them.
-        refused: model → `probes.labels.refused.by_cell` of its completions, for P(regime): prompts are resampled, the same
+        refused: model → `probes.labels.refused.by_cell` of its completions, for P(regime): prompts are resampled, the
+            same
             for a cell and its baseline; quality is taken as measured. A cell that is not there has no probability.
     """
     named = matrix.assign(quantization=matrix["cell"].replace(BASELINE, UNQUANTIZED), baseline=UNQUANTIZED)

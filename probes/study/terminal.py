@@ -20,12 +20,13 @@ HEADER = 4
 """Letters of a step's name above its column, so that ten steps fit on 80 columns beside long names."""
 
 
-def _summary(table: pd.DataFrame) -> str:
+def status_summary(table: pd.DataFrame) -> str:
+    """How many parts are done, stale, failed or missing, in one line."""
     counts = table["status"].value_counts()
     return ", ".join(f"{SHORT[status]} {counts[status]} {status}" for status in Status if status in counts)
 
 
-def _wide(table: pd.DataFrame) -> pd.DataFrame:
+def wide_table(table: pd.DataFrame) -> pd.DataFrame:
     """A row per cell, a column per step."""
     shown = table.assign(shown=table["status"].map(lambda status: SHORT[Status(status)]))
     wide = shown.pivot(index=["model", "cell"], columns="step", values="shown")
@@ -33,7 +34,8 @@ def _wide(table: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex(order).fillna("").reset_index()  # judges have a row of their own
 
 
-def _columns(table: pd.DataFrame) -> tables.Columns:
+def step_columns(table: pd.DataFrame) -> tables.Columns:
+    """The columns of the status table: model, cell, and one for each step."""
     steps = {step[:HEADER]: tables.text(step) for step in table["step"].drop_duplicates()}
     return {"model": tables.text("model"), "cell": tables.text("cell"), **steps}
 

@@ -1,10 +1,4 @@
-"""Why does this cell refuse less, and which tensors to keep at higher precision? One page of text.
-
-    python -m probes.why --baseline PATH --quantized PATH
-
-On an organism, `--rewrite` writes the cell again with that list, and with random lists of the same sizes, and measures
-what refusals do.
-"""
+"""Explain every cell: the margin's shift, the linears to blame, what restoring them gives, the list to keep."""
 
 from __future__ import annotations
 

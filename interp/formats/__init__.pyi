@@ -1,0 +1,4 @@
+from .packed import PackedFormat as PackedFormat
+from .packed import PackedModule as PackedModule
+from .packed import Quantization as Quantization
+from .readers import reader_for as reader_for

@@ -1,0 +1,1 @@
+from .probe import measure as measure

@@ -1,0 +1,2 @@
+from .probe import CausalResult as CausalResult
+from .probe import measure as measure

@@ -1,0 +1,3 @@
+from .probe import Bound as Bound
+from .probe import matters as matters
+from .probe import measure as measure

@@ -1,0 +1,2 @@
+from .probe import entropy as entropy
+from .probe import measure as measure

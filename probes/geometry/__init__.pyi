@@ -1,0 +1,2 @@
+from .probe import GeometryResult as GeometryResult
+from .probe import measure as measure

@@ -1,0 +1,14 @@
+from . import tables as tables
+from .comparison import BASELINE as BASELINE
+from .comparison import Cells as Cells
+from .comparison import Comparison as Comparison
+from .comparison import Models as Models
+from .comparison import compare as compare
+from .options import Options as Options
+from .options import finish as finish
+from .options import with_options as with_options
+from .prompts import PromptSet as PromptSet
+from .prompts import builtin as builtin
+from .prompts import read_prompts as read_prompts
+from .results import Result as Result
+from .results import read_result as read_result

@@ -1,0 +1,2 @@
+from .probe import canaries as canaries
+from .probe import measure as measure

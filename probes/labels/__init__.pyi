@@ -1,0 +1,9 @@
+from .label import LAYERS as LAYERS
+from .label import REFUSED as REFUSED
+from .label import Label as Label
+from .label import by_study as by_study
+from .label import classify as classify
+from .outcomes import pair as pair
+from .outcomes import read_outcomes as read_outcomes
+from .study_lexicon import factorize_prefixes as factorize_prefixes
+from .study_lexicon import is_refusal as is_refusal

@@ -1,0 +1,9 @@
+from .figures_regimes import study_matrix as study_matrix
+from .plots import plot_index as plot_index
+from .plots import plot_regimes as plot_regimes
+from .plots import plot_routing as plot_routing
+from .published import published_index_rows as published_index_rows
+from .published import published_neuron_layers as published_neuron_layers
+from .published import published_probes as published_probes
+from .recompute import Reproduction as Reproduction
+from .recompute import reproduce as reproduce

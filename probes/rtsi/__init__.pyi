@@ -1,0 +1,10 @@
+from .features import RefusalFeatures as RefusalFeatures
+from .features import is_refusal as is_refusal
+from .features import refusal_features as refusal_features
+from .index import DELTAS as DELTAS
+from .index import RTSI as RTSI
+from .routing import curve as curve
+from .routing import risk as risk
+from .routing import route as route
+from .validation import cross_validate as cross_validate
+from .validation import material_loss as material_loss

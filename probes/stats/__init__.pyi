@@ -1,0 +1,12 @@
+from .classification import auc as auc
+from .classification import matched_bucket as matched_bucket
+from .classification import recall as recall
+from .cluster_bootstrap import cluster_interval as cluster_interval
+from .correlations import correlate as correlate
+from .correlations import mixed_effects as mixed_effects
+from .correlations import ratio_above_one as ratio_above_one
+from .correlations import repeated_measures as repeated_measures
+from .intervals import mean_interval as mean_interval
+from .intervals import rate_interval as rate_interval
+from .paired_tests import minimum_detectable_effect as minimum_detectable_effect
+from .paired_tests import paired_tests as paired_tests
