@@ -21,8 +21,7 @@ from rich.console import Console
 from interp import cli
 from interp.errors import InputError
 from interp.model import load
-from probes import entropy, judges, neurons
-from probes.direction import probe as direction
+from probes import direction, entropy, judges, neurons
 from probes.harness import comparison
 from probes.harness.comparison import Cells
 from probes.harness.prompts import read_prompts
@@ -30,7 +29,7 @@ from probes.harness.results import Result, read_result
 from probes.predict.cells import read_cells
 from probes.report import files
 from probes.study import __main__ as study_command
-from probes.study import measuring, terminal
+from probes.study import measuring, state, terminal
 from probes.study import run as studies
 from probes.study.reader import read_study
 from probes.study.run import open_run, run_study, study_status
@@ -519,10 +518,10 @@ def test_status_fits_on_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
         for name in names
         for step, status in states.items()
     ]
-    monkeypatch.setattr(terminal, "console", Console(width=80))
-    monkeypatch.setattr(studies, "_records", lambda *_, **__: {})
-    monkeypatch.setattr(study_command, "as_table", lambda _: pd.DataFrame(rows))
-    monkeypatch.setattr(studies, "_study_of", lambda *_: None)
+    monkeypatch.setattr(cli, "console", Console(width=80))
+    monkeypatch.setattr(studies, "records_of", lambda *_, **__: {})
+    monkeypatch.setattr(state, "as_table", lambda _: pd.DataFrame(rows))
+    monkeypatch.setattr(studies, "study_of", lambda *_: None)
     study_command.status(Path.cwd())
     lines = capsys.readouterr().out.splitlines()
     (header,) = (line.split() for line in lines if line.split()[:1] == ["model"])
