@@ -19,7 +19,11 @@ from interp.errors import InputError
 
 
 def cache_directory() -> Path:
-    """Where trained organisms and their cells are kept: `$QUANTSCOPE_CACHE`, else `~/.cache/quantscope`."""
+    """Where trained organisms and their cells are kept: `$QUANTSCOPE_CACHE`, else `~/.cache/quantscope`.
+
+    Example:
+        >>> write_cells(baseline, cache_directory() / "cells")
+    """
     return Path(os.environ.get("QUANTSCOPE_CACHE", Path.home() / ".cache" / "quantscope"))
 
 

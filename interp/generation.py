@@ -131,6 +131,10 @@ class Completion(NamedTuple):
         n_tokens: tokens of both, the end-of-sequence token not counted.
         finished: whether the model ended it; else it was cut at the limit.
         thinking: what it thought; "" for nothing.
+
+    Example:
+        >>> [completion] = complete(model, ["How are you?"], max_new_tokens=8)
+        >>> completion.text, completion.n_tokens, completion.finished
     """
 
     text: str

@@ -123,7 +123,7 @@ def test_a_cell_that_computes_nan_has_a_reason_and_the_others_their_numbers(
     broken = in_memory(tiny("llama"), lambda weight: weight * torch.nan)
     table = measure(baseline, {"broken": broken, "same": baseline_again(baseline)}, TASK, max_new_tokens=2).table
     assert len(table[table["cell"] == "broken"]) == 1
-    assert "not a number" in table[table["cell"] == "broken"]["reason"].iloc[0]
+    assert "not finite (NaN or infinity)" in table[table["cell"] == "broken"]["reason"].iloc[0]
     assert value(table, "same", "kl_mean", "baseline") == pytest.approx(0, abs=1e-9)
 
 
