@@ -38,12 +38,13 @@ from probes.rtsi.inputs import delta_table, read_completions
 from probes.rtsi.settings import PUBLISHED
 from probes.study.reader import read_study
 from probes.study.state import RunFolder
-from tests import SHARED, test_predict, tiny_models
+from tests import SHARED, tiny_models
 from tests.fuzz import oracles
 from tests.fuzz.worker import Reader
 from tests.gguf_files import write_gguf
 from tests.interp.formats.test_formats_compressed import compressed_tensors, settings_for
 from tests.packed_files import write_awq, write_gptq, write_packed
+from tests.probes.predict import test_predict
 
 Make = Callable[[Path], Reader]
 MAKERS: dict[str, Make] = {}
