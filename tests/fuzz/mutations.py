@@ -229,7 +229,7 @@ def _changed_tensor(random: Random, header: bytes) -> bytes:
         return header
     if not isinstance(tensors, dict):
         return header
-    names = [name for name, value in tensors.items() if isinstance(value, dict) and isinstance(value.get("shape"), list)]
+    names = [name for name, told in tensors.items() if isinstance(told, dict) and isinstance(told.get("shape"), list)]
     if not names:
         return header
     name = random.choice(names)
