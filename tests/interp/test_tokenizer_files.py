@@ -108,7 +108,7 @@ LOADS = """
 import sys
 from interp import load
 from interp.errors import InputError
-from probes.text_metrics import load_encoder
+from probes.quality.text_metrics import load_encoder
 
 for path in sys.argv[1:]:
     for use in (load, load_encoder):

@@ -21,16 +21,18 @@ RUN = """
 import asyncio, tempfile
 from pathlib import Path
 from probes import judges, refusal
-from probes.engines import EngineSettings
-from probes.judge_prompts import read_template
-from probes.judging import Judge, Patience
-from probes.run_folder import RunFolder
-from probes.subjects import LocalSubject
-from probes.verdicts import VerdictStore
+from probes.refusal.probe import build_tasks
+from probes.refusal.engines import EngineSettings
+from probes.judges.template import read_template
+from probes.judges.judge import Judge
+from probes.judges.settings import Patience
+from probes.refusal.run import RunFolder
+from probes.refusal.subjects import LocalSubject
+from probes.judges.verdict_store import VerdictStore
 
 path, unpatched = Path({path!r}), asyncio.run
 folder = Path(tempfile.mkdtemp())
-run = RunFolder(folder / "run", refusal.build_tasks(["refusal"], limit=2), 3, connections=4)
+run = RunFolder(folder / "run", build_tasks(["refusal"], limit=2), 3, connections=4)
 subject = LocalSubject(EngineSettings(str(path)), batch_size=4)
 outcomes = refusal.measure(subject, {{"same": subject}}, run).table
 with VerdictStore(folder / "verdicts.sqlite") as store:

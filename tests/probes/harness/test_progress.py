@@ -33,7 +33,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CELL = """
-from probes.progress import track
+from probes.harness.progress import track
 for letter in track("abc", "letters"):
     print(letter)
 try:
