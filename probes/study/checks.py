@@ -233,7 +233,7 @@ def _out_of_bounds(probe: str, key: str, value: Any) -> str:
 
     from typer.models import OptionInfo
 
-    command = import_module(f"probes.{probe}").main
+    command = import_module(f"probes.{probe}.__main__").main
     parameter = inspect.signature(command, eval_str=True).parameters.get(key)
     if parameter is None or isinstance(value, bool) or not isinstance(value, int | float):
         return ""
