@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from probes.harness.results import Result
-from probes.study import __main__ as study_command
 from probes.study import run as study_run
+from probes.study.reader import read_study
 from probes.study.state import Status
 from probes.study.step import Bench, Step
 from tests.killed_run import count, fork, until_asked, wait
@@ -57,11 +57,11 @@ def run(file: str, folder: Path, journal: Path, seconds: float) -> None:
 
     Step.results = journaled  # type: ignore[method-assign]
     study_run._report = lambda path: None  # type: ignore[assignment]
-    study_run.run_study(study_command.read_study(file), folder)
+    study_run.run_study(read_study(file), folder)
 
 
 def done(file: str, folder: Path) -> list[str]:
-    table = study_run.study_status(study_command.read_study(file), folder)
+    table = study_run.study_status(read_study(file), folder)
     return [f"{row.cell} {row.step}" for row in table[table["status"] == Status.DONE].itertuples()]
 
 
