@@ -41,7 +41,8 @@ README = [line for page, line, runs in LINES if page == "README.md" and runs and
 def command_of(line: str) -> tuple[click.Command, list[str]]:
     """The command that a line calls, and its arguments."""
     _, _, name, *arguments = shlex.split(line.partition(" | ")[0])
-    module = import_module(name)
+    package = (importlib.util.find_spec(name) or pytest.fail(line)).submodule_search_locations is not None
+    module = import_module(f"{name}.__main__" if package else name)
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer()

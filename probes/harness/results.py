@@ -38,7 +38,7 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(strict=True)
     probe: str
-    table: str = Field(pattern=r"^[^/\\\x00]+$")
+    table: str = Field(pattern=r"^[^/\\\x00]+\.parquet$")
     settings: dict[str, Any]
     warnings: list[str]
     seconds: float | None = None

@@ -21,11 +21,12 @@ from rich.console import Console
 from interp import cli
 from interp.errors import InputError
 from interp.model import load
-from probes import direction, entropy, judges, neurons
+from probes import direction, entropy, neurons
 from probes.harness import comparison
 from probes.harness.comparison import Cells
 from probes.harness.prompts import read_prompts
 from probes.harness.results import Result, read_result
+from probes.judges import probe as judges
 from probes.predict.cells import read_cells
 from probes.report import files
 from probes.study import __main__ as study_command
