@@ -167,11 +167,6 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     return document
 
 
-def read_toml(path: str | Path, expected: str = "a TOML file") -> dict[str, Any]:
-    """The TOML document in a file; see `read_text` and `parse_toml`."""
-    return parse_toml(read_text(path, expected), str(path))
-
-
 def checked(schema: type[Schema], content: Any, where: str) -> Schema:
     """`content` as an instance of `schema`, with the first thing that does not fit as the message.
 

@@ -3,8 +3,8 @@
 The outcome of an answer is a judge's label where a judge was asked, else that of the broader lexicon
 (`probes.labels.classify`). What no label can be given is unscored: it is neither a refusal nor an answer, and is left
 out of rates, with its number beside them. The study's thirteen openings (`probes.labels.study_lexicon`) are a second
-column:
-RTSI and `probes.reproduce` are defined by them, and where they tell another story, `probes.labels.moved` says so.
+column: RTSI and `probes.reproduce` are defined by them, and where they tell another story, `probes.labels.moved` says
+so.
 """
 
 from __future__ import annotations
