@@ -53,7 +53,7 @@ class WriterProcess:
     def _start(self) -> subprocess.Popen[str]:
         # GPTQModel writes `logs/` into its working directory.
         directory = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="quantscope-writer-"))
-        package_root = str(Path(__file__).resolve().parents[1])
+        package_root = str(Path(__file__).resolve().parents[2])
         search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
         process = subprocess.Popen(
             [sys.executable, "-m", self.module],

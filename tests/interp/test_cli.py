@@ -16,7 +16,7 @@ import signal, sys, time
 from pathlib import Path
 import typer
 from interp.files import atomic_directory
-from probes import cli
+from interp import cli
 
 app = typer.Typer()
 
@@ -61,7 +61,7 @@ def test_a_command_that_is_told_to_stop_leaves_nothing_behind(
 OTHERS = """
 import sys, threading, time
 import typer
-from probes import cli
+from interp import cli
 
 app = typer.Typer()
 
