@@ -22,6 +22,8 @@ BASELINE = "baseline"
 UNQUANTIZED = ("FP16", "BF16", "F16", "FP32")
 FALLBACK = "Q8_0"
 """The baseline of a model without an unquantized cell."""
+MOST_PROMPTS = 10**9
+"""No study asks more; a larger n is a damaged table."""
 
 
 def join(cell_tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -77,8 +79,8 @@ def check_rates(matrix: pd.DataFrame, metrics: Iterable[str]) -> None:
         _refuse(matrix, metric, ~matrix[metric].between(0, 1) & matrix[metric].notna(), "a rate in [0, 1]")
         if f"{metric}_n" in matrix:
             n = matrix[f"{metric}_n"]
-            wrong = ((n < 1) | (n % 1 != 0)).where(n.notna(), matrix[metric].notna())
-            _refuse(matrix, f"{metric}_n", wrong, "n ≥ 1")
+            wrong = ((n < 1) | (n % 1 != 0) | (n > MOST_PROMPTS)).where(n.notna(), matrix[metric].notna())
+            _refuse(matrix, f"{metric}_n", wrong, f"a whole number, 1 ≤ n ≤ {MOST_PROMPTS}")
 
 
 def add_deltas(matrix: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:

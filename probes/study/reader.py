@@ -24,6 +24,8 @@ _TABLES: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("bounds",): Bounds,
 }
 _NOT_KEYS = {"text", "directory"}
+MOST_LISTED = 20
+"""Mistakes that one message lists."""
 
 
 def read_study(file: str | Path) -> Study:
@@ -87,8 +89,9 @@ def _keys(table: type[BaseModel]) -> list[str]:
 def _listing(name: str, problems: list[Problem], lines: dict[Location, int]) -> str:
     described = sorted({(line_of(lines, p.where), f"{_field(p.where)}: {p.what}") for p in problems})
     count = f"{len(described)} mistakes" if len(described) > 1 else "a mistake"
-    listed = "\n".join(f"  line {line}, {what}" for line, what in described)
-    return f"{name} has {count}:\n{listed}"
+    listed = "\n".join(f"  line {line}, {what}" for line, what in described[:MOST_LISTED])
+    more = f"\n  and {len(described) - MOST_LISTED} more" if len(described) > MOST_LISTED else ""
+    return f"{name} has {count}:\n{listed}{more}"
 
 
 def _field(where: Location) -> str:

@@ -131,7 +131,7 @@ def _gptq(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -
     n_out, n_in = shape
     bits, scales = settings["bits"], module["scales"]
     zeros = unpack(module["qzeros"], bits, n_out)
-    if str(settings["checkpoint_format"]).lower() == "gptq":
+    if str(settings["checkpoint_format"] or "gptq").lower() == "gptq":  # null is no label either
         zeros = (zeros + 1) % (1 << bits)
     group = module.get("g_idx", np.zeros(n_in, np.int32))
     if not group.any() and len(scales) > 1:

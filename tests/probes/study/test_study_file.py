@@ -236,6 +236,16 @@ def toml(value: Any) -> str:
     return f"'{value}'" if isinstance(value, str) else str(value)
 
 
+def test_a_file_of_mistakes_does_not_fill_the_screen(folder: Path) -> None:
+    unknown = "".join(f"unknown_{number} = 1\n" for number in range(50))
+    with pytest.raises(InputError) as error:
+        parse_study(unknown + GOOD, folder)
+    said = str(error.value).splitlines()
+    assert "50 mistakes" in said[0]
+    assert sum("unknown key" in line for line in said) == 20
+    assert said[21].startswith("  and 30 more")
+
+
 @given(st.lists(st.tuples(st.booleans(), st.dictionaries(KEYS, VALUES, max_size=3)), max_size=4))
 def test_every_key_is_found_on_its_line(tables: list[tuple[bool, dict[str, Any]]]) -> None:
     """Tables and arrays of tables with any values; the lines are those on which they were written."""
