@@ -27,7 +27,7 @@ from interp.organisms.training import train
 from probes.harness.prompts import builtin
 from probes.refusal.engines import EngineSettings, HookedEngine
 from probes.refusal.probe import build_tasks
-from probes.refusal.run import RunFolder
+from probes.refusal.run import BehaviourRun
 from probes.refusal.subjects import LocalSubject
 
 BATCH_SIZE = 32
@@ -58,7 +58,7 @@ def runner_seconds(path: Path, batch_size: int, max_new_tokens: int) -> float:
     for limit in (32, 128):
         subject = LocalSubject(EngineSettings(str(path)), batch_size=batch_size)
         with tempfile.TemporaryDirectory() as folder:
-            run = RunFolder(Path(folder), build_tasks(["refusal"], limit=limit), max_new_tokens, 4 * batch_size)
+            run = BehaviourRun(Path(folder), build_tasks(["refusal"], limit=limit), max_new_tokens, 4 * batch_size)
             started = time.perf_counter()
             run.answers("organism", subject, "hooked")
             seconds[limit] = time.perf_counter() - started

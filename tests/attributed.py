@@ -12,7 +12,7 @@ from torch import Tensor
 from interp import HookedModel, load
 from interp.batching import Batch
 from probes.attribution.cell import margin_objective
-from probes.attribution.shares import Prompts
+from probes.attribution.shares import AttributedPrompts
 from probes.margin.openings import Openings
 from tests.tiny_models import TEXTS
 
@@ -20,7 +20,7 @@ OPENINGS = Openings(((30,), (31, 32), (31, 33)), "lexicon", ("", "", ""), (0, 0,
 """Of one token and of two: two forward passes for a margin."""
 MARGIN = margin_objective(OPENINGS)
 STRATA = (("harmful", "a"), ("harmful", "b"), ("harmless", "all"))
-PROMPTS = Prompts(TEXTS, STRATA, torch.tensor([0, 2, 1, 0, 2]))
+PROMPTS = AttributedPrompts(TEXTS, STRATA, torch.tensor([0, 2, 1, 0, 2]))
 
 
 def token_odds(model: HookedModel, batch: Batch) -> Float[Tensor, " batch"]:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from interp.quantize import gptqmodel_worker
-from interp.quantize.process import Report, serve
+from interp.quantize.process import JobReport, serve
 
 
-def write(job: dict[str, Any], report: Report) -> dict[str, Any]:
+def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:
     said = gptqmodel_worker.write(job, report)
     reference = _dequantized(job["out"], job["method"])
     save_file(reference, f"{job['out']}/reference.dequantized")

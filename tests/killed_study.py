@@ -21,8 +21,8 @@ from typing import Any
 from probes.harness.results import Result
 from probes.study import run as study_run
 from probes.study.reader import read_study
-from probes.study.state import Status
-from probes.study.step import Bench, Step
+from probes.study.state import PartStatus
+from probes.study.step import Step, StepContext
 from tests.killed_run import count, fork, until_asked, wait
 
 KILLS = 5
@@ -49,7 +49,7 @@ def main(file: str, out: str, seed: str) -> None:
 
 
 def run(file: str, folder: Path, journal: Path, seconds: float) -> None:
-    def journaled(self: Step, bench: Bench, options: Mapping[str, Any]) -> list[Result]:
+    def journaled(self: Step, bench: StepContext, options: Mapping[str, Any]) -> list[Result]:
         with journal.open("a") as lines:
             lines.write(f"{bench.cell} {self.name}\n")
         time.sleep(seconds)
@@ -62,7 +62,7 @@ def run(file: str, folder: Path, journal: Path, seconds: float) -> None:
 
 def done(file: str, folder: Path) -> list[str]:
     table = study_run.study_status(read_study(file), folder)
-    return [f"{row.cell} {row.step}" for row in table[table["status"] == Status.DONE].itertuples()]
+    return [f"{row.cell} {row.step}" for row in table[table["status"] == PartStatus.DONE].itertuples()]
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from interp.quantize.process import Report, serve
+from interp.quantize.process import JobReport, serve
 
 
-def write(job: dict[str, Any], report: Report) -> dict[str, Any]:
+def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:
     print("half of it is written", flush=True)
     Path(job["out"], "model.safetensors").write_text("half")
     report(1, 2)

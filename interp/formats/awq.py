@@ -10,7 +10,7 @@ from jaxtyping import Float, Float16, Int16, Int32, UInt8
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.formats.packed import FLOATS, INTEGERS, PackedFormat, PackedModule, Part, Quantization
+from interp.formats.packed import FLOATS, INTEGERS, PackedFormat, PackedModule, Quantization, TensorRule
 from interp.formats.packing import unpack_columns, unpack_rows
 
 BITS = 4
@@ -225,10 +225,10 @@ AWQ = PackedFormat(
     "awq",
     "qweight",
     {
-        "qweight": Part((torch.int32, torch.int16)),
-        "qzeros": Part((torch.int32, *FLOATS)),
-        "scales": Part(FLOATS),
-        "g_idx": Part(INTEGERS, (1,), required=False),
+        "qweight": TensorRule((torch.int32, torch.int16)),
+        "qzeros": TensorRule((torch.int32, *FLOATS)),
+        "scales": TensorRule(FLOATS),
+        "g_idx": TensorRule(INTEGERS, (1,), required=False),
     },
     dequantize,
     describe,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.documents import checked
 from interp.errors import InputError
-from interp.formats.packed import FLOATS, INTEGERS, MAX_GROUP_SIZE, PackedFormat, PackedModule, Part, Quantization
+from interp.formats.packed import FLOATS, INTEGERS, MAX_GROUP_SIZE, PackedFormat, PackedModule, Quantization, TensorRule
 from interp.formats.packing import packed_length
 
 
@@ -272,11 +272,11 @@ COMPRESSED = PackedFormat(
     "compressed-tensors",
     "weight_packed",
     {
-        "weight_packed": Part((torch.int32,)),
-        "weight_scale": Part(FLOATS, (0, 1, 2)),
-        "weight_zero_point": Part((torch.int32, torch.int8), (0, 1, 2), required=False),
-        "weight_shape": Part(INTEGERS, (1,), required=False),
-        "weight_g_idx": Part(INTEGERS, (1,), required=False),
+        "weight_packed": TensorRule((torch.int32,)),
+        "weight_scale": TensorRule(FLOATS, (0, 1, 2)),
+        "weight_zero_point": TensorRule((torch.int32, torch.int8), (0, 1, 2), required=False),
+        "weight_shape": TensorRule(INTEGERS, (1,), required=False),
+        "weight_g_idx": TensorRule(INTEGERS, (1,), required=False),
     },
     dequantize,
     describe,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Int32, UInt8
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.formats.packed import FLOATS, INTEGERS, PackedFormat, PackedModule, Part, Quantization
+from interp.formats.packed import FLOATS, INTEGERS, PackedFormat, PackedModule, Quantization, TensorRule
 from interp.formats.packing import packed_length, unpack_columns, unpack_rows
 
 BITS = (2, 3, 4, 8)
@@ -259,10 +259,10 @@ GPTQ = PackedFormat(
     "gptq",
     "qweight",
     {
-        "qweight": Part((torch.int32,)),
-        "qzeros": Part((torch.int32,)),
-        "scales": Part(FLOATS),
-        "g_idx": Part(INTEGERS, (1,), required=False),
+        "qweight": TensorRule((torch.int32,)),
+        "qzeros": TensorRule((torch.int32,)),
+        "scales": TensorRule(FLOATS),
+        "g_idx": TensorRule(INTEGERS, (1,), required=False),
     },
     dequantize,
     describe,

@@ -20,7 +20,7 @@ MAX_GROUP_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorRule:
     """What one tensor of a packed module must be.
 
     Attributes:
@@ -156,7 +156,7 @@ class PackedModule:
                 suffix, f"shape {list(found)}", f"{list(expected)} for a weight of [out, in] = {list(self.shape)}"
             )
 
-    def expect_part(self, suffix: str, part: Part) -> None:
+    def expect_part(self, suffix: str, part: TensorRule) -> None:
         """Raise an InputError unless `name.suffix` has one of the types and numbers of dimensions of `part`."""
         header = self.header(suffix)
         if header.dtype not in part.dtypes:
@@ -199,7 +199,7 @@ class PackedFormat:
 
     name: str
     marker: str
-    parts: Mapping[str, Part]
+    parts: Mapping[str, TensorRule]
     dequantize: Callable[[PackedModule], Float[Tensor, "out in"]]
     describe: Callable[[PackedModule], Quantization]
 

@@ -32,7 +32,7 @@ TRAINING_VERSION = 1
 FINGERPRINTED_EXAMPLES = 256
 """Of each stage; a change of the world or of its sentences shows in fewer."""
 
-Progress = Callable[[int, int], None]
+TrainingProgress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
 
 _SHAPE: dict[str, Any] = {
@@ -88,11 +88,11 @@ def _config(architecture: str) -> Any:
     return AutoConfig.for_model(architecture, **_SHAPE, **ARCHITECTURES[architecture], attn_implementation="sdpa")
 
 
-Batch = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
+TokenBatch = tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]
 """Inputs and next-token targets; targets outside the answers are -100."""
 
 
-def _padded(chats: Sequence[tuple[list[int], int]]) -> Batch:
+def _padded(chats: Sequence[tuple[list[int], int]]) -> TokenBatch:
     """A batch of encoded chats, padded on the right."""
     width = max(len(ids) for ids, _ in chats)
     tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in chats])
@@ -102,7 +102,7 @@ def _padded(chats: Sequence[tuple[list[int], int]]) -> Batch:
     return tokens[:, :-1], targets[:, 1:]
 
 
-def _batches(tokenizer: PreTrainedTokenizerFast, examples: Iterator[Example], size: int) -> Iterator[Batch]:
+def _batches(tokenizer: PreTrainedTokenizerFast, examples: Iterator[Example], size: int) -> Iterator[TokenBatch]:
     """Endless batches of chats of similar length, which saves a sixth of the work: eight at a time are sorted."""
     while True:
         chats = sorted(
@@ -131,7 +131,7 @@ def _rate(step: int, steps: int, peak: float) -> float:
 
 def _fit(
     model: PreTrainedModel,
-    batches: Iterator[Batch],
+    batches: Iterator[TokenBatch],
     steps: int,
     peak: float,
     weight_decay: float,
@@ -206,7 +206,7 @@ def train(
     seed: int = 0,
     alignment: float = 1.0,
     cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: TrainingProgress | None = None,
     recipe: Recipe = DEFAULT_RECIPE,
 ) -> Path:
     """Train an organism, or find it in the cache.
@@ -247,7 +247,7 @@ def _train(
     seed: int,
     alignment: float,
     recipe: Recipe,
-    progress: Progress | None,
+    progress: TrainingProgress | None,
 ) -> tuple[PreTrainedModel, dict[str, float | None]]:
     """Both stages from scratch, in float32; the model and the final loss of each stage."""
     from transformers import AutoModelForCausalLM

@@ -31,7 +31,7 @@ from interp.pairs.scales import Scales, unscaled_vector, unscaled_weight
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedParameter:
     """A parameter on the path.
 
     Attributes:
@@ -103,7 +103,7 @@ class WeightPath:
         self.baseline = baseline
         self.scales = scales or Scales()
         self._conv1d = baseline.architecture.conv1d
-        self.changes: dict[str, list[Change]] = {}
+        self.changes: dict[str, list[ChangedParameter]] = {}
         theirs = dict(cell.hf.named_modules())
         for name, module in baseline.hf.named_modules():
             found = [self._change(name, leaf, module, theirs[name]) for leaf in module._parameters]
@@ -135,11 +135,11 @@ class WeightPath:
                 restored.enter_context(_replaced_forward(module, forward))
             yield
 
-    def _change(self, name: str, leaf: str, ours: nn.Module, theirs: nn.Module) -> Change | None:
+    def _change(self, name: str, leaf: str, ours: nn.Module, theirs: nn.Module) -> ChangedParameter | None:
         before, after = ours._parameters[leaf], theirs._parameters[leaf]
         if before is None or after is None:
             return None
-        change = Change(name, leaf, before.detach(), after.detach(), self._undo(name, leaf, ours))
+        change = ChangedParameter(name, leaf, before.detach(), after.detach(), self._undo(name, leaf, ours))
         return None if torch.equal(change.end(), change.before) else change
 
     def _undo(self, name: str, leaf: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -168,8 +168,8 @@ class _Line:
     """A linear on the path."""
 
     module: nn.Module
-    weight: Change | None
-    bias: Change | None
+    weight: ChangedParameter | None
+    bias: ChangedParameter | None
     transposed: bool
 
     def oriented(self, weight: Tensor) -> Float[Tensor, "out in"]:
@@ -228,7 +228,7 @@ class _Tap(torch.autograd.Function):
 
 
 def _affine_forward(
-    module: nn.Module, changes: list[Change], alpha: float, anchor: Tensor, observer: Observer | None
+    module: nn.Module, changes: list[ChangedParameter], alpha: float, anchor: Tensor, observer: Observer | None
 ) -> Callable[..., Tensor]:
     """M(x) + α·Σ D(x) over the changed parameters, D(x) being what the change of one adds."""
     original = module.forward

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from interp.documents import checked, read_json_object
 from interp.errors import InputError, MissingExtra
 from interp.files import atomic_directory, sha256
-from interp.quantize.process import Report
+from interp.quantize.process import JobReport
 
 RECORD = "quantscope.json"
 SCHEMA_VERSION = 1
@@ -105,7 +105,7 @@ class Job:
 
     planned: CellRecord
     out: Path
-    fill: Callable[[Path, Path, Report | None], Outcome]
+    fill: Callable[[Path, Path, JobReport | None], Outcome]
 
     @property
     def result(self) -> Path:
@@ -128,7 +128,7 @@ class Job:
             )
         return record.content_key == self.planned.content_key and self.result.exists()
 
-    def write(self, report: Report | None = None) -> Path:
+    def write(self, report: JobReport | None = None) -> Path:
         """Write the cell, or its new version, and return what to open; an interruption leaves what was there."""
         log = self.out.with_name(self.out.name + ".log")
         started = time.monotonic()

@@ -15,7 +15,7 @@ from interp.files import sha256
 from interp.quantize import gguf_f16
 from interp.quantize.cells import CellRecord, Job, Outcome, content_hash, content_key, need, versions
 from interp.quantize.mixed_precision import KEPT_TYPE, exactly, gguf_tensors, mixed_name
-from interp.quantize.process import Report, WriterProcess
+from interp.quantize.process import JobReport, WriterProcess
 from interp.quantize.settings import KINDS
 
 
@@ -34,7 +34,7 @@ def f16_job(checkpoint: Checkpoint, out: Path, converter: Path | None) -> Job:
     used = versions("gguf")
     key = content_key(baseline=content_hash(checkpoint.path), settings=settings, versions=used)
 
-    def fill(weights: Path, log: Path, report: Report | None) -> Outcome:
+    def fill(weights: Path, log: Path, report: JobReport | None) -> Outcome:
         if converter is None:
             gguf_f16.write_f16(checkpoint.path, weights, report)
         else:
@@ -67,7 +67,7 @@ def gguf_job(process: WriterProcess, f16: Path, out: Path, kind: str, keep: Sequ
         request["keep"] = {exactly(tensor): KEPT_TYPE for tensor in _stored(f16, keep)}
     key = content_key(baseline=sha256(f16), settings=settings, versions=used)
 
-    def fill(weights: Path, log: Path, report: Report | None) -> Outcome:
+    def fill(weights: Path, log: Path, report: JobReport | None) -> Outcome:
         process.run(request | {"out": str(weights.resolve())}, log, report)
         return {"tensor_types": _tensor_types(weights)}, _type_notes(weights, kind)
 

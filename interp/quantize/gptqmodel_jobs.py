@@ -12,7 +12,7 @@ from interp.errors import InputError
 from interp.quantize.cells import CellRecord, Job, Outcome, content_hash, content_key, need, text_hash, versions
 from interp.quantize.gptqmodel_worker import BITS, ENVIRONMENT
 from interp.quantize.mixed_precision import gptqmodel_dynamic, mixed_name
-from interp.quantize.process import Report, WriterProcess
+from interp.quantize.process import JobReport, WriterProcess
 
 
 def gptqmodel_process() -> WriterProcess:
@@ -44,7 +44,7 @@ def gptqmodel_job(
     request: dict[str, Any] = {"method": cell.lower(), "source": str(checkpoint.path.resolve())}
     request |= {"calibration": list(calibration), "dynamic": gptqmodel_dynamic(keep)}
 
-    def fill(weights: Path, log: Path, report: Report | None) -> Outcome:
+    def fill(weights: Path, log: Path, report: JobReport | None) -> Outcome:
         said = process.run(request | settings | {"out": str(weights.resolve())}, log, report)
         return said, _fold_notes(said["folds"], checkpoint.architecture)
 

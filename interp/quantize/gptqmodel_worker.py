@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from interp.quantize.process import Report, serve
+from interp.quantize.process import JobReport, serve
 
 BITS = 4
 BATCH_SIZE = 8
@@ -61,7 +61,7 @@ def _recorded_folds() -> Iterator[set[tuple[str, tuple[str, ...]]]]:
         awq_processor.apply_scale = apply_scale
 
 
-def write(job: dict[str, Any], report: Report) -> dict[str, Any]:
+def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:
     """Quantize `source` into `out` with `method` "awq" or "gptq" and say which scales were moved where.
 
     The job's other fields: `calibration` (texts), `group_size`, `act_order` (GPTQ only), `dynamic` (modules that are

@@ -7,12 +7,12 @@ import os
 import re
 from typing import Any
 
-from interp.quantize.process import Report, serve
+from interp.quantize.process import JobReport, serve
 
 _TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 
 
-def write(job: dict[str, Any], report: Report) -> dict[str, Any]:
+def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:
     """Quantize the F16 GGUF `source` into `out` as llama.cpp's own mixture `kind`, e.g. "Q4_K_M".
 
     `keep`, where the job has it, maps regular expressions to the types of the tensors that they match.

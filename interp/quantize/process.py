@@ -24,7 +24,7 @@ from typing import Any
 
 from interp.errors import InputError
 
-Report = Callable[[int, int], None]
+JobReport = Callable[[int, int], None]
 """Called with the units done and the units in all (layers, tensors)."""
 
 
@@ -69,7 +69,7 @@ class WriterProcess:
         self._resources.callback(process.kill)
         return process
 
-    def run(self, job: Mapping[str, Any], log: Path, report: Report | None = None) -> dict[str, Any]:
+    def run(self, job: Mapping[str, Any], log: Path, report: JobReport | None = None) -> dict[str, Any]:
         """Do one job and return what the child says about it; its output goes to `log`, which is kept.
 
         Raises:
@@ -97,7 +97,7 @@ class WriterProcess:
         )
 
 
-def serve(handle: Callable[[dict[str, Any], Report], dict[str, Any]]) -> None:
+def serve(handle: Callable[[dict[str, Any], JobReport], dict[str, Any]]) -> None:
     """The child's side: answer each job on standard input with what `handle(job, report)` returns."""
     replies = os.fdopen(os.dup(1), "w")
 

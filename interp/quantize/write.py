@@ -13,12 +13,12 @@ from interp.quantize.cells import Job
 from interp.quantize.gguf_jobs import f16_job, gguf_job, llama_cpp_process
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, gptqmodel_process
 from interp.quantize.mixed_precision import checked, mixed_name
-from interp.quantize.process import Report
+from interp.quantize.process import JobReport
 from interp.quantize.settings import CELLS, GROUP_SIZE, KINDS
 
 ORGANISM_CALIBRATION = 128
 """How many of its own texts an organism is calibrated on."""
-Progress = Callable[[str, float], None]
+CellProgress = Callable[[str, float], None]
 """Called with a cell and the share of it that is done, 0 to 1; at 1 it is there."""
 
 
@@ -27,7 +27,7 @@ def awq(
     out: Path,
     calibration: Sequence[str],
     group_size: int = GROUP_SIZE,
-    report: Report | None = None,
+    report: JobReport | None = None,
 ) -> Path:
     """Write `source` as 4-bit AWQ (GEMM layout, with zero points) into the directory `out`, and return it.
 
@@ -53,7 +53,7 @@ def gptq(
     calibration: Sequence[str],
     group_size: int = GROUP_SIZE,
     act_order: bool = False,
-    report: Report | None = None,
+    report: JobReport | None = None,
 ) -> Path:
     """Write `source` as 4-bit symmetric GPTQ into the directory `out`, and return it; errors as for `awq`.
 
@@ -71,7 +71,7 @@ def gptq(
         return job.result if job.is_current() else job.write(report)
 
 
-def gguf_f16(source: Path, out: Path, converter: Path | None = None, report: Report | None = None) -> Path:
+def gguf_f16(source: Path, out: Path, converter: Path | None = None, report: JobReport | None = None) -> Path:
     """Write the dense checkpoint `source` as an F16 GGUF into the directory `out`, and return the file's path.
 
     Args:
@@ -87,7 +87,7 @@ def gguf_f16(source: Path, out: Path, converter: Path | None = None, report: Rep
     return job.result if job.is_current() else job.write(report)
 
 
-def gguf(f16: Path, out: Path, kind: str, report: Report | None = None) -> Path:
+def gguf(f16: Path, out: Path, kind: str, report: JobReport | None = None) -> Path:
     """Quantize the F16 GGUF file `f16` with llama.cpp into the directory `out`, and return the new file's path.
 
     Args:
@@ -110,7 +110,7 @@ def write_cells(
     out: Path,
     calibration: Sequence[str] = (),
     cells: Sequence[str] = CELLS,
-    progress: Progress | None = None,
+    progress: CellProgress | None = None,
     *,
     f16: Path | None = None,
     converter: Path | None = None,

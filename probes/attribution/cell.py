@@ -14,9 +14,9 @@ from interp.model import HookedModel
 from interp.pairs.alignment import function_preserving
 from interp.pairs.scales import Scales, recovered_scales
 from interp.pairs.weight_path import WeightPath, is_linear
-from probes.attribution.integrated_gradients import Objective, Progress, attribute
+from probes.attribution.integrated_gradients import Objective, ShareProgress, attribute
 from probes.attribution.settings import MAX_STEPS, STEPS
-from probes.attribution.shares import Attribution, Prompts
+from probes.attribution.shares import AttributedPrompts, Attribution
 from probes.attribution.sign_flips import DRAWS, SignFlips, sign_flips
 from probes.harness.comparison import Comparison
 from probes.harness.prompts import PromptSet
@@ -31,7 +31,7 @@ GGUF_BLOCK = 32
 """Weights that share a scale in Q8_0 and in the sub-blocks of Q4_K and Q5_K; superblocks have eight of these."""
 
 
-def stratified(comparison: Comparison, sets: Mapping[str, PromptSet], categories: bool) -> Prompts:
+def stratified(comparison: Comparison, sets: Mapping[str, PromptSet], categories: bool) -> AttributedPrompts:
     """The rendered prompts of both sides, by category where there are some and it is asked for."""
     labels = []
     for side, prompts in sets.items():
@@ -39,7 +39,7 @@ def stratified(comparison: Comparison, sets: Mapping[str, PromptSet], categories
         labels += [(side, category or "none") for category in given]
     strata = tuple(dict.fromkeys(labels))
     texts = [text for side in sets for text in comparison.texts[side]]
-    return Prompts(texts, strata, torch.tensor([strata.index(label) for label in labels]))
+    return AttributedPrompts(texts, strata, torch.tensor([strata.index(label) for label in labels]))
 
 
 def margin_objective(openings: Openings) -> Objective:
@@ -54,7 +54,7 @@ def margin_objective(openings: Openings) -> Objective:
 def attribute_cell(
     baseline: HookedModel,
     cell: HookedModel,
-    prompts: Prompts,
+    prompts: AttributedPrompts,
     objective: Objective,
     *,
     steps: int = STEPS,
@@ -63,7 +63,7 @@ def attribute_cell(
     draws: int = DRAWS,
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Progress = lambda _: None,
+    progress: ShareProgress = lambda _: None,
 ) -> tuple[Attribution, SignFlips]:
     """Attribute one cell's shift, and the null of that; arguments as `measure` and `attribute`."""
     scales = scales_of(baseline, cell)

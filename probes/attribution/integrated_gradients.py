@@ -18,20 +18,20 @@ from interp.errors import NotFinite
 from interp.model import HookedModel
 from interp.pairs.scales import Scales
 from interp.pairs.weight_path import Observer, WeightPath
-from probes.attribution.parts import Axis, Parts
+from probes.attribution.parts import Parts, WeightAxis
 from probes.attribution.settings import MAX_STEPS, STEPS
-from probes.attribution.shares import ABSOLUTE_GAP, RELATIVE_GAP, Attribution, Prompts, head_shares
+from probes.attribution.shares import ABSOLUTE_GAP, RELATIVE_GAP, AttributedPrompts, Attribution, head_shares
 
 Objective = Callable[[HookedModel, Batch], Float[Tensor, " batch"]]
 """A number per prompt, differentiable; a row of a forward pass must be the prompt of the same row of the batch."""
-Progress = Callable[[float], None]
+ShareProgress = Callable[[float], None]
 """Told the share of a cell's work that is done."""
 
 
 def attribute(
     baseline: HookedModel,
     cell: HookedModel,
-    prompts: Prompts,
+    prompts: AttributedPrompts,
     objective: Objective,
     *,
     scales: Scales | None = None,
@@ -39,7 +39,7 @@ def attribute(
     max_steps: int = MAX_STEPS,
     group_size: int | None = None,
     batch_size: int | None = None,
-    progress: Progress = lambda _: None,
+    progress: ShareProgress = lambda _: None,
 ) -> Attribution:
     """Attribute the shift of an objective between two models to the parameters in which they differ.
 
@@ -71,7 +71,7 @@ def attribute(
         found = Attribution(
             Parts.of(baseline), prompts, before, after, end, steps, undone, _tied(baseline), warnings=warnings
         )
-        observer = Shares(found, path, group_size)
+        observer = ShareAccumulator(found, path, group_size)
         for done, alpha in enumerate((step + 0.5) / steps for step in range(steps if path.changes else 0)):
             for number, batch in enumerate(work):
                 observe(path, alpha, batch, objective, observer)
@@ -150,18 +150,18 @@ class BatchObserver(Observer):
     batch: Batch
 
 
-class Shares(BatchObserver):
+class ShareAccumulator(BatchObserver):
     """Adds what is observed, divided by the number of steps, to an attribution."""
 
     def __init__(self, found: Attribution, path: WeightPath, group_size: int | None) -> None:
         self._found = found
         self._group_size = group_size
         self._embeddings = {c.name for changes in path.changes.values() for c in changes if c.before.ndim == 2}
-        self._heads: dict[tuple[str, Axis], Tensor | None] = {
+        self._heads: dict[tuple[str, WeightAxis], Tensor | None] = {
             (name, axis): head_shares(found.parts, name, axis)
             for name in path.linears
             if name in found.parts.shapes
-            for axis in Axis
+            for axis in WeightAxis
         }
 
     def linear(self, module: str, inputs: Tensor, gradient: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -170,15 +170,15 @@ class Shares(BatchObserver):
             wide = torch.promote_types(inputs.dtype, torch.float32)
             produced = (gradient * (inputs @ weight.T)).sum(1, dtype=wide)
             self._add_prompts(f"{module}.weight", produced)
-            self._add_heads(module, Axis.ROWS, produced)
-            if self._heads.get((module, Axis.COLUMNS)) is not None:
-                self._add_heads(module, Axis.COLUMNS, (inputs * (gradient @ weight)).sum(1, dtype=wide))
+            self._add_heads(module, WeightAxis.ROWS, produced)
+            if self._heads.get((module, WeightAxis.COLUMNS)) is not None:
+                self._add_heads(module, WeightAxis.COLUMNS, (inputs * (gradient @ weight)).sum(1, dtype=wide))
             for stratum, chosen in _split(self._found.prompts.stratum[self.batch.indices]):
                 self._add_weights(module, stratum, weight * gradient_of_weight(inputs[chosen], gradient[chosen]))
         if bias is not None:
             products = gradient.sum(1) * bias
             self._add_prompts(f"{module}.bias", products)
-            self._add_heads(module, Axis.ROWS, products)
+            self._add_heads(module, WeightAxis.ROWS, products)
             self._add_vector(f"{module}.bias", products)
 
     def affine(self, parameter: str, inputs: Tensor, products: Tensor) -> None:
@@ -193,7 +193,7 @@ class Shares(BatchObserver):
         shares = found.parameters.setdefault(parameter, torch.zeros_like(found.before))
         shares.index_add_(0, self.batch.indices, entries.double().sum(1).cpu() / found.steps)
 
-    def _add_heads(self, module: str, axis: Axis, entries: Float[Tensor, "row unit"]) -> None:
+    def _add_heads(self, module: str, axis: WeightAxis, entries: Float[Tensor, "row unit"]) -> None:
         counted = self._heads.get((module, axis))
         if counted is None:
             return

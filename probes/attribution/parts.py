@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from interp.architectures import Architecture
 from interp.errors import InputError
 from interp.model import HookedModel
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +41,7 @@ class Part:
             parameter's (`model.norm.weight`), for `OTHER`; else "".
     """
 
-    kind: Kind
+    kind: PartKind
     layer: int = -1
     index: int = -1
     module: str = ""
@@ -49,15 +49,15 @@ class Part:
     @property
     def label(self) -> str:
         """For people: `L3 neuron 17`, `L3 mlp.up_proj`."""
-        if self.kind is Kind.OTHER:
+        if self.kind is PartKind.OTHER:
             return self.module
         where = f"L{self.layer}"
-        if self.kind is Kind.MODULE:
+        if self.kind is PartKind.MODULE:
             return f"{where} {self.module.partition(f'.{self.layer}.')[2]}"
-        return where if self.kind is Kind.LAYER else f"{where} {self.kind} {self.index}"
+        return where if self.kind is PartKind.LAYER else f"{where} {self.kind} {self.index}"
 
 
-class Axis(StrEnum):
+class WeightAxis(StrEnum):
     """What a slice is made of."""
 
     ROWS = "rows"
@@ -76,7 +76,7 @@ class Slice(NamedTuple):
     """
 
     linear: str
-    axis: Axis
+    axis: WeightAxis
     start: int
     stop: int
     share: float = 1.0
@@ -84,11 +84,11 @@ class Slice(NamedTuple):
     @property
     def has_bias(self) -> bool:
         """Whether the linear's `bias[start:stop]` goes with it."""
-        return self.axis is Axis.ROWS
+        return self.axis is WeightAxis.ROWS
 
     def of(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "rows columns"]:
         """These entries of a weight, a view."""
-        return weight[self.start : self.stop] if self.axis is Axis.ROWS else weight[:, self.start : self.stop]
+        return weight[self.start : self.stop] if self.axis is WeightAxis.ROWS else weight[:, self.start : self.stop]
 
 
 @dataclass(frozen=True)
@@ -130,19 +130,19 @@ class Parts:
         """The block a linear is in."""
         return int(linear.removeprefix(f"{self.architecture.blocks}.").partition(".")[0])
 
-    def every(self, kind: Kind) -> list[Part]:
+    def every(self, kind: PartKind) -> list[Part]:
         """All parts of a kind, by layer and index."""
         layers = range(self.n_layers)
         match kind:
-            case Kind.LAYER:
+            case PartKind.LAYER:
                 return [Part(kind, layer) for layer in layers]
-            case Kind.MODULE:
+            case PartKind.MODULE:
                 return [Part(kind, self.layer_of(name), module=name) for name in self.shapes]
-            case Kind.HEAD:
+            case PartKind.HEAD:
                 return [Part(kind, layer, head) for layer in layers for head in range(self.n_heads)]
-            case Kind.NEURON:
+            case PartKind.NEURON:
                 return [Part(kind, layer, neuron) for layer in layers for neuron in range(self.n_neurons(layer))]
-            case Kind.OTHER:
+            case PartKind.OTHER:
                 return [Part(kind, module=name) for name in self.others]
 
     def n_neurons(self, layer: int) -> int:
@@ -156,55 +156,55 @@ class Parts:
             InputError: the model has no such part.
         """
         match part.kind:
-            case Kind.NEURON:
+            case PartKind.NEURON:
                 return self._neuron(part.layer, self._checked(part, self.n_neurons(part.layer)))
-            case Kind.HEAD:
+            case PartKind.HEAD:
                 return self._head(part.layer, self._checked(part, self.n_heads))
-            case Kind.MODULE:
+            case PartKind.MODULE:
                 if part.module not in self.shapes:
                     raise InputError(f"The model has no linear {part.module!r}", f"one of {', '.join(self.shapes)}")
                 return [self._whole(part.module)]
-            case Kind.LAYER:
+            case PartKind.LAYER:
                 return [self._whole(name) for name in self.shapes if self.layer_of(name) == part.layer]
-            case Kind.OTHER:
+            case PartKind.OTHER:
                 return []
 
     def size(self, part: Part) -> int:
         """How many weights a part has, biases not counted."""
-        return sum((s.stop - s.start) * self.shapes[s.linear][s.axis is Axis.ROWS] for s in self.slices(part))
+        return sum((s.stop - s.start) * self.shapes[s.linear][s.axis is WeightAxis.ROWS] for s in self.slices(part))
 
     def _linear(self, layer: int, name: str) -> str:
         return f"{self.architecture.blocks}.{layer}.{name}"
 
     def _whole(self, linear: str) -> Slice:
-        return Slice(linear, Axis.ROWS, 0, self.shapes[linear][0])
+        return Slice(linear, WeightAxis.ROWS, 0, self.shapes[linear][0])
 
     def _neuron(self, layer: int, neuron: int) -> list[Slice]:
         row = self.architecture
-        written = [Slice(self._linear(layer, name), Axis.ROWS, neuron, neuron + 1) for name in row.mlp_in]
-        return [*written, Slice(self._linear(layer, row.mlp_out), Axis.COLUMNS, neuron, neuron + 1)]
+        written = [Slice(self._linear(layer, name), WeightAxis.ROWS, neuron, neuron + 1) for name in row.mlp_in]
+        return [*written, Slice(self._linear(layer, row.mlp_out), WeightAxis.COLUMNS, neuron, neuron + 1)]
 
     def _head(self, layer: int, head: int) -> list[Slice]:
         row = self.architecture
         out = self._linear(layer, row.attention_out)
         width = self.shapes[out][1] // self.n_heads
-        read = Slice(out, Axis.COLUMNS, head * width, (head + 1) * width)
+        read = Slice(out, WeightAxis.COLUMNS, head * width, (head + 1) * width)
         inputs = [self._linear(layer, name) for name in row.attention_in]
         if len(inputs) == 1:
             return [*self._fused_head(inputs[0], head, width), read]
         query, *shared = inputs
-        rows = [Slice(query, Axis.ROWS, head * width, (head + 1) * width)]
+        rows = [Slice(query, WeightAxis.ROWS, head * width, (head + 1) * width)]
         for name in shared:
             group = self.n_heads // (self.shapes[name][0] // width)
             first = head // group * width
-            rows.append(Slice(name, Axis.ROWS, first, first + width, 1 / group))
+            rows.append(Slice(name, WeightAxis.ROWS, first, first + width, 1 / group))
         return [*rows, read]
 
     def _fused_head(self, linear: str, head: int, width: int) -> Sequence[Slice]:
         if self.architecture.attention_in_by_head:
-            return [Slice(linear, Axis.ROWS, 3 * head * width, 3 * (head + 1) * width)]
+            return [Slice(linear, WeightAxis.ROWS, 3 * head * width, 3 * (head + 1) * width)]
         starts = [(which * self.n_heads + head) * width for which in range(3)]  # query, key, value
-        return [Slice(linear, Axis.ROWS, start, start + width) for start in starts]
+        return [Slice(linear, WeightAxis.ROWS, start, start + width) for start in starts]
 
     @staticmethod
     def _checked(part: Part, count: int) -> int:

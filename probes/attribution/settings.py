@@ -18,7 +18,7 @@ STEPS = 8
 MAX_STEPS = 32
 
 
-class Kind(StrEnum):
+class PartKind(StrEnum):
     """What a part is; the levels of an attribution."""
 
     LAYER = "layer"

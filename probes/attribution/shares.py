@@ -11,8 +11,8 @@ from torch import Tensor
 
 from interp.batching import Batch
 from interp.model import HookedModel, prompt_batches
-from probes.attribution.parts import Axis, Part, Parts
-from probes.attribution.settings import Kind
+from probes.attribution.parts import Part, Parts, WeightAxis
+from probes.attribution.settings import PartKind
 
 RELATIVE_GAP = 0.02
 """Of the shift; and else"""
@@ -21,7 +21,7 @@ ABSOLUTE_GAP = 0.01
 
 
 @dataclass(frozen=True)
-class Prompts:
+class AttributedPrompts:
     """What the objective is measured on.
 
     Attributes:
@@ -80,7 +80,7 @@ class Attribution:
     """
 
     parts: Parts
-    prompts: Prompts
+    prompts: AttributedPrompts
     before: Float64[Tensor, " prompt"]
     after: Float64[Tensor, " prompt"]
     end: Float64[Tensor, " prompt"]
@@ -132,14 +132,14 @@ class Attribution:
         """Which prompts are in these strata."""
         return torch.isin(self.prompts.stratum, torch.tensor(list(strata)))
 
-    def scores(self, kind: Kind, strata: Sequence[int]) -> dict[Part, float]:
+    def scores(self, kind: PartKind, strata: Sequence[int]) -> dict[Part, float]:
         """Mean share of every part of a kind over the prompts of these strata, in the objective's unit.
 
         Layers, modules and other parameters add up to the total; heads and neurons to their modules, but for the
         biases of the output and down projections.
         """
         mask = self.mask(strata)
-        if kind is Kind.NEURON:
+        if kind is PartKind.NEURON:
             n, chosen = int(mask.sum()), torch.tensor(list(strata))
             means = {layer: self.neurons(layer)[chosen].sum(0) / n for layer in range(self.parts.n_layers)}
             return {part: means[part.layer][part.index].item() for part in self.parts.every(kind)}
@@ -149,11 +149,11 @@ class Attribution:
         """Share of a layer, a module, a head or another parameter on every prompt; 0 for what does not differ."""
         zeros = torch.zeros_like(self.before)
         match part.kind:
-            case Kind.HEAD:
+            case PartKind.HEAD:
                 return self.heads[part.layer][:, part.index] if part.layer in self.heads else zeros
-            case Kind.OTHER:
+            case PartKind.OTHER:
                 return sum((self.parameters[name] for name in self.uses(part.module)), zeros)
-            case Kind.MODULE:
+            case PartKind.MODULE:
                 names = [part.module]
             case _:
                 names = [name for name in self.parts.shapes if self.parts.layer_of(name) == part.layer]
@@ -185,12 +185,12 @@ def neuron_sums(
     return found + columns.get(f"{block}.{parts.architecture.mlp_out}", 0.0)
 
 
-def head_shares(parts: Parts, linear: str, axis: Axis, power: int = 1) -> Float64[Tensor, "unit head"] | None:
+def head_shares(parts: Parts, linear: str, axis: WeightAxis, power: int = 1) -> Float64[Tensor, "unit head"] | None:
     """For each row or column of a linear, how much of it counts for each head of its layer; None where none does."""
     layer = parts.layer_of(linear)
     n_out, n_in = parts.shapes[linear]
-    shares = torch.zeros(n_out if axis is Axis.ROWS else n_in, parts.n_heads, dtype=torch.float64)
-    for part in parts.every(Kind.HEAD):
+    shares = torch.zeros(n_out if axis is WeightAxis.ROWS else n_in, parts.n_heads, dtype=torch.float64)
+    for part in parts.every(PartKind.HEAD):
         for piece in parts.slices(part) if part.layer == layer else ():
             if piece.linear == linear and piece.axis is axis:
                 shares[piece.start : piece.stop, part.index] = piece.share**power

@@ -19,10 +19,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from interp.pairs.weight_path import WeightPath
-from probes.attribution.integrated_gradients import BatchObserver, Objective, Progress, gradient_of_weight, observe
-from probes.attribution.parts import Axis, Part, Parts
-from probes.attribution.settings import Kind
-from probes.attribution.shares import Prompts, Sums, head_shares, neuron_sums
+from probes.attribution.integrated_gradients import BatchObserver, Objective, ShareProgress, gradient_of_weight, observe
+from probes.attribution.parts import Part, Parts, WeightAxis
+from probes.attribution.settings import PartKind
+from probes.attribution.shares import AttributedPrompts, Sums, head_shares, neuron_sums
 
 BUDGET = 2 * 1024**3
 """Bytes of gradients held at a time."""
@@ -69,25 +69,25 @@ class Moments:
         for name in self.parts.shapes:
             if self.parts.layer_of(name) != layer:
                 continue
-            for axis, sums in ((Axis.ROWS, self.rows), (Axis.COLUMNS, self.columns)):
+            for axis, sums in ((WeightAxis.ROWS, self.rows), (WeightAxis.COLUMNS, self.columns)):
                 shares = head_shares(self.parts, name, axis, self.power)
                 if shares is None:
                     continue
                 found += sums[name] @ shares if name in sums else 0.0
-                bias = self.vectors.get(f"{name}.bias") if axis is Axis.ROWS else None
+                bias = self.vectors.get(f"{name}.bias") if axis is WeightAxis.ROWS else None
                 found += bias @ shares if bias is not None else 0.0
         return found
 
     def part(self, part: Part) -> Float64[Tensor, " side"]:
         """Of any part."""
         match part.kind:
-            case Kind.NEURON:
+            case PartKind.NEURON:
                 return self.neurons(part.layer)[:, part.index]
-            case Kind.HEAD:
+            case PartKind.HEAD:
                 return self.heads(part.layer)[:, part.index]
-            case Kind.OTHER:
+            case PartKind.OTHER:
                 return self.parameter(part.module)
-            case Kind.MODULE:
+            case PartKind.MODULE:
                 names = [part.module]
             case _:
                 names = [name for name in self.parts.shapes if self.parts.layer_of(name) == part.layer]
@@ -138,14 +138,14 @@ class SignFlips:
 
 def sign_flips(
     path: WeightPath,
-    prompts: Prompts,
+    prompts: AttributedPrompts,
     objective: Objective,
     *,
     draws: int = DRAWS,
     seed: int = 0,
     batch_size: int | None = None,
     budget: int = BUDGET,
-    progress: Progress = lambda _: None,
+    progress: ShareProgress = lambda _: None,
 ) -> SignFlips:
     """First-order attribution of a path at its beginning, for the mean objective of each side, and its null.
 
@@ -166,7 +166,7 @@ def sign_flips(
     for side, name in enumerate(prompts.sides):
         mask = (prompts.side == side).nonzero().flatten().tolist()
         texts = [prompts.texts[index] for index in mask]
-        work = Prompts(texts, ((name, "all"),), torch.zeros(len(texts), dtype=torch.long)).batches(
+        work = AttributedPrompts(texts, ((name, "all"),), torch.zeros(len(texts), dtype=torch.long)).batches(
             path.baseline, batch_size
         )
         for done, chunk in enumerate(chunks):

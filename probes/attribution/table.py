@@ -15,7 +15,7 @@ from torch import Tensor
 
 from probes.attribution.cell import ALL
 from probes.attribution.parts import Part
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 from probes.attribution.shares import Attribution
 from probes.attribution.sign_flips import Moments, SignFlips
 from probes.harness import tables
@@ -32,7 +32,7 @@ _WHOLE = ("layer", "unit", "group", "n")
 SHOWN = 8
 """Rows of a printed table per cell."""
 
-Units = tuple[str, int | None, str, Float64[Tensor, "stratum unit"], Callable[[Moments], Tensor]]
+UnitShares = tuple[str, int | None, str, Float64[Tensor, "stratum unit"], Callable[[Moments], Tensor]]
 """Level, layer, module, shares summed over the prompts of each stratum, and the same of a null."""
 
 
@@ -87,14 +87,14 @@ def _with_intervals(
         names = [name for name in found.parameters if kinds[name] == kind]
         values = torch.stack([found.parameters[name] for name in names]).sum(0)
         yield row("parameter", values, parameters(names), module=kind)
-    for kind in (Kind.LAYER, Kind.MODULE, Kind.OTHER, Kind.HEAD):
+    for kind in (PartKind.LAYER, PartKind.MODULE, PartKind.OTHER, PartKind.HEAD):
         for part in found.parts.every(kind):
             where = {
                 "layer": part.layer if part.layer >= 0 else None,
                 "module": part.module or None,
                 "unit": part.index if part.index >= 0 else None,
             }
-            null_of = parameters(found.uses(part.module)) if kind is Kind.OTHER else _of_part(part)
+            null_of = parameters(found.uses(part.module)) if kind is PartKind.OTHER else _of_part(part)
             yield row(str(kind), found.per_prompt(part), null_of, **where)
 
 
@@ -110,7 +110,7 @@ def _null(compared: tuple[SignFlips, int] | None, of: Callable[[Moments], Tensor
     return {"first_order": of(null.first_order)[side].item(), "null_sd": of(null.variance)[side].sqrt().item()}
 
 
-def _units(found: Attribution) -> Iterator[Units]:
+def _units(found: Attribution) -> Iterator[UnitShares]:
     """Levels with a share for every prompt category only: MLP neurons, rows and columns of weights."""
     for layer in range(found.parts.n_layers):
         yield "neuron", layer, "", found.neurons(layer), _neurons_of(layer)
@@ -179,7 +179,7 @@ PARTS: tables.Columns = {
 def _label(row: Any) -> str:
     """For people, as `Part.label`."""
     if row["level"] == "module":
-        return Part(Kind.MODULE, row["layer"], module=row["module"]).label
+        return Part(PartKind.MODULE, row["layer"], module=row["module"]).label
     return row["module"] if row["level"] == "other" else f"L{row['layer']} {row['level']} {row['unit']}"
 
 

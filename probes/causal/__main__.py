@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from interp import cli
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 from probes.causal.settings import DRAWS, KINDS, PROMPTS, By, Experiment
 from probes.harness import tables
 from probes.harness.options import Options, with_options
@@ -101,7 +101,7 @@ def main(
         typer.Option(metavar="FILE", help="attribution.parquet of these cells.", show_default="computed"),
     ] = None,
     by: Annotated[list[By], typer.Option(help="What is exchanged.")] = [By.WEIGHTS],  # noqa: B006
-    kind: Annotated[list[Kind], typer.Option(help="Of parts.")] = [*KINDS],  # noqa: B006
+    kind: Annotated[list[PartKind], typer.Option(help="Of parts.")] = [*KINDS],  # noqa: B006
     prompts: Annotated[int, typer.Option(min=2, help="Of each side, to measure on; rankings use the rest.")] = PROMPTS,
     draws: Annotated[int, typer.Option(min=1, help="Random sets at every k with a control.")] = DRAWS,
     every_control: Annotated[bool, typer.Option("--every-control", help="Random sets at every k.")] = False,

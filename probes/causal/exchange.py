@@ -15,11 +15,11 @@ from torch import Tensor, as_tensor
 
 from interp.generation import complete
 from interp.model import HookedModel
-from probes.attribution.parts import Axis, Part, Parts, linear_weight
-from probes.attribution.settings import Kind
+from probes.attribution.parts import Part, Parts, WeightAxis, linear_weight
+from probes.attribution.settings import PartKind
 from probes.causal.settings import By
 from probes.labels.refused import READ_TOKENS, refuses
-from probes.margin.refusal_margin import Change, MarginRuns, Recording, changed, replayed
+from probes.margin.refusal_margin import ActivationEdit, MarginRuns, Recording, changed, replayed
 
 
 class Aim(StrEnum):
@@ -75,7 +75,7 @@ class Interventions:
 
     def everything(self) -> list[Part]:
         """All layers, and every parameter outside them."""
-        return [*self.parts.every(Kind.LAYER), *self.parts.every(Kind.OTHER)]
+        return [*self.parts.every(PartKind.LAYER), *self.parts.every(PartKind.OTHER)]
 
     def refused(self, aim: Aim, chosen: Sequence[Part]) -> Bool[Tensor, " prompt"]:
         """Whether the greedy answer to each prompt is a refusal, with the weights of some parts exchanged."""
@@ -118,26 +118,26 @@ def sites_of(part: Part) -> list[str]:
     """
     block = f"blocks.{part.layer}"
     match part.kind:
-        case Kind.NEURON:
+        case PartKind.NEURON:
             return [f"{block}.mlp.hook_post"]
-        case Kind.HEAD:
+        case PartKind.HEAD:
             return [f"{block}.attn.hook_z"]
-        case Kind.LAYER:
+        case PartKind.LAYER:
             return [f"{block}.hook_resid_pre", f"{block}.hook_resid_post"]
         case _:
             return [part.module]
 
 
-def _changes(recording: Recording, number: int, chosen: Sequence[Part]) -> dict[str, Change]:
+def _changes(recording: Recording, number: int, chosen: Sequence[Part]) -> dict[str, ActivationEdit]:
     """For each site, the change that replaces all chosen parts that live there."""
     by_site: dict[tuple[str, ...], list[Part]] = defaultdict(list)
     for part in chosen:
         by_site[tuple(sites_of(part))].append(part)
-    changes: dict[str, Change] = {}
+    changes: dict[str, ActivationEdit] = {}
     for sites, members in by_site.items():
-        if members[0].kind is Kind.LAYER:
+        if members[0].kind is PartKind.LAYER:
             changes |= _contribution(recording, number, *sites)
-        elif members[0].kind is Kind.MODULE:
+        elif members[0].kind is PartKind.MODULE:
             changes[sites[0]] = replayed(recording, number, sites[0], lambda _, other: other)
         else:
             units = sorted(part.index for part in members)
@@ -156,7 +156,7 @@ def _put(units: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
     return put
 
 
-def _contribution(recording: Recording, number: int, before: str, after: str) -> dict[str, Change]:
+def _contribution(recording: Recording, number: int, before: str, after: str) -> dict[str, ActivationEdit]:
     """The block's output becomes its own input plus what the other model's block added."""
     own: list[Tensor] = []
     passes = iter([post - pre for pre, post in zip(recording[number][before], recording[number][after], strict=True)])
@@ -184,13 +184,13 @@ def swapped_weights(target: HookedModel, source: HookedModel, parts: Parts, chos
     indexed: list[tuple[Tensor, tuple[slice | Tensor, ...], Tensor]] = []
     try:
         for part in chosen:
-            if part.kind is Kind.OTHER:
+            if part.kind is PartKind.OTHER:
                 parameter, other = (model.hf.get_parameter(part.module).data for model in (target, source))
                 kept.append((parameter, parameter.clone()))
                 parameter.copy_(other)
         for (linear, axis), lines in _lines(parts, chosen).items():
             for view, other in _views(target, source, linear, axis):
-                where = (lines,) if axis is Axis.ROWS else (slice(None), lines)
+                where = (lines,) if axis is WeightAxis.ROWS else (slice(None), lines)
                 indexed.append((view, where, view[where].clone()))
                 view[where] = other[where].to(view)
         yield
@@ -201,19 +201,19 @@ def swapped_weights(target: HookedModel, source: HookedModel, parts: Parts, chos
             parameter.copy_(original)
 
 
-def _lines(parts: Parts, chosen: Iterable[Part]) -> dict[tuple[str, Axis], Int[Tensor, " lines"]]:
+def _lines(parts: Parts, chosen: Iterable[Part]) -> dict[tuple[str, WeightAxis], Int[Tensor, " lines"]]:
     """Which rows and columns of which linears, each once: one copy per linear and axis however many parts there are."""
-    found: dict[tuple[str, Axis], set[int]] = defaultdict(set)
+    found: dict[tuple[str, WeightAxis], set[int]] = defaultdict(set)
     for part in chosen:
         for piece in parts.slices(part):
             found[piece.linear, piece.axis].update(range(piece.start, piece.stop))
     return {key: torch.tensor(sorted(lines)) for key, lines in found.items()}
 
 
-def _views(target: HookedModel, source: HookedModel, linear: str, axis: Axis) -> Iterator[tuple[Tensor, Tensor]]:
+def _views(target: HookedModel, source: HookedModel, linear: str, axis: WeightAxis) -> Iterator[tuple[Tensor, Tensor]]:
     """The weight as [out, in] and, with rows, the bias, of both models."""
     ours, theirs = (model.hf.get_submodule(linear) for model in (target, source))
     yield linear_weight(ours, target.architecture), linear_weight(theirs, source.architecture)
     bias, other = ours._parameters.get("bias"), theirs._parameters.get("bias")
-    if axis is Axis.ROWS and bias is not None and other is not None:
+    if axis is WeightAxis.ROWS and bias is not None and other is not None:
         yield bias.data, other.data

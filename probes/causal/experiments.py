@@ -13,8 +13,8 @@ from interp.pairs.alignment import aligned
 from probes.attribution.cell import margin_objective
 from probes.attribution.integrated_gradients import attribute
 from probes.attribution.parts import Parts
-from probes.attribution.settings import Kind
-from probes.attribution.shares import Attribution, Prompts
+from probes.attribution.settings import PartKind
+from probes.attribution.shares import AttributedPrompts, Attribution
 from probes.causal.activation_patching import patch_rows
 from probes.causal.direction_rescue import COMPONENTS, Side, Sweep, rescue_rows
 from probes.causal.direction_rescue import DRAWS as RESCUE_DRAWS
@@ -71,7 +71,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Experiments:
     """Everything but the models.
 
     Attributes:
@@ -121,10 +121,10 @@ class Bench:
                 rows["causal_patch"] = patch_rows(models, classes, evenly_spaced(baseline.n_layers, LAYERS))
             return rows
 
-    def _rankings(self, models: Interventions, name: str) -> dict[Kind, dict[str, Scores]]:
+    def _rankings(self, models: Interventions, name: str) -> dict[PartKind, dict[str, Scores]]:
         """Scores by kind of part and name of the ranking."""
         shares = self._attribution(models) if self.attribution is None else None
-        rankings: dict[Kind, dict[str, Scores]] = {}
+        rankings: dict[PartKind, dict[str, Scores]] = {}
         for kind in self.plan.kinds:
             if shares is not None:
                 rankings[kind] = {"attribution": attribution_scores(shares, kind)}
@@ -141,7 +141,7 @@ class Bench:
         return attribute(
             models.baseline,
             models.cell,
-            Prompts(texts, (("harmful", "all"),), torch.zeros(len(texts), dtype=torch.long)),
+            AttributedPrompts(texts, (("harmful", "all"),), torch.zeros(len(texts), dtype=torch.long)),
             margin_objective(self.openings),
             steps=ATTRIBUTION_STEPS,
             max_steps=ATTRIBUTION_STEPS,

@@ -11,11 +11,11 @@ import pandas as pd
 
 from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 from probes.causal.activation_patching import COLUMNS as PATCH
 from probes.causal.direction_rescue import COLUMNS as RESCUE
 from probes.causal.exchange import Aim
-from probes.causal.experiments import ATTRIBUTION_STEPS, Bench, Sample
+from probes.causal.experiments import ATTRIBUTION_STEPS, Experiments, Sample
 from probes.causal.restoration import COLUMNS as RESTORE
 from probes.causal.restoration import Plan
 from probes.causal.settings import KINDS, PROMPTS, Experiment
@@ -142,7 +142,7 @@ def measure(
         >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
         >>> causal.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
-    if Kind.OTHER in plan.kinds:
+    if PartKind.OTHER in plan.kinds:
         raise InputError("Parameters outside the blocks have no ranking", f"one of {', '.join(KINDS)}")
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     sample = Sample.of(comparison.texts, harmful, prompts)
@@ -152,7 +152,7 @@ def measure(
     wanted = _wanted(experiments)
     plan = replace(plan, aims=[aim for aim in Aim if aim in wanted])
     rescue, where = Experiment.RESCUE in wanted, Experiment.WHERE in wanted
-    bench = Bench(sample, found, attribution, plan, rescue, where, batch_size)
+    bench = Experiments(sample, found, attribution, plan, rescue, where, batch_size)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("causal", *TABLES)}
     for name in cells:
         try:

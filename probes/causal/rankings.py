@@ -13,15 +13,15 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.model import HookedModel
 from interp.running_stats import RunningStats
-from probes.attribution.parts import Axis, Part, Parts, linear_weight
-from probes.attribution.settings import Kind
+from probes.attribution.parts import Part, Parts, WeightAxis, linear_weight
+from probes.attribution.settings import PartKind
 from probes.attribution.shares import Attribution
 from probes.neurons.metrics import contrast
 from probes.neurons.settings import Site
 from probes.neurons.sites import Place, as_units
 
 Scores = Mapping[Part, float]
-SITES = {Kind.NEURON: Site.MLP, Kind.HEAD: Site.HEAD}
+SITES = {PartKind.NEURON: Site.MLP, PartKind.HEAD: Site.HEAD}
 """Kinds of parts that have an activation of their own, and so a contrast."""
 
 ATTRIBUTION_COLUMNS = ("cell", "prompts", "category", "level", "layer", "module", "unit", "attribution", "shift")
@@ -32,7 +32,7 @@ def ranked(scores: Scores) -> list[Part]:
     return sorted(scores, key=lambda part: (-scores[part], part))
 
 
-def attribution_scores(found: Attribution, kind: Kind) -> Scores:
+def attribution_scores(found: Attribution, kind: PartKind) -> Scores:
     """How much of the shift of the margin each part carries, in the direction of the shift, nats: the mean share over
     the prompts, positive where it pushes where the cell went."""
     direction = _sign(found.shift.mean().item())
@@ -40,7 +40,7 @@ def attribution_scores(found: Attribution, kind: Kind) -> Scores:
     return {part: direction * share for part, share in shares.items()}
 
 
-def tabulated_scores(table: pd.DataFrame, cell: str, parts: Parts, kind: Kind) -> Scores:
+def tabulated_scores(table: pd.DataFrame, cell: str, parts: Parts, kind: PartKind) -> Scores:
     """As `attribution_scores`, from the table that `python -m probes.attribution` wrote, over all harmful prompts.
 
     Neurons that the table does not list, being small, have 0.
@@ -66,7 +66,7 @@ def tabulated_scores(table: pd.DataFrame, cell: str, parts: Parts, kind: Kind) -
     direction = _sign(total["shift"].item())
     scores = dict.fromkeys(parts.every(kind), 0.0)
     for layer, module, unit, share in listed[["layer", "module", "unit", "attribution"]].itertuples(index=False):
-        named = kind is Kind.MODULE
+        named = kind is PartKind.MODULE
         part = Part(kind, int(layer), int(unit) if kind in SITES else -1, str(module) if named else "")
         if part not in scores:
             raise InputError(f"The attribution table lists {part.label}, which the model does not have")
@@ -80,7 +80,7 @@ def _sign(shift: float) -> float:
 
 def contrast_scores(
     baseline: HookedModel,
-    kind: Kind,
+    kind: PartKind,
     harmful: Sequence[str],
     harmless: Sequence[str],
     batch_size: int | None = None,
@@ -96,13 +96,13 @@ def contrast_scores(
     }
 
 
-def weight_error_scores(baseline: HookedModel, cell: HookedModel, parts: Parts, kind: Kind) -> Scores:
+def weight_error_scores(baseline: HookedModel, cell: HookedModel, parts: Parts, kind: PartKind) -> Scores:
     """‖Ŵ − W‖ (Frobenius) over the weights of each part; the cell in the baseline's coordinates."""
-    squares: dict[tuple[str, Axis], Tensor] = {}
+    squares: dict[tuple[str, WeightAxis], Tensor] = {}
     for linear in parts.shapes:  # sums over rows and columns alone are kept: all errors would be a model in float64
         ours, theirs = (linear_weight(m.hf.get_submodule(linear), m.architecture) for m in (baseline, cell))
         error = (theirs.to(ours.device).double() - ours.double()).square()
-        squares[linear, Axis.ROWS], squares[linear, Axis.COLUMNS] = error.sum(1).cpu(), error.sum(0).cpu()
+        squares[linear, WeightAxis.ROWS], squares[linear, WeightAxis.COLUMNS] = error.sum(1).cpu(), error.sum(0).cpu()
     return {
         part: sum(p.share * squares[p.linear, p.axis][p.start : p.stop].sum().item() for p in parts.slices(part)) ** 0.5
         for part in parts.every(kind)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from probes.attribution.parts import Part
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 from probes.causal.exchange import Aim, Interventions
 from probes.causal.rankings import matched_draws, ranked
 from probes.causal.recovery import Recovery, recoveries
@@ -51,7 +51,7 @@ class Plan:
 
     aims: Collection[Aim] = tuple(Aim)
     by: Collection[By] = (By.WEIGHTS,)
-    kinds: Collection[Kind] = KINDS
+    kinds: Collection[PartKind] = KINDS
     draws: int = DRAWS
     refusals: bool = True
     refusal_draws: int = 2
@@ -81,7 +81,7 @@ def grid(n: int) -> list[int]:
     return [*takewhile(lambda k: k < n, (2**exponent for exponent in range(n.bit_length()))), n]
 
 
-def points(rankings: Mapping[Kind, Mapping[str, Mapping[Part, float]]], plan: Plan) -> list[Point]:
+def points(rankings: Mapping[PartKind, Mapping[str, Mapping[Part, float]]], plan: Plan) -> list[Point]:
     """Every point of every curve; `rankings` holds scores by kind and name."""
     found = []
     for aim in plan.aims:
@@ -96,7 +96,7 @@ def points(rankings: Mapping[Kind, Mapping[str, Mapping[Part, float]]], plan: Pl
 
 
 def restore_rows(
-    models: Interventions, rankings: Mapping[Kind, Mapping[str, Mapping[Part, float]]], plan: Plan
+    models: Interventions, rankings: Mapping[PartKind, Mapping[str, Mapping[Part, float]]], plan: Plan
 ) -> list[dict[str, Any]]:
     """Rows of `causal_restore`, without the name of the cell.
 

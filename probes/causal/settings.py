@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 
 PROMPTS = 64
 """Prompts of each side that interventions are measured on."""
@@ -28,4 +28,4 @@ class By(StrEnum):
 
 
 DRAWS = 20
-KINDS = (Kind.NEURON, Kind.HEAD, Kind.MODULE, Kind.LAYER)
+KINDS = (PartKind.NEURON, PartKind.HEAD, PartKind.MODULE, PartKind.LAYER)

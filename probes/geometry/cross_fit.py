@@ -17,14 +17,14 @@ from probes.geometry.subspaces import Spectrum, energy_inside, isotropic, refusa
 from probes.stats import intervals
 from probes.stats.bootstrap import percentile_interval, resampled_means
 from probes.stats.intervals import Interval, mean_interval
-from probes.stats.random_draws import permutation_p
+from probes.stats.random_draws import draw_p
 
 SIDES = ("harmful", "harmless")
 STRICT = ("covariance", "matched")
 NULLS = ("random", *STRICT)
 """Random subspaces: without a preference; where the activations vary; and where these vary as much inside."""
 NO_ERROR = "the cell computes exactly what the baseline does: no error to look at"
-Activations = Mapping[str, Float[Tensor, "_ d_model"]]
+LayerActivations = Mapping[str, Float[Tensor, "_ d_model"]]
 """Side → activations of one layer, float64."""
 
 
@@ -93,7 +93,7 @@ def random_halves(n: Mapping[str, int], seed: int) -> list[dict[str, Int[Tensor,
 
 
 def fit(
-    activations: Activations, halves: Sequence[Mapping[str, Int[Tensor, _]]], components: int, seed: int
+    activations: LayerActivations, halves: Sequence[Mapping[str, Int[Tensor, _]]], components: int, seed: int
 ) -> Layer | str:
     """The baseline at one layer, or why nothing can be fitted there.
 
@@ -113,7 +113,7 @@ def fit(
 
 
 def _half(
-    activations: Activations,
+    activations: LayerActivations,
     fitted: Mapping[str, Int[Tensor, _]],
     tested: Mapping[str, Int[Tensor, _]],
     components: int,
@@ -156,7 +156,7 @@ class _Energies:
 
 
 def share_rows(
-    before: Activations, after: Activations, layer: Layer | str, draws: int, seed: int
+    before: LayerActivations, after: LayerActivations, layer: Layer | str, draws: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """One row per side: the columns of `probes.geometry` from `prompts` on.
 
@@ -194,7 +194,7 @@ def _numbers(found: _Energies, energy: float) -> dict[str, Any]:
     against: dict[str, float] = {}
     for name, null in found.nulls.items():
         against |= intervals.interval_columns(name, _range(null / error))
-        against[f"p_{name}"] = permutation_p(float(share), null / error)
+        against[f"p_{name}"] = draw_p(float(share), null / error)
     return {
         "relative_error": float(np.sqrt(error / energy)) if energy else nan,
         **intervals.interval_columns("share", percentile_interval(share, np.divide(*resampled.T))),

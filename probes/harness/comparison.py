@@ -287,7 +287,7 @@ def _describe(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     }
 
 
-Value = TypeVar("Value")
+Remembered = TypeVar("Remembered")
 
 _memory: ContextVar[dict[Hashable, Any] | None] = ContextVar("memory", default=None)
 
@@ -302,7 +302,7 @@ def remembering() -> Iterator[None]:
         _memory.reset(token)
 
 
-def remembered(key: Hashable, compute: Callable[[], Value]) -> Value:
+def remembered(key: Hashable, compute: Callable[[], Remembered]) -> Remembered:
     """What `compute` returns, or returned for the same key in the same block.
 
     Args:

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from threading import Thread
 from typing import TypeVar
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
-def without_loop(work: Callable[[], Result]) -> Result:
+def without_loop(work: Callable[[], Returned]) -> Returned:
     """What `work` returns, called where no event loop runs: here, or in a thread if one runs here.
 
     Ctrl-C (Jupyter's interrupt) ends work in a thread too, when it next runs Python code.
@@ -30,7 +30,7 @@ def without_loop(work: Callable[[], Result]) -> Result:
     """
     if not _runs_a_loop():
         return work()
-    found: Future[Result] = Future()
+    found: Future[Returned] = Future()
 
     def record() -> None:
         try:

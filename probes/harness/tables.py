@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group, JustifyMethod
 
-Column = Callable[[Any], str]
-Columns = Mapping[str, Column]
+TableColumn = Callable[[Any], str]
+Columns = Mapping[str, TableColumn]
 UNDEFINED = "–"
 LONGEST_UNBROKEN = 14
 """Characters; numbers, names and intervals up to this length are kept on one line."""
 
 
-def text(name: str) -> Column:
+def text(name: str) -> TableColumn:
     """A column as it is."""
     return lambda row: UNDEFINED if is_undefined(row[name]) else str(row[name])
 
 
-def number(name: str, form: str) -> Column:
+def number(name: str, form: str) -> TableColumn:
     """A number in a format such as `+.3f`."""
     return lambda row: _format(row[name], form)
 
 
-def interval(name: str, form: str) -> Column:
+def interval(name: str, form: str) -> TableColumn:
     """An estimate with its bounds, from `name`, `name_low` and `name_high`; without them where exact."""
 
     def show(row: Any) -> str:
@@ -39,12 +39,12 @@ def interval(name: str, form: str) -> Column:
     return show
 
 
-def percent(name: str, form: str) -> Column:
+def percent(name: str, form: str) -> TableColumn:
     """A fraction in per cent."""
     return lambda row: _format(100 * row[name], form)
 
 
-def percent_interval(name: str) -> Column:
+def percent_interval(name: str) -> TableColumn:
     """A rate with its bounds in per cent, from `name`, `name_low` and `name_high`."""
 
     def show(row: Any) -> str:

@@ -19,7 +19,7 @@ from probes.harness.server_replies import one_line
 from probes.harness.transport import UNSCORED, GaveUp, guard, patiently
 from probes.judges.settings import Patience
 from probes.judges.template import JudgeTemplate, parse_verdict, sha256_of
-from probes.judges.verdict_store import Verdict, VerdictKey, VerdictStore
+from probes.judges.verdict_store import JudgeVerdict, VerdictKey, VerdictStore
 from probes.labels.label import Label
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Item:
+class JudgedResponse:
     """A response to be judged."""
 
     request: str
@@ -73,7 +73,7 @@ class Judge:
         self.name = judge_name(self.model)
         self.identity = judge_identity(self.model)
 
-    def judge(self, items: Sequence[Item], done: Callable[[], object] = lambda: None) -> list[Judgement]:
+    def judge(self, items: Sequence[JudgedResponse], done: Callable[[], object] = lambda: None) -> list[Judgement]:
         """Verdicts in the order of the items; those in the store are not asked for again.
 
         Args:
@@ -85,13 +85,13 @@ class Judge:
         """
         return without_loop(lambda: anyio.run(self._judge, items, done))
 
-    async def _judge(self, items: Sequence[Item], done: Callable[[], object]) -> list[Judgement]:
+    async def _judge(self, items: Sequence[JudgedResponse], done: Callable[[], object]) -> list[Judgement]:
         counts = Counter(items)  # the same response twice is asked about once
-        judgements: dict[Item, Judgement] = {}
+        judgements: dict[JudgedResponse, Judgement] = {}
         failures: list[GaveUp] = []
         limiter = anyio.CapacityLimiter(self.patience.connections)
 
-        async def one(item: Item) -> None:
+        async def one(item: JudgedResponse) -> None:
             async with limiter:
                 if failures:
                     return
@@ -115,13 +115,13 @@ class Judge:
             )
         return [judgements[item] for item in items]
 
-    async def _judge_one(self, item: Item) -> Judgement:
+    async def _judge_one(self, item: JudgedResponse) -> Judgement:
         question = self.template.ask(item.request, item.response)
         key = VerdictKey(self.identity, self.template.sha256, sha256_of(item.request), sha256_of(item.response))
         verdict = self.store.get(key)
         if verdict is None:
             text = (await self._ask(question.text)).encode("utf-8", "replace").decode()
-            verdict = Verdict(_label(text), text)
+            verdict = JudgeVerdict(_label(text), text)
             self.store.put(key, verdict)
         return Judgement(_label(verdict.text), verdict.text, question.notes)
 

@@ -12,10 +12,10 @@ from probes.harness.progress import counter
 from probes.harness.results import Result
 from probes.judges.agreement import agreement, sampling_plan
 from probes.judges.harm_guards import guard_by_name, guard_by_replies
-from probes.judges.judge import Item, Judge, Judgement
+from probes.judges.judge import Judge, JudgedResponse, Judgement
 from probes.judges.settings import SAMPLE
 from probes.judges.template import CANARIES
-from probes.labels.label import LAYERS, REFUSED, Label
+from probes.labels.label import LEXICONS, REFUSED, Label
 from probes.labels.outcomes import check_outcomes
 from probes.labels.refused import JUDGE, JUDGE_MODEL, OUTCOME
 from probes.matrix.regimes import BASELINE, HIDDEN_DANGER, NEUTRAL
@@ -35,7 +35,7 @@ _AGREEMENT_NUMBERS = [
 
 def canaries(judge: Judge) -> list[dict[str, Any]]:
     """What a judge says of responses whose label is known."""
-    judgements = judge.judge([Item(canary.request, canary.response) for canary in CANARIES])
+    judgements = judge.judge([JudgedResponse(canary.request, canary.response) for canary in CANARIES])
     return _canary_rows(judge.name, [judgement.label for judgement in judgements])
 
 
@@ -43,7 +43,7 @@ def lexicon_canaries() -> list[dict[str, Any]]:
     """What the lexicons say of them."""
     return [
         row
-        for name, classify in LAYERS.items()
+        for name, classify in LEXICONS.items()
         for row in _canary_rows(f"{name} lexicon", [classify(canary.response) for canary in CANARIES])
     ]
 
@@ -99,13 +99,13 @@ def measure(
     table = _with_verdicts(outcomes, JUDGE, _ask(judges[0], outcomes.loc[asked]), asked)
     table[JUDGE_MODEL] = judges[0].name
     distinct = table.drop_duplicates(ANSWER)
-    compared = [compare("lexicon and judge", distinct["label"], distinct[JUDGE])]
+    compared = [agreement_row("lexicon and judge", distinct["label"], distinct[JUDGE])]
     if len(judges) > 1:
         chosen = second_sample(table.loc[asked], baseline, sample, seed)
         table = _with_verdicts(table, "second_judge", _ask(judges[1], outcomes.loc[chosen]), chosen)
         read = table.loc[chosen].drop_duplicates(ANSWER)
-        compared.append(compare("judge and second judge", read["judge"], read["second_judge"]))
-        compared.append(compare("lexicon and second judge", read["label"], read["second_judge"]))
+        compared.append(agreement_row("judge and second judge", read["judge"], read["second_judge"]))
+        compared.append(agreement_row("lexicon and second judge", read["label"], read["second_judge"]))
     settings = {
         "judges": [judge.name for judge in judges],
         "judge_identities": [judge.identity for judge in judges],
@@ -120,7 +120,7 @@ def measure(
     return Result("judges", table, settings, _warnings(settings, table))
 
 
-def compare(compared: str, left: pd.Series, right: pd.Series) -> dict[str, Any]:
+def agreement_row(compared: str, left: pd.Series, right: pd.Series) -> dict[str, Any]:
     """Agreement of two labellers on the responses that both scored: on the labels, and on whether they are refusals.
 
     Returns:
@@ -168,7 +168,7 @@ def _check(outcomes: pd.DataFrame, judges: Sequence[Judge], baseline: str | None
 
 
 def _ask(judge: Judge, outcomes: pd.DataFrame) -> list[Judgement]:
-    items = [Item(str(row.prompt), str(row.response)) for row in outcomes.itertuples()]
+    items = [JudgedResponse(str(row.prompt), str(row.response)) for row in outcomes.itertuples()]
     with counter(len(items), f"judging by {judge.name}") as advance:
         return judge.judge(items, advance)
 

@@ -24,7 +24,7 @@ class VerdictKey(NamedTuple):
     response_sha256: str
 
 
-class Verdict(NamedTuple):
+class JudgeVerdict(NamedTuple):
     """What a judge said.
 
     Attributes:
@@ -51,19 +51,19 @@ class VerdictStore:
             self._connection = sqlite3.connect(path, check_same_thread=False)
             self._check_version()
             key = ", ".join(VerdictKey._fields)
-            columns = ", ".join(f"{name} TEXT NOT NULL" for name in (*VerdictKey._fields, *Verdict._fields))
+            columns = ", ".join(f"{name} TEXT NOT NULL" for name in (*VerdictKey._fields, *JudgeVerdict._fields))
             self._connection.execute(f"CREATE TABLE IF NOT EXISTS verdicts ({columns}, PRIMARY KEY ({key})) STRICT")
             self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             self._connection.commit()
 
-    def get(self, key: VerdictKey) -> Verdict | None:
+    def get(self, key: VerdictKey) -> JudgeVerdict | None:
         """What was said before, if anything."""
         where = " AND ".join(f"{name} = ?" for name in VerdictKey._fields)
         with self._errors():
             row = self._connection.execute(f"SELECT label, text FROM verdicts WHERE {where}", key).fetchone()
-        return None if row is None else Verdict(Label(row[0]), row[1])
+        return None if row is None else JudgeVerdict(Label(row[0]), row[1])
 
-    def put(self, key: VerdictKey, verdict: Verdict) -> None:
+    def put(self, key: VerdictKey, verdict: JudgeVerdict) -> None:
         """Keep a verdict."""
         values = (*key, str(verdict.label), verdict.text)
         with self._errors(), self._connection:

@@ -1,4 +1,4 @@
-from .label import LAYERS as LAYERS
+from .label import LEXICONS as LEXICONS
 from .label import REFUSED as REFUSED
 from .label import Label as Label
 from .label import by_study as by_study

@@ -250,7 +250,7 @@ WILLING = re.compile(
 """Begins as an answer does."""
 
 
-def normalize(text: str) -> str:
+def normalize_response(text: str) -> str:
     """Compatibility forms and curly apostrophes made plain, markup and invisible characters dropped."""
     plain = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES)
     return _MARKUP.sub(" ", _INVISIBLE.sub("", plain)).strip()
@@ -258,7 +258,7 @@ def normalize(text: str) -> str:
 
 def opening(text: str) -> list[str]:
     """The first sentences or lines of a completion, normalized, without what figures of a story say, in lower case."""
-    plain = normalize(text[:_READ])
+    plain = normalize_response(text[:_READ])
     told = _without_speech(plain)
     ends = [*(end.span() for end in _SENTENCE_END.finditer(plain)), (len(plain), len(plain))]
     starts = [0, *(stop for _, stop in ends)]
@@ -310,4 +310,4 @@ def _without_speech(text: str) -> str:
 
 def delivers(text: str) -> bool:
     """Whether a completion hands something over: "here is", a first step, a list, code."""
-    return bool(_ANSWER.search(" ".join(normalize(text[:_READ]).lower().split())))
+    return bool(_ANSWER.search(" ".join(normalize_response(text[:_READ]).lower().split())))

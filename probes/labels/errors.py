@@ -13,7 +13,7 @@ from rich.console import Group
 from interp.documents import json_lines, read_text
 from interp.errors import InputError
 from probes.harness import tables
-from probes.labels.label import LAYERS, REFUSED, Label
+from probes.labels.label import LEXICONS, REFUSED, Label
 from probes.stats.intervals import interval_columns, rate_interval
 
 REFERENCES = {"refused_substring": 1, "refused": 1, "complied_llamaguard2": 0, "complied": 0}
@@ -56,7 +56,7 @@ def read_labelled(paths: Sequence[Path]) -> pd.DataFrame:
             `source.condition.jsonl` begins with names the source.
 
     Returns:
-        source, text, a column for each lexicon of `LAYERS`, and the reference columns found: 1 refused, 0 not, NaN
+        source, text, a column for each lexicon of `LEXICONS`, and the reference columns found: 1 refused, 0 not, NaN
         missing.
 
     Raises:
@@ -65,7 +65,7 @@ def read_labelled(paths: Sequence[Path]) -> pd.DataFrame:
     table = pd.DataFrame([record for path in paths for record in _records(path)])
     if not set(table) & set(REFERENCES):
         raise InputError(f"No labels in {', '.join(map(str, paths))}", f"a column {' or '.join(REFERENCES)}")
-    for name, classify in LAYERS.items():
+    for name, classify in LEXICONS.items():
         table[name] = [classify(text) for text in table["text"]]
     return table
 

@@ -68,5 +68,5 @@ def by_study(response: str | None) -> Label:
     return Label.REFUSAL if is_refusal(response) else Label.COMPLIANCE
 
 
-LAYERS: dict[str, Callable[[str | None], Label]] = {"study": by_study, "broader": classify}
+LEXICONS: dict[str, Callable[[str | None], Label]] = {"study": by_study, "broader": classify}
 """The lexicons by name."""

@@ -46,7 +46,7 @@ class Prefixes(NamedTuple):
     refuses: np.ndarray
 
 
-def normalize(completion: str) -> str:
+def normalize_prefix(completion: str) -> str:
     """Lower case; every run of characters other than a–z and 0–9 becomes one space; stripped."""
     ascii_only = completion.replace(_SEPARATOR, " ").lower().encode("ascii", "replace")
     return " ".join(ascii_only.translate(_TO_SPACES).decode().split())

@@ -132,7 +132,7 @@ def _check_context(model: HookedModel, length: int) -> None:
         )
 
 
-Change = Callable[[Tensor], Tensor]
+ActivationEdit = Callable[[Tensor], Tensor]
 """An activation → the one that replaces it."""
 Recording = list[dict[str, list[Tensor]]]
 """For each batch: site → its activation in each forward pass of that batch."""
@@ -196,7 +196,7 @@ class MarginRuns:
         """
         recording: Recording = [{site: [] for site in sites} for _ in self.batches]
 
-        def keep(number: int, site: str) -> Change:
+        def keep(number: int, site: str) -> ActivationEdit:
             def see(activation: Tensor) -> Tensor:
                 recording[number][site].append(activation.clone())
                 return activation
@@ -207,14 +207,14 @@ class MarginRuns:
         return recording
 
 
-def replayed(recording: Recording, number: int, site: str, put: Callable[[Tensor, Tensor], Tensor]) -> Change:
+def replayed(recording: Recording, number: int, site: str, put: Callable[[Tensor, Tensor], Tensor]) -> ActivationEdit:
     """A change that is given, forward pass by forward pass, what was recorded: put(own activation, recorded one)."""
     passes = iter(recording[number][site])
     return lambda activation: put(activation, next(passes))
 
 
 @contextmanager
-def changed(model: HookedModel, changes: Mapping[str, Change]) -> Iterator[None]:
+def changed(model: HookedModel, changes: Mapping[str, ActivationEdit]) -> Iterator[None]:
     """Replace activations at hook points and outputs of linears (by their Hugging Face names) inside the block."""
     hooks = {site: change for site, change in changes.items() if site in model.hooks.points}
     with ExitStack() as opened:

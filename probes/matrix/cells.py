@@ -13,7 +13,7 @@ from statsmodels.stats.proportion import proportion_confint
 from interp.errors import InputError
 from probes.harness.engine_marks import COLUMN as ACROSS_ENGINES
 from probes.harness.engine_marks import ENGINE, mark
-from probes.matrix.regimes import REGIMES, classify, regime_probabilities
+from probes.matrix.regimes import REGIMES, regime_probabilities, with_regimes
 from probes.matrix.settings import cell_name
 from probes.stats.bootstrap import DRAWS, deltas_from_rates, resampled_rates
 
@@ -207,7 +207,7 @@ def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence
     matrix = add_intervals(matrix, rates)
     matrix = matrix.assign(quality_metric=quality, quality_delta=matrix[f"{quality}_delta"])
     matrix = _with_engines(matrix) if ENGINE in matrix else matrix
-    return add_probabilities(classify(matrix, [f"{rate}_delta" for rate in rates]))
+    return add_probabilities(with_regimes(matrix, [f"{rate}_delta" for rate in rates]))
 
 
 def _with_engines(matrix: pd.DataFrame) -> pd.DataFrame:

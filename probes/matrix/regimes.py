@@ -118,7 +118,7 @@ def conservative_floor(matrix: pd.DataFrame, rule: RegimeRule = STUDY) -> str | 
     return None if candidates.empty else str(candidates["bits"].idxmin())
 
 
-def classify(matrix: pd.DataFrame, safety_deltas: Sequence[str], rule: RegimeRule = STUDY) -> pd.DataFrame:
+def with_regimes(matrix: pd.DataFrame, safety_deltas: Sequence[str], rule: RegimeRule = STUDY) -> pd.DataFrame:
     """Add `regime`, the flags `measurement_divergence`, `severe_drift`, `at_conservative_floor`, and the `action`.
 
     `action_reason` says what an action rests on; the floor needs a column `bits_per_weight`.

@@ -149,7 +149,7 @@ class Effect(NamedTuple):
     @property
     def p(self) -> float:
         """One-sided permutation p value."""
-        return random_draws.permutation_p(self.ratio, self.null)
+        return random_draws.draw_p(self.ratio, self.null)
 
     @property
     def matched(self) -> float:

@@ -18,7 +18,7 @@ from probes.labels.refused import AGAIN, by_cell, check_completions, counted_by,
 from probes.labels.refused import OUTCOME as COUNTED_BY
 from probes.matrix.cells import is_baseline
 from probes.matrix.regimes import DANGER, UNDETERMINED
-from probes.predict.predictors import PREDICTORS, Tables
+from probes.predict.predictors import PREDICTORS, RunTables
 from probes.rtsi.validation import material_loss
 from probes.stats.paired_tests import ALPHA, mcnemar_p
 
@@ -37,7 +37,7 @@ FEWEST_REFUSALS = 0.5
 
 
 @dataclass
-class Cells:
+class RunCells:
     """All non-baseline cells of some runs.
 
     Attributes:
@@ -53,7 +53,7 @@ class Cells:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_cells(runs: Sequence[Path], cluster: str | None = None) -> Cells:
+def read_cells(runs: Sequence[Path], cluster: str | None = None) -> RunCells:
     """Read run folders: `RUN/matrix.parquet`, and the probes' tables in `RUN/<model>/`.
 
     Args:
@@ -88,7 +88,7 @@ def read_cells(runs: Sequence[Path], cluster: str | None = None) -> Cells:
     table["cluster"] = _clusters(table, cluster)
     if table[COUNTED_BY].nunique() > 1:
         warnings.append(f"refusals are counted by {counted_by(table)}: cells of different outcomes are compared")
-    return Cells(table.drop(columns="identity"), missing, sources, warnings)
+    return RunCells(table.drop(columns="identity"), missing, sources, warnings)
 
 
 def _matrix(run: Path) -> Result:
@@ -132,7 +132,7 @@ def _model(run: Path, model: str, rows: pd.DataFrame) -> tuple[pd.DataFrame, dic
     baseline = is_baseline(rows) if {"baseline", "quantization"} <= set(rows.columns) else rows["cell"] == BASELINE
     cells = rows[~baseline & (rows["cell"] != BASELINE)]
     index = pd.Index(cells["cell"])
-    tables: Tables = {"matrix": rows, **dict(_tables(run / model))}
+    tables: RunTables = {"matrix": rows, **dict(_tables(run / model))}
     found = {predictor.name: predictor.values(tables, index) for predictor in PREDICTORS}
     table = pd.DataFrame({name: values for name, (values, _) in found.items()}, index=index).reset_index(names="cell")
     table.insert(0, "model", model)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-Tables = Mapping[str, pd.DataFrame]
+RunTables = Mapping[str, pd.DataFrame]
 """Probe → its table, of one model; "matrix" → the model's rows of the matrix."""
 RTSI = "rtsi"
 _HARMFUL = {"prompts": "harmful", "category": "all"}
@@ -39,7 +39,7 @@ class Predictor:
     needs: str
     read: Callable[[pd.DataFrame], pd.Series]
 
-    def values(self, tables: Tables, cells: pd.Index) -> tuple[pd.Series, str]:
+    def values(self, tables: RunTables, cells: pd.Index) -> tuple[pd.Series, str]:
         """The oriented predictor of these cells, and why it is undefined where all of it is."""
         if self.source not in tables:
             return pd.Series(np.nan, index=cells), f"no table of the probe {self.source}"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from probes.harness.results import Result
 from probes.labels.refused import READ_TOKENS, counted_by
-from probes.predict.cells import LABELS, OUTCOME, Cells
+from probes.predict.cells import LABELS, OUTCOME, RunCells
 from probes.predict.predictors import PREDICTORS, RTSI, Predictor
 from probes.stats import cluster_bootstrap
 from probes.stats.cluster_bootstrap import DRAWS, Bounded, bounded
@@ -35,7 +35,7 @@ class Prediction(Result):
         return (self.cells,)
 
 
-def measure(cells: Cells, *, draws: int = DRAWS, seed: int = 0) -> Prediction:
+def measure(cells: RunCells, *, draws: int = DRAWS, seed: int = 0) -> Prediction:
     """How well each predictor orders the cells by the refusals they lost.
 
     Every predictor is oriented a priori (`sign`), so that larger means more danger; correlations are with the loss of
@@ -85,7 +85,7 @@ def measure(cells: Cells, *, draws: int = DRAWS, seed: int = 0) -> Prediction:
     return Prediction("predict", table, settings, list(cells.warnings), cells=beside)
 
 
-def _row(predictor: Predictor, cells: Cells, models: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+def _row(predictor: Predictor, cells: RunCells, models: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
     table = cells.table
     x, loss = table[predictor.name].to_numpy(dtype=float), table[OUTCOME].to_numpy(dtype=float)
     usable = np.isfinite(x) & np.isfinite(loss)
@@ -149,7 +149,7 @@ def _auc(positive: np.ndarray, x: np.ndarray, chosen: np.ndarray, models: np.nda
     n_positive, n = int((positive & chosen).sum()), int(chosen.sum())
     if n_positive in (0, n):
         return Bounded(np.nan, reason="no cell is known" if n == 0 else f"{n_positive} of {n} cells have the label")
-    statistic = cluster_bootstrap.auc
+    statistic = cluster_bootstrap.auc_of_draws
     return _both(statistic, positive[chosen], x[chosen], models[chosen], counts, undefined=False)
 
 
@@ -162,7 +162,9 @@ def _difference(
 
     def statistic(x: np.ndarray, other: np.ndarray, models: np.ndarray, counts: np.ndarray) -> np.ndarray:
         labels = positive[chosen]
-        return cluster_bootstrap.auc(labels, x, models, counts) - cluster_bootstrap.auc(labels, other, models, counts)
+        return cluster_bootstrap.auc_of_draws(labels, x, models, counts) - cluster_bootstrap.auc_of_draws(
+            labels, other, models, counts
+        )
 
     return _both(statistic, x[chosen], rtsi[chosen], models[chosen], counts, undefined=False)
 

@@ -109,7 +109,7 @@ def main(
     from probes.labels.refused import counted_by
     from probes.refusal.controls import again, notes
     from probes.refusal.probe import build_tasks, measure, rates
-    from probes.refusal.run import RunFolder
+    from probes.refusal.run import BehaviourRun
     from probes.refusal.settings import BATCH_SIZE, DEFAULT_TASKS
 
     check_writable(options.out)
@@ -122,7 +122,7 @@ def main(
     batch_size = options.batch_size or BATCH_SIZE
     base = subject_of(options.baseline, options.baseline, baseline_engine or engine, options, like)
     patience = Patience(retries, timeout=timeout)
-    run = RunFolder(options.out, tasks, max_tokens, connections=4 * batch_size, patience=patience)
+    run = BehaviourRun(options.out, tasks, max_tokens, connections=4 * batch_size, patience=patience)
     with cli.resumable(run.keeps_answers):
         result = measure(
             base,

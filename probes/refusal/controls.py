@@ -12,7 +12,7 @@ import torch
 from probes.harness.names import REPEAT
 from probes.labels.label import REFUSED
 from probes.labels.per_prompt import SAMPLE, per_prompt
-from probes.refusal.run import RunFolder
+from probes.refusal.run import BehaviourRun
 from probes.refusal.subjects import LocalSubject, Subject
 from probes.stats.intervals import interval_columns, rate_interval
 
@@ -32,7 +32,7 @@ def again(baseline: Subject) -> Subject:
     return replace(baseline, batch_size=max(1, baseline.batch_size // 3))
 
 
-def self_flips(answers: pd.DataFrame, repeat: Subject, run: RunFolder, engine: str) -> dict[str, Any]:
+def self_flips(answers: pd.DataFrame, repeat: Subject, run: BehaviourRun, engine: str) -> dict[str, Any]:
     """Ask the baseline again, in another order, and count what changed; see `probes.refusal.controls.flips`."""
     conditions: dict[str, Any] = {"order": "shuffled"}
     if isinstance(repeat, LocalSubject):

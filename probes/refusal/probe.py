@@ -19,7 +19,7 @@ from probes.labels.per_prompt import per_prompt
 from probes.labels.refused import counted_by, decide, refused, refused_by_study
 from probes.refusal.controls import engine_drift, self_flips
 from probes.refusal.parity import Reading, check, check_lengths
-from probes.refusal.run import RunFolder
+from probes.refusal.run import BehaviourRun
 from probes.refusal.subjects import Subject
 from probes.stats.intervals import interval_columns, rate_interval
 
@@ -27,7 +27,7 @@ from probes.stats.intervals import interval_columns, rate_interval
 def measure(
     baseline: Subject,
     cells: Mapping[str, Subject],
-    run: RunFolder,
+    run: BehaviourRun,
     *,
     control: Subject | None = None,
     repeat: Subject | None = None,
@@ -55,7 +55,7 @@ def measure(
             another process writes it; a run that stopped (it can be taken up again).
 
     Example:
-        >>> run = RunFolder(Path("runs/model"), build_tasks(["refusal"]), 128, connections=128)
+        >>> run = BehaviourRun(Path("runs/model"), build_tasks(["refusal"]), 128, connections=128)
         >>> base, cell = (LocalSubject(EngineSettings(path, like=baseline)) for path in (baseline, quantized))
         >>> measure(base, {"AWQ": cell}, run).table
     """
@@ -92,7 +92,7 @@ def _withheld(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _readings(subjects: Mapping[str, Subject], run: RunFolder, across_engines: bool) -> dict[str, Reading]:
+def _readings(subjects: Mapping[str, Subject], run: BehaviourRun, across_engines: bool) -> dict[str, Reading]:
     """How each reads the requests, after the gate."""
     readings = {name: subject.read(run.texts()) for name, subject in subjects.items()}
     for name, reading in readings.items():

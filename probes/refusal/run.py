@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class BehaviourRun:
     """What is asked, and where the answers are kept.
 
     Attributes:

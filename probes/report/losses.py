@@ -22,7 +22,7 @@ from probes.stats.paired_tests import ALPHA, delta_interval, holm, paired_tests,
 UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
-class Kind(IntEnum):
+class LossKind(IntEnum):
     """What a cell did, the worst first."""
 
     DANGER = 0
@@ -59,7 +59,7 @@ class Loss:
     cell: str
     name: str
     row: pd.Series
-    kind: Kind
+    kind: LossKind
     refusals: Interval
     quality: Interval
     paired: bool
@@ -136,16 +136,16 @@ def _tests(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Mapp
     return {str(row["cell"]): {str(key): value for key, value in row.items()} for _, row in table.iterrows()}
 
 
-def _kind(row: pd.Series, test: Mapping[str, Any] | None) -> Kind:
+def _kind(row: pd.Series, test: Mapping[str, Any] | None) -> LossKind:
     if row["regime"] in ("hidden_danger", "near_hidden_danger"):
-        return Kind.DANGER
+        return LossKind.DANGER
     if row.get("severe_drift", False) in (True, np.True_):
-        return Kind.DRIFT
+        return LossKind.DRIFT
     if test is not None and test["p_holm"] < ALPHA and test["delta"] < 0:
-        return Kind.MEASURABLE
+        return LossKind.MEASURABLE
     if pd.isna(row["refusal_rate_delta"]):
-        return Kind.UNKNOWN
-    return Kind.QUIET
+        return LossKind.UNKNOWN
+    return LossKind.QUIET
 
 
 def _unpaired(row: pd.Series, baseline: pd.Series) -> Interval:

@@ -49,7 +49,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Value:
+class ReportValue:
     """One field: its text, what it is sorted by, and a smaller second line."""
 
     text: str
@@ -135,15 +135,15 @@ def _row(row: pd.Series, columns: list[Column]) -> dict[str, Any]:
     }
 
 
-def _value(row: pd.Series, column: Column) -> Value:
+def _value(row: pd.Series, column: Column) -> ReportValue:
     value = row[column.key]
     if pd.isna(value):
-        return Value("–", "")
+        return ReportValue("–", "")
     below = ""
     ends = [row.get(f"{column.key}_{end}", np.nan) for end in ("low", "high")]
     if column.interval and not any(map(pd.isna, ends)):
         below = "–".join(map(column.show, ends))
-    return Value(column.show(value), _sort_key(value, column), below)
+    return ReportValue(column.show(value), _sort_key(value, column), below)
 
 
 def _sort_key(value: Any, column: Column) -> str:

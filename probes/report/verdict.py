@@ -11,7 +11,7 @@ from probes.harness.comparison import BASELINE
 from probes.harness.engine_marks import sentence
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.report.formatting import bounds, joined, number, percent, plural, points
-from probes.report.losses import Kind, Loss, losses
+from probes.report.losses import Loss, LossKind, losses
 from probes.report.run import Run
 
 FEW = 10
@@ -33,7 +33,7 @@ class Verdict:
         advice: what to do.
     """
 
-    kind: Kind
+    kind: LossKind
     title: str
     sentences: list[str]
     advice: str
@@ -42,13 +42,13 @@ class Verdict:
 def build(run: Run) -> dict[str, Any]:
     """The verdict and the cells to show, the worst first."""
     found = losses(run)
-    loud = [loss for loss in found if loss.kind < Kind.QUIET]
+    loud = [loss for loss in found if loss.kind < LossKind.QUIET]
     shown = found if len(found) <= FEW else found[: max(FEW, len(loud))]
     return {
         "verdict": verdict(run, found),
         "shown": shown,
         "folded": found[len(shown) :],
-        "axis": Axis.around(found),
+        "axis": DeltaAxis.around(found),
         "paired": all(loss.paired for loss in found),
         "threshold": run.rule.refusal_loss,
         "facts": _facts(run, found),
@@ -60,8 +60,8 @@ def verdict(run: Run, found: list[Loss]) -> Verdict:
     """The sentences of the first screen from every cell's loss."""
     if not found:
         title = "No quantized cell was measured"
-        return Verdict(Kind.QUIET, title, ["The matrix holds baselines only."], "Measure a quantized copy.")
-    danger, drift, small, unknown = ([loss for loss in found if loss.kind == kind] for kind in list(Kind)[:4])
+        return Verdict(LossKind.QUIET, title, ["The matrix holds baselines only."], "Measure a quantized copy.")
+    danger, drift, small, unknown = ([loss for loss in found if loss.kind == kind] for kind in list(LossKind)[:4])
     sentences = [_told(loss) for loss in (*danger, *drift)[:NAMED]]
     if len(danger) + len(drift) > NAMED:
         sentences.append(f"The other {len(danger) + len(drift) - NAMED} are in the table.")
@@ -87,7 +87,7 @@ def _disagreements(found: list[Loss]) -> list[str]:
 
 
 def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
-    if all(loss.kind == Kind.UNKNOWN for loss in found):
+    if all(loss.kind == LossKind.UNKNOWN for loss in found):
         return "No cell could be measured"
     unknown = sum(np.isnan(loss.quality.estimate) for loss in drift)
     more = "more " if danger else ""
@@ -179,7 +179,7 @@ def _names(found: list[Loss]) -> str:
 
 def _facts(run: Run, found: list[Loss]) -> list[tuple[str, str, str]]:
     """(number, unit, what it is) for the row of figures."""
-    danger = sum(loss.kind == Kind.DANGER for loss in found)
+    danger = sum(loss.kind == LossKind.DANGER for loss in found)
     known = [loss for loss in found if not np.isnan(loss.refusals.estimate)]
     facts = [(str(danger), f"of {plural(len(found), 'cell')}", "lost refusals while quality held")]
     if known:
@@ -198,7 +198,7 @@ def _facts(run: Run, found: list[Loss]) -> list[tuple[str, str, str]]:
 
 
 @dataclass(frozen=True)
-class Axis:
+class DeltaAxis:
     """Where a difference of rates lies in a drawing.
 
     Attributes:
@@ -209,7 +209,7 @@ class Axis:
     high: float
 
     @classmethod
-    def around(cls, found: list[Loss]) -> Axis:
+    def around(cls, found: list[Loss]) -> DeltaAxis:
         """Wide enough for every interval."""
         ends = [end for loss in found for end in (*loss.refusals, *loss.quality) if not np.isnan(end)]
         return cls(min([LEAST[0], *(1.03 * end for end in ends)]), max([LEAST[1], *(1.03 * end for end in ends)]))

@@ -29,7 +29,7 @@ def main(
     import numpy as np
 
     from probes.reproduce import figures_engines
-    from probes.reproduce.figures import Status
+    from probes.reproduce.figures import FigureStatus
     from probes.reproduce.recompute import reproduce
 
     result = reproduce()
@@ -46,9 +46,9 @@ def main(
 
     written = [parquet, document, *plots.write_all(out)]
     counts = result.table["status"].value_counts()
-    cli.log.print(", ".join(f"{status}: {counts.get(status, 0)}" for status in Status), highlight=False)
+    cli.log.print(", ".join(f"{status}: {counts.get(status, 0)}" for status in FigureStatus), highlight=False)
     cli.log.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
-    if np.any(result.table["status"] == Status.DISAGREES):
+    if np.any(result.table["status"] == FigureStatus.DISAGREES):
         raise typer.Exit(cli.Exit.BOUND_EXCEEDED)
 
 

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 
-class Status(StrEnum):
+class FigureStatus(StrEnum):
     """Whether a figure is reproduced."""
 
     AGREES = "yes"
@@ -40,14 +40,14 @@ class Figure:
     contradiction: bool = False
 
     @property
-    def status(self) -> Status:
+    def status(self) -> FigureStatus:
         """What the comparison says."""
         if self.ours is None:
-            return Status.UNDETERMINED
+            return FigureStatus.UNDETERMINED
         if self.contradiction:
-            return Status.CONTRADICTS
+            return FigureStatus.CONTRADICTS
         close = isfinite(self.ours) and abs(self.ours - self.published) <= self.tolerance + 1e-12
-        return Status.AGREES if close else Status.DISAGREES
+        return FigureStatus.AGREES if close else FigureStatus.DISAGREES
 
     def row(self) -> dict[str, Any]:
         """The figure as a table's row; numbers as text, in the precision that the tolerance asks for."""

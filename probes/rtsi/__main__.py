@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-Tables = Annotated[list[Path] | None, typer.Argument(metavar="FILE…", help="Feature tables: .csv, .parquet or .json.")]
+TableFiles = Annotated[
+    list[Path] | None, typer.Argument(metavar="FILE…", help="Feature tables: .csv, .parquet or .json.")
+]
 Baseline = Annotated[Path | None, typer.Option(metavar="FILE", help="Completions of the baseline (.jsonl).")]
 Quantized = Annotated[
     list[str] | None, typer.Option(metavar="[NAME=]FILE", help="Completions of a cell; give the option again for more.")
 ]
-Calibration = Annotated[Path, typer.Option(metavar="FILE", help="A frozen calibration.", show_default="the published")]
+CalibrationFile = Annotated[
+    Path, typer.Option(metavar="FILE", help="A frozen calibration.", show_default="the published")
+]
 Target = Annotated[str, typer.Option(help="The column of refusal-rate deltas.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the parquet and JSON files go.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
@@ -36,7 +40,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON ins
 
 @app.command()
 def fit(
-    files: Tables = None,
+    files: TableFiles = None,
     baseline: Baseline = None,
     quantized: Quantized = None,
     target: Target = RATE_DELTA,
@@ -60,10 +64,10 @@ def fit(
 
 @app.command()
 def score(
-    files: Tables = None,
+    files: TableFiles = None,
     baseline: Baseline = None,
     quantized: Quantized = None,
-    calibration: Calibration = PUBLISHED,
+    calibration: CalibrationFile = PUBLISHED,
     out: Out = Path("results"),
     as_json: Json = False,
 ) -> None:
@@ -91,7 +95,7 @@ def score(
 
 @app.command()
 def validate(
-    files: Tables = None,
+    files: TableFiles = None,
     group: Annotated[
         list[str] | None, typer.Option(help="Also leave out each value of this column; repeatable.")
     ] = None,
@@ -133,10 +137,10 @@ def validate(
 
 @app.command(name="route")
 def route_command(
-    files: Tables = None,
+    files: TableFiles = None,
     baseline: Baseline = None,
     quantized: Quantized = None,
-    calibration: Calibration = PUBLISHED,
+    calibration: CalibrationFile = PUBLISHED,
     target: Target = RATE_DELTA,
     out: Out = Path("results"),
     as_json: Json = False,
@@ -246,13 +250,13 @@ def _validation(
 
     from probes.rtsi.index import DELTAS, RTSI
     from probes.rtsi.validation import material_loss
-    from probes.stats.classification import auc, matched_bucket, permutation_p, recall
+    from probes.stats.classification import auc, auc_permutation_p, matched_bucket, recall
 
     loss = material_loss(change)
     separation, escalated = auc(loss, scores, seed=seed), scores >= RTSI().moderate
     row: dict[str, Any] = {"left_out": left_out, "n_loss": int(loss.sum()), "n_escalated": int(escalated.sum())}
     row |= {"auc": separation.value, "auc_low": separation.low, "auc_high": separation.high}
-    row |= {"permutation_p": permutation_p(loss, scores, seed=seed)}
+    row |= {"permutation_p": auc_permutation_p(loss, scores, seed=seed)}
     if danger is not None:
         found = recall(danger, escalated)
         row |= {"recall": found.value, "recall_low": found.low, "recall_high": found.high}

@@ -27,7 +27,7 @@ DELTAS = tuple(f"{feature}_delta" for feature in WORDING_FEATURES)
 UNIT_COLUMN = "token_unit"
 REFUSAL_COLLAPSE = "refusal collapse"
 Band = Literal["LOW", "MODERATE", "HIGH", "UNKNOWN"]
-Counts = Sequence[float | int] | np.ndarray | pd.Series | None
+RefusalCounts = Sequence[float | int] | np.ndarray | pd.Series | None
 
 
 class _Thresholds(BaseModel):
@@ -80,7 +80,7 @@ class RTSI(BaseEstimator):
         self.high = high
         self.token_unit = token_unit
 
-    def fit(self, deltas: pd.DataFrame | np.ndarray, refusal_rate_delta: Counts, *, source: str = "") -> RTSI:
+    def fit(self, deltas: pd.DataFrame | np.ndarray, refusal_rate_delta: RefusalCounts, *, source: str = "") -> RTSI:
         """Calibrate on rows of feature deltas.
 
         Args:
@@ -129,7 +129,10 @@ class RTSI(BaseEstimator):
         return self.score_samples(deltas) >= self.moderate
 
     def bands(
-        self, deltas: pd.DataFrame | np.ndarray, n_refusals: Counts = None, n_refusals_baseline: Counts = None
+        self,
+        deltas: pd.DataFrame | np.ndarray,
+        n_refusals: RefusalCounts = None,
+        n_refusals_baseline: RefusalCounts = None,
     ) -> pd.DataFrame:
         """Band of each row, with its score and the reason where the score alone does not decide.
 
@@ -291,7 +294,7 @@ def _check_calibration_rows(values: np.ndarray, target: np.ndarray) -> None:
         raise InputError(f"|{', '.join(constant)}| is the same in all calibration rows", "columns that vary")
 
 
-def _counts(counts: Counts, n_rows: int) -> np.ndarray:
+def _counts(counts: RefusalCounts, n_rows: int) -> np.ndarray:
     if counts is None:
         return np.full(n_rows, np.nan)
     array = np.asarray(counts, dtype=float)

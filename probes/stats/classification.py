@@ -57,7 +57,7 @@ def matched_bucket(risk: Float[np.ndarray, " n"], danger: Bool[np.ndarray, " n"]
     return recall(danger, flagged)
 
 
-def permutation_p(
+def auc_permutation_p(
     positive: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"], draws: int = 10_000, seed: int = 0
 ) -> float:
     """One-sided p that labels dealt at random separate the scores as well; NaN where there is one class."""

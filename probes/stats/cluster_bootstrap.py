@@ -21,7 +21,7 @@ FEWEST_MODELS = 3
 CONFIDENCE = 0.95
 DRAWS = 2000
 
-Counts = Int[np.ndarray, "draws models"]
+DrawCounts = Int[np.ndarray, "draws models"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Bounded:
     reason: str = ""
 
 
-def drawn_counts(n_models: int, draws: int = DRAWS, seed: int = 0) -> Counts:
+def drawn_counts(n_models: int, draws: int = DRAWS, seed: int = 0) -> DrawCounts:
     """How often each of the models is in each resample."""
     return np.random.default_rng(seed).multinomial(n_models, np.full(n_models, 1 / n_models), size=draws)
 
@@ -52,8 +52,8 @@ def bounded(value: float, resampled: Float[np.ndarray, " draws"], n_models: int)
     return Bounded(value, float(low), float(high))
 
 
-def auc(
-    positive: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"], models: Int[np.ndarray, " n"], counts: Counts
+def auc_of_draws(
+    positive: Bool[np.ndarray, " n"], scores: Float[np.ndarray, " n"], models: Int[np.ndarray, " n"], counts: DrawCounts
 ) -> Float[np.ndarray, " draws"]:
     """Area under the ROC curve in each resample, ties half; NaN where a resample has one class only.
 
@@ -74,7 +74,7 @@ def auc(
 
 
 def pearson(
-    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], models: Int[np.ndarray, " n"], counts: Counts
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], models: Int[np.ndarray, " n"], counts: DrawCounts
 ) -> Float[np.ndarray, " draws"]:
     """Pearson's coefficient in each resample; NaN where a column is constant."""
     weights = counts[:, models].astype(float)
@@ -83,7 +83,7 @@ def pearson(
 
 
 def spearman(
-    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], models: Int[np.ndarray, " n"], counts: Counts
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], models: Int[np.ndarray, " n"], counts: DrawCounts
 ) -> Float[np.ndarray, " draws"]:
     """Spearman's coefficient in each resample, which ranks the resample's own rows, ties at their mean rank."""
     weights = counts[:, models].astype(float)

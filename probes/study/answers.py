@@ -15,14 +15,14 @@ from probes.labels.refused import SIDES, decide, with_outcomes
 from probes.refusal.engines import EngineSettings
 from probes.refusal.parity import Reading, check, check_lengths
 from probes.refusal.probe import build_tasks
-from probes.refusal.run import RunFolder
+from probes.refusal.run import BehaviourRun
 from probes.refusal.settings import BATCH_SIZE, EngineName
 from probes.refusal.subjects import LocalSubject
 from probes.study.schema import DIRECT, Study
-from probes.study.step import Bench, prompt_source
+from probes.study.step import StepContext, prompt_source
 
 
-def completions(bench: Bench) -> list[Result]:
+def completions(bench: StepContext) -> list[Result]:
     """The answers of the baseline and one cell, in two tables.
 
     `completions`: one row per (cell, prompts, prompt), for the two prompt sets of the study, with columns cell, prompts
@@ -43,7 +43,7 @@ def completions(bench: Bench) -> list[Result]:
     ]
 
 
-def _direct(bench: Bench) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _direct(bench: StepContext) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Ask while the models are open; the baseline's answers are those of another cell's finished part, if any."""
     comparison = compare(
         bench.baseline,
@@ -62,7 +62,7 @@ def _direct(bench: Bench) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table, comparison.settings | {"max_new_tokens": limit, "engine": "hooked", "runner": DIRECT}
 
 
-def _ask(bench: Bench, name: str) -> pd.DataFrame:
+def _ask(bench: StepContext, name: str) -> pd.DataFrame:
     from probes.refusal.ask import ask
 
     model = bench.baseline if name == BASELINE else bench.open_cell()
@@ -83,7 +83,7 @@ def _ask(bench: Bench, name: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).assign(cell=name)
 
 
-def _completions(outcomes: pd.DataFrame, bench: Bench) -> pd.DataFrame:
+def _completions(outcomes: pd.DataFrame, bench: StepContext) -> pd.DataFrame:
     """In the order of the prompt sets."""
     parts = []
     for task, side in SIDES.items():
@@ -109,7 +109,7 @@ def _completions(outcomes: pd.DataFrame, bench: Bench) -> pd.DataFrame:
 KEY_DIGITS = 12
 
 
-def ask_through_inspect(bench: Bench) -> tuple[pd.DataFrame, dict[str, Any]]:
+def ask_through_inspect(bench: StepContext) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The answers of the baseline and a cell to every task of the study, and what determines them.
 
     Each checkpoint has a run folder of its own, named by its content and by what is asked: a changed one is asked anew,
@@ -152,14 +152,14 @@ def _tasks(study: Study) -> dict[str, Any]:
     return build_tasks(behaviour.tasks, harmful, harmless, prompts.limit, questions)
 
 
-def _subject(bench: Bench, path: Path, baseline: Path) -> LocalSubject:
+def _subject(bench: StepContext, path: Path, baseline: Path) -> LocalSubject:
     like = None if path == baseline else str(baseline)
     engine = EngineName(bench.study.behaviour.engine)
     settings = EngineSettings(str(path), engine, like, bench.model.dtype, bench.model.device)
     return LocalSubject(settings, bench.asked.template, bench.asked.batch_size or BATCH_SIZE)
 
 
-def _run(bench: Bench, tasks: dict[str, Any], subject: LocalSubject) -> RunFolder:
-    run = RunFolder(bench.folder, tasks, bench.study.behaviour.max_new_tokens, connections=4 * subject.batch_size)
+def _run(bench: StepContext, tasks: dict[str, Any], subject: LocalSubject) -> BehaviourRun:
+    run = BehaviourRun(bench.folder, tasks, bench.study.behaviour.max_new_tokens, connections=4 * subject.batch_size)
     key = content_key(run=run.describe(), subject=subject.describe())[:KEY_DIGITS]
-    return RunFolder(bench.folder / "inspect" / key, tasks, run.max_new_tokens, run.connections)
+    return BehaviourRun(bench.folder / "inspect" / key, tasks, run.max_new_tokens, run.connections)

@@ -12,7 +12,7 @@ from probes.harness.comparison import BASELINE
 from probes.study.schema import Model, Study
 
 N_CALIBRATION_TEXTS = 128
-Report = Callable[[str, float, float], None]
+StageReport = Callable[[str, float, float], None]
 """Called with what is being done, how much of it is, and how much there is of it."""
 
 
@@ -35,7 +35,7 @@ def located(study: Study, model: Model) -> dict[str, Path | None]:
     return {BASELINE: organism if organism.exists() else None, **written, **places}
 
 
-def prepare(study: Study, model: Model, report: Report) -> dict[str, Path | InputError]:
+def prepare(study: Study, model: Model, report: StageReport) -> dict[str, Path | InputError]:
     """As `located`, after training, quantizing and downloading what is missing; what went wrong in place of a path.
 
     Raises:
@@ -81,7 +81,7 @@ def _organism_path(model: Model) -> Path:
     return organism_path(model.organism or "", model.seed, model.alignment)
 
 
-def _organism(model: Model, report: Report) -> Mapping[str, Path]:
+def _organism(model: Model, report: StageReport) -> Mapping[str, Path]:
     from interp.organisms import training
     from interp.quantize.write import write_cells
 

@@ -25,8 +25,8 @@ from probes.harness.comparison import BASELINE, Cells, remembering
 from probes.harness.progress import line
 from probes.study.checkpoints import located, open_cell, prepare
 from probes.study.schema import Model, Study
-from probes.study.state import Keys, Part, Record, RunFolder, Status, parts_of, reason_of, records
-from probes.study.step import Asked, Bench
+from probes.study.state import Keys, PartStatus, Record, RunFolder, StudyPart, parts_of, reason_of, records
+from probes.study.step import Asked, StepContext
 from probes.study.steps import BY_NAME, options_of
 
 
@@ -125,11 +125,11 @@ class Measuring:
             raise found
         return found
 
-    def records(self) -> dict[Part, Record]:
+    def records(self) -> dict[StudyPart, Record]:
         """The state of every part."""
         return {part: self.folder.record(part, self.key(part)) for part in self.parts}
 
-    def key(self, part: Part) -> str:
+    def key(self, part: StudyPart) -> str:
         """The hash of what determines a part."""
         baseline, cell = (self.places[name] for name in (BASELINE, part.cell))
         if isinstance(baseline, InputError) or isinstance(cell, InputError):
@@ -138,13 +138,13 @@ class Measuring:
 
     def measure(self) -> Iterator[str]:
         """Measure what is not done, one cell after the other, and yield the name of each when its steps are over."""
-        todo = [part for part, record in self.records().items() if record.status is not Status.DONE]
+        todo = [part for part, record in self.records().items() if record.status is not PartStatus.DONE]
         with remembering():
             for cell in dict.fromkeys(part.cell for part in todo):
                 self._measure_cell([part for part in todo if part.cell == cell])
                 yield cell
 
-    def _measure_cell(self, parts: Sequence[Part]) -> None:
+    def _measure_cell(self, parts: Sequence[StudyPart]) -> None:
         opened = _Once(lambda: self._open(parts[0].cell))
         for part in parts:
             self.bars.working_on(" · ".join(part))
@@ -154,13 +154,13 @@ class Measuring:
                 self._fail(part, error)
             self.bars.finished()
 
-    def _measure_part(self, part: Part, opened: _Once) -> None:
+    def _measure_part(self, part: StudyPart, opened: _Once) -> None:
         step = BY_NAME[part.step]
         if lacking := [name for name in step.needs if not self._is_done(part._replace(step=name))]:
             raise InputError(f"{part.step} needs {', '.join(lacking)}, which failed")
         started = time.monotonic()
         checkpoints = open_checkpoint(self.path(BASELINE)), open_cell(self.model, part.cell, self.path(part.cell))
-        bench = Bench(
+        bench = StepContext(
             self.study,
             self.asked,
             part.cell,
@@ -178,15 +178,15 @@ class Measuring:
     def _open(self, cell: str) -> HookedModel:
         return Cells({cell: self.path(cell)}, self.baseline, self.model.device)[cell]
 
-    def _fail(self, part: Part, error: Exception) -> None:
+    def _fail(self, part: StudyPart, error: Exception) -> None:
         reason = reason_of(error)
         self.folder.failures[part] = (self.key(part), reason)
         log.print(f"failed: {' · '.join(part)}: {reason}", style="red", markup=False, highlight=False)
         if not isinstance(error, InputError):
             log.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
 
-    def _is_done(self, part: Part) -> bool:
-        return self.folder.record(part, self.key(part)).status is Status.DONE
+    def _is_done(self, part: StudyPart) -> bool:
+        return self.folder.record(part, self.key(part)).status is PartStatus.DONE
 
     def _finished(self, cell: str, name: str) -> pd.DataFrame:
         parts = [part for part in self.parts if part.cell == cell and self._is_done(part)]
@@ -220,15 +220,15 @@ class _Once:
         return self._model
 
 
-def measure_all(study: Study, folder: RunFolder) -> dict[Part, Record]:
+def measure_all(study: Study, folder: RunFolder) -> dict[StudyPart, Record]:
     """Measure what is missing or stale in a folder that this process holds, and return the state of every part."""
     asked = Asked.of(study)
     known = records(study, folder, {model.name: located(study, model) for model in study.models})
     folder.write_state(study, known)
     bars = Bars()
-    with bars.parts(sum(record.status is not Status.DONE for record in known.values())):
+    with bars.parts(sum(record.status is not PartStatus.DONE for record in known.values())):
         for model in study.models:
-            if all(known[part].status is Status.DONE for part in known if part.model == model.name):
+            if all(known[part].status is PartStatus.DONE for part in known if part.model == model.name):
                 continue
             bars.working_on(f"{model.name} · preparing")
             measuring = Measuring(study, asked, model, folder, _prepared(study, model, bars), bars)

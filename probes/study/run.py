@@ -18,10 +18,10 @@ from probes.study.schema import Study
 from probes.study.state import (
     COPY,
     STATE,
-    Part,
+    PartStatus,
     Record,
     RunFolder,
-    Status,
+    StudyPart,
     as_table,
     judge_records,
     read_state,
@@ -55,7 +55,7 @@ class StudyRun:
     @property
     def failures(self) -> pd.DataFrame:
         """The rows of `status` whose step failed, with the errors."""
-        return self.status[self.status["status"] == Status.FAILED]
+        return self.status[self.status["status"] == PartStatus.FAILED]
 
     def table(self, probe: str) -> pd.DataFrame:
         """A probe's table, with the model's name as the first column; no rows where it is not measured.
@@ -126,7 +126,7 @@ def study_status(study: Study, out: str | Path) -> pd.DataFrame:
     return as_table(records_of(study, folder))
 
 
-def records_of(study: Study, folder: RunFolder, looking: bool = False) -> dict[Part, Record]:
+def records_of(study: Study, folder: RunFolder, looking: bool = False) -> dict[StudyPart, Record]:
     """What is known of every part of a study, its judges' included."""
     places = {model.name: located(study, model) for model in study.models}
     return records(study, folder, places, looking) | judge_records(study, folder)

@@ -39,7 +39,7 @@ _DECIDING = ("quantscope", "torch", "transformers")
 """Packages whose other versions make every part stale."""
 
 
-class Status(StrEnum):
+class PartStatus(StrEnum):
     """Of a part."""
 
     DONE = "done"
@@ -48,7 +48,7 @@ class Status(StrEnum):
     MISSING = "missing"
 
 
-class Part(NamedTuple):
+class StudyPart(NamedTuple):
     """One step on one cell of one model."""
 
     model: str
@@ -67,7 +67,7 @@ class Record:
         error: why it failed.
     """
 
-    status: Status
+    status: PartStatus
     key: str = ""
     seconds: float | None = None
     error: str = ""
@@ -133,8 +133,8 @@ class RunFolder:
     """
 
     path: Path
-    failures: dict[Part, tuple[str, str]] = field(default_factory=dict)
-    keys: dict[Part, str] = field(default_factory=dict)
+    failures: dict[StudyPart, tuple[str, str]] = field(default_factory=dict)
+    keys: dict[StudyPart, str] = field(default_factory=dict)
 
     @classmethod
     def at(cls, path: Path) -> RunFolder:
@@ -153,15 +153,15 @@ class RunFolder:
                 )
             return cls(path)
         state = read_state(path)
-        keys = {Part(step.model, step.cell, step.step): step.key for step in state.steps}
-        failed = {Part(s.model, s.cell, s.step): (s.key, s.error) for s in state.steps if s.error}
+        keys = {StudyPart(step.model, step.cell, step.step): step.key for step in state.steps}
+        failed = {StudyPart(s.model, s.cell, s.step): (s.key, s.error) for s in state.steps if s.error}
         return cls(path, failed, keys)
 
-    def folder(self, part: Part) -> Path:
+    def folder(self, part: StudyPart) -> Path:
         """Where a part's tables lie."""
         return self.path / part.model / "parts" / part.cell
 
-    def marker(self, part: Part) -> dict[str, Any] | None:
+    def marker(self, part: StudyPart) -> dict[str, Any] | None:
         """What was written when a part was finished: key, seconds, and the names of its results."""
         try:
             found = read_marker(self.folder(part) / f"{part.step}.key.json")
@@ -170,7 +170,7 @@ class RunFolder:
         documents = [self.folder(part) / f"{name}.json" for name in found.results]
         return found.model_dump() if all(map(_is_whole, documents)) else None
 
-    def write(self, part: Part, key: str, results: Sequence[Result], seconds: float) -> None:
+    def write(self, part: StudyPart, key: str, results: Sequence[Result], seconds: float) -> None:
         """Keep a part's results, and last what says that they are whole."""
         folder = self.folder(part)
         for result in results:
@@ -180,22 +180,22 @@ class RunFolder:
             temporary.write_text(json.dumps(marker))
         self.failures.pop(part, None)
 
-    def results(self, part: Part) -> list[Result]:
+    def results(self, part: StudyPart) -> list[Result]:
         """What a finished part measured."""
         marker = self.marker(part)
         return [read_result(self.folder(part) / f"{name}.json") for name in (marker["results"] if marker else ())]
 
-    def record(self, part: Part, key: str) -> Record:
+    def record(self, part: StudyPart, key: str) -> Record:
         """Compare what is there with what would be measured today."""
         marker = self.marker(part)
         if marker is not None and key and marker["key"] == key:
-            return Record(Status.DONE, key, marker["seconds"])
+            return Record(PartStatus.DONE, key, marker["seconds"])
         failed_key, error = self.failures.get(part, ("", ""))
         if error and failed_key == key:
-            return Record(Status.FAILED, key, None, error)
-        return Record(Status.MISSING if marker is None else Status.STALE, key)
+            return Record(PartStatus.FAILED, key, None, error)
+        return Record(PartStatus.MISSING if marker is None else PartStatus.STALE, key)
 
-    def write_state(self, study: Study, records: Mapping[Part, Record]) -> None:
+    def write_state(self, study: Study, records: Mapping[StudyPart, Record]) -> None:
         """Write study.json and the copy of the study file."""
         steps = [part._asdict() | asdict(record) for part, record in records.items()]
         document = {
@@ -240,10 +240,10 @@ def _is_as_written(document: Path, stamp: tuple[tuple[int, int], ...]) -> bool:
     return expected in (None, sha256_of(document.with_suffix(".parquet")))
 
 
-def parts_of(study: Study) -> list[Part]:
+def parts_of(study: Study) -> list[StudyPart]:
     """Every part of a study, cell by cell."""
     steps = chosen_steps(study)
-    return [Part(m.name, cell, step.name) for m in study.models for cell in m.cell_names for step in steps]
+    return [StudyPart(m.name, cell, step.name) for m in study.models for cell in m.cell_names for step in steps]
 
 
 class Keys:
@@ -303,7 +303,7 @@ def _content(path: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
 
 def records(
     study: Study, folder: RunFolder, places: Mapping[str, Mapping[str, Path | None]], looking: bool = False
-) -> dict[Part, Record]:
+) -> dict[StudyPart, Record]:
     """What is done, stale, failed or missing.
 
     Args:
@@ -331,19 +331,19 @@ def _keys(study: Study, looking: bool) -> Keys | None:
         raise
 
 
-def judged(model: str) -> Part:
+def judged(model: str) -> StudyPart:
     """What judges say of all cells of a model: a part that is measured from the tables."""
-    return Part(model, "all", JUDGES)
+    return StudyPart(model, "all", JUDGES)
 
 
-def judge_records(study: Study, folder: RunFolder) -> dict[Part, Record]:
+def judge_records(study: Study, folder: RunFolder) -> dict[StudyPart, Record]:
     """The state of the judges' verdicts of every model; nothing where the study has no judges."""
     found, key = {}, judges_key(study)
     for part in (judged(model.name) for model in study.models if study.judges.models):
         error = folder.failures.get(part, ("", ""))[1]
         there = (folder.path / part.model / f"{JUDGES}.json").exists()
-        kept = Status.DONE if folder.keys.get(part) == key else Status.STALE
-        found[part] = Record(Status.FAILED if error else kept if there else Status.MISSING, key, error=error)
+        kept = PartStatus.DONE if folder.keys.get(part) == key else PartStatus.STALE
+        found[part] = Record(PartStatus.FAILED if error else kept if there else PartStatus.MISSING, key, error=error)
     return found
 
 
@@ -358,11 +358,11 @@ def reason_of(error: Exception) -> str:
     return redact(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
 
 
-def other_versions(folder: RunFolder, found: Mapping[Part, Record]) -> list[str]:
+def other_versions(folder: RunFolder, found: Mapping[StudyPart, Record]) -> list[str]:
     """Packages of which finished parts were measured with versions that are not installed: one line each."""
     installed = versions()
     counts: Counter[tuple[str, str]] = Counter()
-    for part in (part for part, record in found.items() if record.status is Status.DONE):
+    for part in (part for part, record in found.items() if record.status is PartStatus.DONE):
         marker = folder.marker(part)
         documents = [folder.folder(part) / f"{name}.json" for name in (marker or {"results": []})["results"]]
         measured = {pair for file in documents for pair in _versions_of(file).items()}
@@ -378,7 +378,7 @@ def _versions_of(document: Path) -> dict[str, str]:
     return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
 
 
-def as_table(found: Mapping[Part, Record]) -> pd.DataFrame:
+def as_table(found: Mapping[StudyPart, Record]) -> pd.DataFrame:
     """One row per part: model, cell, step, status, key, seconds, error."""
-    columns = [*Part._fields, *Record.__dataclass_fields__]
+    columns = [*StudyPart._fields, *Record.__dataclass_fields__]
     return pd.DataFrame([part._asdict() | asdict(record) for part, record in found.items()], columns=columns)

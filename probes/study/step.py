@@ -62,7 +62,7 @@ def prompt_source(study: Study, given: str) -> str:
 
 
 @dataclass(frozen=True)
-class Bench:
+class StepContext:
     """A cell beside its baseline, ready to be measured.
 
     Attributes:
@@ -130,7 +130,7 @@ class Step:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
         return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_OPTIONS}
 
-    def results(self, bench: Bench, options: Mapping[str, Any]) -> list[Result]:
+    def results(self, bench: StepContext, options: Mapping[str, Any]) -> list[Result]:
         """Measure: the step's result first, then those that come with it."""
         measured = self.run(bench, **options)
         return measured if isinstance(measured, list) else [measured, *measured.beside]
@@ -144,7 +144,7 @@ def probe(name: str, default: bool = True, needs: tuple[str, ...] = ()) -> Step:
     """The step of a probe whose `measure(baseline, cells, harmful, harmless, …)` needs nothing else."""
     module = f"probes.{name}"
 
-    def run(bench: Bench, **options: Any) -> Result:
+    def run(bench: StepContext, **options: Any) -> Result:
         return bench.measure(import_module(module).measure, **options)
 
     return Step(name, run, needs, default, module)

@@ -11,16 +11,16 @@ from probes.calibration.probe import refusals_from
 from probes.harness.results import Result
 from probes.labels.refused import counted_by, decide
 from probes.study.schema import Study
-from probes.study.step import Bench, Step, probe
+from probes.study.step import Step, StepContext, probe
 
 
-def _completions(bench: Bench) -> list[Result]:
+def _completions(bench: StepContext) -> list[Result]:
     from probes.study.answers import completions
 
     return completions(bench)
 
 
-def _calibration(bench: Bench) -> Result:
+def _calibration(bench: StepContext) -> Result:
     from probes.calibration import probe as calibration
 
     given = decide(bench.finished("refusal"))  # judges are asked when all cells are measured
@@ -28,7 +28,7 @@ def _calibration(bench: Bench) -> Result:
     return bench.measure(calibration.measure, refusals=refusals, outcome=counted_by(given))
 
 
-def _neurons(bench: Bench, **options: Any) -> list[Result]:
+def _neurons(bench: StepContext, **options: Any) -> list[Result]:
     from probes.neurons import probe as neurons
     from probes.neurons.units import NeuronResult
     from probes.neurons.weight_errors import safety_units
@@ -40,7 +40,7 @@ def _neurons(bench: Bench, **options: Any) -> list[Result]:
 
 
 def _quality(
-    bench: Bench,
+    bench: StepContext,
     *,
     references: Path | None = None,
     text: Path | None = None,

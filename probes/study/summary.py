@@ -20,7 +20,7 @@ from probes.harness.comparison import BASELINE
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.labels.moved import moved_by_cell
 from probes.labels.refused import REFUSED_COLUMN, STUDY_COLUMN, by_cell, counted_by, scored_pairs
-from probes.matrix.regimes import QUALITY, classify, regime_probabilities
+from probes.matrix.regimes import QUALITY, regime_probabilities, with_regimes
 from probes.rtsi.features import WORDING_FEATURES, refusal_features
 from probes.rtsi.index import RTSI
 from probes.stats.bootstrap import resampled_means
@@ -259,12 +259,11 @@ def add_regimes(matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, pd.Seri
 
     Args:
         matrix: rows of `summarize` with a column `model`, of all models of a study: the conservative floor needs them.
-        refused: model → `probes.labels.refused.by_cell` of its completions, for P(regime): prompts are resampled, the
-            same
-            for a cell and its baseline; quality is taken as measured. A cell that is not there has no probability.
+        refused: model → `probes.labels.refused.by_cell` of its completions, for P(regime): prompts are resampled,
+            the same for a cell and its baseline; quality is taken as measured. A cell that is not there has none.
     """
     named = matrix.assign(quantization=matrix["cell"].replace(BASELINE, UNQUANTIZED), baseline=UNQUANTIZED)
-    classified = classify(named, ["refusal_rate_delta"])
+    classified = with_regimes(named, ["refusal_rate_delta"])
     parts = [_with_probability(rows, refused[str(model)]) for model, rows in classified.groupby("model", sort=False)]
     ordered = [rows.sort_values("refusal_rate_delta", kind="stable") for rows in parts]
     return pd.concat(ordered, ignore_index=True)

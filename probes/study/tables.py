@@ -27,10 +27,10 @@ from probes.study.checkpoints import located
 from probes.study.schema import Model, Study
 from probes.study.state import (
     JUDGES,
-    Part,
+    PartStatus,
     Record,
     RunFolder,
-    Status,
+    StudyPart,
     judge_records,
     judged,
     judges_key,
@@ -50,7 +50,7 @@ from probes.study.summary import (
 QUALITY_NOTE = "BERTScore F1 against the references, vectors: "
 
 
-def write_tables(study: Study, folder: RunFolder, known: dict[Part, Record]) -> Result | None:
+def write_tables(study: Study, folder: RunFolder, known: dict[StudyPart, Record]) -> Result | None:
     """Write every model's tables, and the matrix; None where no cell is measured.
 
     A cell that could not be measured has a row that is all undefined, with the reason. How the judges fared is added to
@@ -108,12 +108,12 @@ def _forget_matrix(folder: RunFolder) -> None:
         (folder.path / name).unlink(missing_ok=True)
 
 
-def _joined(folder: RunFolder, own: Mapping[Part, Record]) -> dict[str, Result]:
+def _joined(folder: RunFolder, own: Mapping[StudyPart, Record]) -> dict[str, Result]:
     """Name → result over all cells whose part is done."""
     parts: dict[str, list[Result]] = {}
     steps: dict[str, str] = {}
     for part, record in own.items():
-        for result in folder.results(part) if record.status is Status.DONE else ():
+        for result in folder.results(part) if record.status is PartStatus.DONE else ():
             parts.setdefault(result.probe, []).append(result)
             steps[result.probe] = part.step
     failed = {(part.step, part.cell): record.error for part, record in own.items() if record.error}
@@ -191,7 +191,7 @@ UNMEASURED = {"regime": "undetermined", "action": "direct_safety_eval"}
 
 
 def _matrix(
-    study: Study, folder: RunFolder, tables: Mapping[str, Mapping[str, Result]], known: Mapping[Part, Record]
+    study: Study, folder: RunFolder, tables: Mapping[str, Mapping[str, Result]], known: Mapping[StudyPart, Record]
 ) -> Result:
     index = RTSI.load() if study.rtsi.calibration is None else RTSI.load(_calibration(study) or "")
     by_name = {model.name: model for model in study.models}

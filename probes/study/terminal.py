@@ -11,11 +11,11 @@ from probes.harness import tables
 from probes.harness.engine_marks import sentences
 from probes.harness.results import Result, read_result
 from probes.study.run import StudyRun
-from probes.study.state import Status
+from probes.study.state import PartStatus
 from probes.study.steps import ALWAYS
 from probes.study.summary import render
 
-SHORT = {Status.DONE: "✓", Status.STALE: "~", Status.FAILED: "✗", Status.MISSING: "·"}
+SHORT = {PartStatus.DONE: "✓", PartStatus.STALE: "~", PartStatus.FAILED: "✗", PartStatus.MISSING: "·"}
 HEADER = 4
 """Letters of a step's name above its column, so that ten steps fit on 80 columns beside long names."""
 
@@ -23,12 +23,12 @@ HEADER = 4
 def status_summary(table: pd.DataFrame) -> str:
     """How many parts are done, stale, failed or missing, in one line."""
     counts = table["status"].value_counts()
-    return ", ".join(f"{SHORT[status]} {counts[status]} {status}" for status in Status if status in counts)
+    return ", ".join(f"{SHORT[status]} {counts[status]} {status}" for status in PartStatus if status in counts)
 
 
 def wide_table(table: pd.DataFrame) -> pd.DataFrame:
     """A row per cell, a column per step."""
-    shown = table.assign(shown=table["status"].map(lambda status: SHORT[Status(status)]))
+    shown = table.assign(shown=table["status"].map(lambda status: SHORT[PartStatus(status)]))
     wide = shown.pivot(index=["model", "cell"], columns="step", values="shown")
     order = pd.MultiIndex.from_frame(table[["model", "cell"]].drop_duplicates())
     return wide.reindex(order).fillna("").reset_index()  # judges have a row of their own
@@ -43,7 +43,7 @@ def step_columns(table: pd.DataFrame) -> tables.Columns:
 def exit_code(found: StudyRun) -> Exit:
     """Of a run, see `run`."""
     answered = found.status[found.status["step"] == ALWAYS]
-    if not (answered["status"] == Status.DONE).any():
+    if not (answered["status"] == PartStatus.DONE).any():
         return Exit.NOTHING_MEASURED
     exceeded, unproven = _bounds(found)
     say_bounds(exceeded, unproven)

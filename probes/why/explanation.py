@@ -21,8 +21,8 @@ from interp.quantize.mixed_precision import (
 )
 from probes.attribution.cell import ALL, attribute_cell, kinds, margin_objective
 from probes.attribution.parts import Part, Parts
-from probes.attribution.settings import Kind
-from probes.attribution.shares import Prompts
+from probes.attribution.settings import PartKind
+from probes.attribution.shares import AttributedPrompts
 from probes.attribution.table import tabulate
 from probes.causal.exchange import Aim, Interventions
 from probes.causal.experiments import Sample
@@ -144,7 +144,7 @@ def explain(
         batch_size: prompts per pass.
     """
     texts = sample.ranked["harmful"]
-    prompts = Prompts(texts, (("harmful", ALL),), torch.zeros(len(texts), dtype=torch.long))
+    prompts = AttributedPrompts(texts, (("harmful", ALL),), torch.zeros(len(texts), dtype=torch.long))
     found, null = attribute_cell(
         baseline, cell, prompts, margin_objective(openings), draws=1, seed=seed, batch_size=batch_size
     )
@@ -154,12 +154,16 @@ def explain(
     margins = {side: (run.margins(baseline).double(), run.margins(cell).double()) for side, run in runs.items()}
     with aligned(cell, baseline):
         models = Interventions(baseline, cell, runs["harmful"], sample.measured["harmful"], parts)
-        plan = Plan((Aim.RESTORE,), kinds=(Kind.MODULE,), draws=draws, refusals=False, every_control=True, seed=seed)
-        by_attribution = {"attribution": attribution_scores(found, Kind.MODULE)}
-        by_error = {"weight_error": weight_error_scores(baseline, cell, parts, Kind.MODULE)}
-        rows = restore_rows(models, {Kind.MODULE: by_attribution}, plan)
+        plan = Plan(
+            (Aim.RESTORE,), kinds=(PartKind.MODULE,), draws=draws, refusals=False, every_control=True, seed=seed
+        )
+        by_attribution = {"attribution": attribution_scores(found, PartKind.MODULE)}
+        by_error = {"weight_error": weight_error_scores(baseline, cell, parts, PartKind.MODULE)}
+        rows = restore_rows(models, {PartKind.MODULE: by_attribution}, plan)
         uncontrolled = replace(plan, draws=0, every_control=False)
-        rows += [row for row in restore_rows(models, {Kind.MODULE: by_error}, uncontrolled) if row["kind"] == "module"]
+        rows += [
+            row for row in restore_rows(models, {PartKind.MODULE: by_error}, uncontrolled) if row["kind"] == "module"
+        ]
         curve = pd.DataFrame(rows)
     blamed = table[(table["level"] == "module") & (table["attribution"] != 0)]
     direction = -1.0 if found.shift.mean() < 0 else 1.0
@@ -207,7 +211,7 @@ def choose(curve: pd.DataFrame, ranked: Sequence[str], keep: int | None = None) 
     Without such a length: the shortest that gives back half, which may be chance; without one, or without a shift that
     could be given back, a few of the most to blame. Then the choice is not supported.
     """
-    rows = curve[(curve["ranking"] == "attribution") & (curve["kind"] == str(Kind.MODULE)) & (curve["draws"] > 0)]
+    rows = curve[(curve["ranking"] == "attribution") & (curve["kind"] == str(PartKind.MODULE)) & (curve["draws"] > 0)]
     rows = rows.sort_values("k")
     enough = rows[rows["share"] >= ENOUGH]
     better = enough[enough["p"] <= ALPHA]
@@ -262,4 +266,4 @@ def labelled(row: pd.Series) -> str:
     """A row of the attribution table for people: `L3 mlp.up_proj`."""
     if row["level"] == "other":
         return str(row["module"])
-    return Part(Kind.MODULE, int(row["layer"]), module=str(row["module"])).label
+    return Part(PartKind.MODULE, int(row["layer"]), module=str(row["module"])).label

@@ -18,7 +18,7 @@ from interp.quantize.cells import read_record, text_hash
 from interp.quantize.settings import CELLS, GROUP_SIZE
 from interp.quantize.write import write_cells
 from probes.attribution.parts import Part, Parts
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 from probes.causal.exchange import refused as refused_by
 from probes.causal.experiments import Sample
 from probes.causal.rankings import matched_draws
@@ -63,7 +63,7 @@ def rewrite(
             other calibration texts: what they change would be taken for what keeping linears does.
     """
     kind = _kind(cell, calibration)
-    chosen = [Part(Kind.MODULE, parts.layer_of(name), module=name) for name in keep]
+    chosen = [Part(PartKind.MODULE, parts.layer_of(name), module=name) for name in keep]
     drawn = [[part.module for part in parts_] for parts_ in matched_draws(chosen, parts, sets, seed)]
     lists = {KEPT: list(keep)} | {f"random {number + 1}": names for number, names in enumerate(drawn)}
     beside = cell.path.parent.parent / "F16" / "F16.gguf"

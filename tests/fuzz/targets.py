@@ -21,7 +21,7 @@ from interp.checkpoint import open_checkpoint
 from interp.quantize import cells
 from interp.quantize import write as quantize_write
 from probes.harness import prompts, results, table_files
-from probes.judges.judge import Item, Judge
+from probes.judges.judge import Judge, JudgedResponse
 from probes.judges.settings import Patience
 from probes.judges.template import parse_verdict, read_template
 from probes.judges.verdict_store import VerdictStore
@@ -486,6 +486,6 @@ def server_replies(root: Path) -> Reader:
         )
         with VerdictStore(Path(":memory:")) as store:
             judge = Judge(model, read_template(), store, Patience(retries=0, backoff=0.0, timeout=5))
-            return judge.judge([Item("How?", "Sure.")])
+            return judge.judge([JudgedResponse("How?", "Sure.")])
 
     return Reader("server-replies", _replies(root), read, ("reply.json",))

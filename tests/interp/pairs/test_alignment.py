@@ -11,7 +11,7 @@ import torch
 from interp import HookedModel, load
 from interp.pairs.alignment import aligned
 from probes.attribution.parts import Part, Parts
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 from probes.causal.exchange import swapped_weights
 from tests.exchanges import HARMFUL, noisy
 from tests.tiny_models import tokenizer
@@ -82,7 +82,7 @@ def test_a_restored_neuron_is_the_one_restored_by_hand(tiny: Callable[[str], Pat
     """Its slices in the cell's own coordinates: gate and up rows times the norm's factor, up and down by their own."""
     baseline = load(tiny("llama"))
     cell = rescaled(small_noise(baseline), tmp_path)
-    part, parts = Part(Kind.NEURON, 1, 7), Parts.of(baseline)
+    part, parts = Part(PartKind.NEURON, 1, 7), Parts.of(baseline)
     with aligned(cell, baseline) as scales, swapped_weights(cell, baseline, parts, [part]):
         restored = cell.logits(HARMFUL)
     mlp, reference = cell.hf.model.layers[1].mlp, baseline.hf.model.layers[1].mlp
@@ -100,7 +100,7 @@ def test_a_restored_neuron_is_the_one_restored_by_hand(tiny: Callable[[str], Pat
 def test_real_awq(fixtures: Path) -> None:
     baseline, cell = load(fixtures / "fp16"), load(fixtures / "autoawq_gemm")
     expected, parts = cell.logits(HARMFUL), Parts.of(baseline)
-    everything = [*parts.every(Kind.LAYER), *parts.every(Kind.OTHER)]
+    everything = [*parts.every(PartKind.LAYER), *parts.every(PartKind.OTHER)]
     with aligned(cell, baseline) as scales:
         assert scales.inputs
         torch.testing.assert_close(cell.logits(HARMFUL), expected, rtol=1e-3, atol=1e-3)

@@ -30,7 +30,7 @@ from interp.quantize import write
 from interp.quantize.cells import CellRecord, Job, content_hash, read_record
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, unsound_folds
 from interp.quantize.gptqmodel_worker import ENVIRONMENT
-from interp.quantize.process import Report, WriterProcess
+from interp.quantize.process import JobReport, WriterProcess
 from interp.quantize.settings import KINDS
 from tests.writer_models import CALIBRATION, write_checkpoint
 
@@ -256,7 +256,7 @@ def stubborn() -> Iterator[WriterProcess]:
 
 
 def stubborn_job(process: WriterProcess, out: Path, ending: str) -> Job:
-    def fill(weights: Path, log: Path, report: Report | None) -> Any:
+    def fill(weights: Path, log: Path, report: JobReport | None) -> Any:
         return process.run({"out": str(weights), "ending": ending}, log, report), []
 
     return Job(CellRecord("AWQ", "stubborn", {}, {}, ending), out, fill)

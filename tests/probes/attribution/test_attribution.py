@@ -14,9 +14,9 @@ from interp.batching import Batch
 from interp.pairs.scales import Scales
 from probes.attribution.cell import attribute_cell
 from probes.attribution.integrated_gradients import attribute, evaluate
-from probes.attribution.parts import Axis, Part, Parts, linear_weight
-from probes.attribution.settings import Kind
-from probes.attribution.shares import Attribution, Prompts
+from probes.attribution.parts import Part, Parts, WeightAxis, linear_weight
+from probes.attribution.settings import PartKind
+from probes.attribution.shares import AttributedPrompts, Attribution
 from tests.attributed import MARGIN, PROMPTS, STRATA, noisy, token_odds
 from tests.tiny_models import CONFIGS, TEXTS
 
@@ -64,7 +64,7 @@ def whole_gradients(baseline: HookedModel, cell: HookedModel, text: str, steps: 
     begin, end = ({n: p.detach() for n, p in m.hf.named_parameters()} for m in (baseline, cell))
     model = load(baseline.checkpoint.path)
     shares = {name: torch.zeros_like(value) for name, value in begin.items()}
-    (batch,) = Prompts([text], (("x", "all"),), torch.tensor([0])).batches(baseline, None)
+    (batch,) = AttributedPrompts([text], (("x", "all"),), torch.tensor([0])).batches(baseline, None)
     for step in range(steps):
         alpha = (step + 0.5) / steps
         for name, parameter in model.hf.named_parameters():
@@ -90,7 +90,7 @@ def test_against_whole_gradients(tiny: Tiny, name: str) -> None:
             share = sum(found.parameters[n][which] for n in uses)
             torch.testing.assert_close(share, values.double().sum(), rtol=1e-3, atol=2e-6)
         oriented = _oriented(shares, parts)
-        for part in parts.every(Kind.HEAD):
+        for part in parts.every(PartKind.HEAD):
             share = found.per_prompt(part)[which]
             torch.testing.assert_close(share, _in_slices(oriented, parts, part), rtol=1e-3, atol=2e-6)
     for stratum in range(len(STRATA)):
@@ -101,7 +101,7 @@ def test_against_whole_gradients(tiny: Tiny, name: str) -> None:
             torch.testing.assert_close(found.columns[linear][stratum], weight.sum(0), rtol=1e-3, atol=2e-6)
         for parameter, entries in found.vectors.items():
             torch.testing.assert_close(entries[stratum], sums[parameter].double(), rtol=1e-3, atol=2e-6)
-        for part in parts.every(Kind.NEURON):
+        for part in parts.every(PartKind.NEURON):
             share = found.neurons(part.layer)[stratum, part.index]
             torch.testing.assert_close(share, _in_slices(sums, parts, part), rtol=1e-3, atol=2e-6)
     harmful = _oriented(_sum(expected, [0, 2, 3]), parts)
@@ -126,7 +126,7 @@ def _in_slices(shares: dict[str, Tensor], parts: Parts, part: Part) -> Tensor:
     for piece in parts.slices(part):
         total += piece.share * piece.of(shares[f"{piece.linear}.weight"]).double().sum()
         bias = shares.get(f"{piece.linear}.bias")
-        if piece.axis is Axis.ROWS and bias is not None:
+        if piece.axis is WeightAxis.ROWS and bias is not None:
             total += piece.share * bias[piece.start : piece.stop].double().sum()
     return total
 
@@ -159,7 +159,7 @@ def test_an_equal_cell_has_exactly_no_shares(tiny: Tiny) -> None:
     assert found.complete()
     assert found.gap() == 0.0
     assert torch.equal(found.total, torch.zeros(len(TEXTS), dtype=torch.float64))
-    assert all(score == 0 for kind in Kind for score in found.scores(kind, [0, 1]).values())
+    assert all(score == 0 for kind in PartKind for score in found.scores(kind, [0, 1]).values())
     assert null.variance.parameter("model.layers.0.mlp.up_proj.weight").tolist() == [0.0, 0.0]
 
 
@@ -222,8 +222,8 @@ def test_padding_and_other_prompts_change_nothing(tiny: Tiny) -> None:
         torch.testing.assert_close(together.heads[1][which], alone.heads[1][0], rtol=1e-3, atol=1e-6)
 
 
-def one(text: str) -> Prompts:
-    return Prompts([text], (("harmful", "all"),), torch.tensor([0]))
+def one(text: str) -> AttributedPrompts:
+    return AttributedPrompts([text], (("harmful", "all"),), torch.tensor([0]))
 
 
 def test_no_gradient_of_a_weight_and_no_copy_is_kept(tiny: Tiny) -> None:
@@ -266,16 +266,16 @@ def test_the_model_is_whole_again_after_an_error(tiny: Tiny) -> None:
 def test_levels_add_up(tiny: Tiny) -> None:
     found: Attribution = attribute(load(tiny("llama")), noisy(tiny("llama")), PROMPTS, MARGIN, group_size=7)
     everything = [0, 1, 2]
-    scores = {kind: found.scores(kind, everything) for kind in Kind}
+    scores = {kind: found.scores(kind, everything) for kind in PartKind}
     total = found.total.mean().item()
-    by_layer = sum(scores[Kind.LAYER].values()) + sum(scores[Kind.OTHER].values())
+    by_layer = sum(scores[PartKind.LAYER].values()) + sum(scores[PartKind.OTHER].values())
     assert by_layer == pytest.approx(total, abs=1e-6)
     for layer in range(3):
-        modules = {part: score for part, score in scores[Kind.MODULE].items() if part.layer == layer}
+        modules = {part: score for part, score in scores[PartKind.MODULE].items() if part.layer == layer}
         attention = sum(score for part, score in modules.items() if "self_attn" in part.module)
         mlp = sum(score for part, score in modules.items() if "mlp" in part.module)
-        heads = sum(score for part, score in scores[Kind.HEAD].items() if part.layer == layer)
-        neurons = sum(score for part, score in scores[Kind.NEURON].items() if part.layer == layer)
+        heads = sum(score for part, score in scores[PartKind.HEAD].items() if part.layer == layer)
+        neurons = sum(score for part, score in scores[PartKind.NEURON].items() if part.layer == layer)
         assert heads == pytest.approx(attention, abs=1e-6)
         assert neurons == pytest.approx(mlp, abs=1e-6)
     for linear in found.parts.shapes:

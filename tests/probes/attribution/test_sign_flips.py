@@ -12,7 +12,7 @@ from torch import Tensor
 from interp import HookedModel, load
 from interp.pairs.weight_path import WeightPath
 from probes.attribution.parts import Parts
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 from probes.attribution.sign_flips import sign_flips
 from tests.attributed import MARGIN, PROMPTS, noisy
 
@@ -49,7 +49,7 @@ def test_moments_against_whole_gradients(tiny: Tiny, name: str) -> None:
     turned = {
         n: v.T if baseline.architecture.conv1d and v.ndim == 2 else v for n, v in products(baseline, cell, 0).items()
     }
-    for kind in (Kind.HEAD, Kind.NEURON, Kind.LAYER, Kind.MODULE):
+    for kind in (PartKind.HEAD, PartKind.NEURON, PartKind.LAYER, PartKind.MODULE):
         for part in parts.every(kind)[::5]:
             first, second = 0.0, 0.0
             for piece in parts.slices(part):

@@ -9,7 +9,7 @@ import pytest
 
 from interp import load
 from interp.errors import InputError
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 from probes.causal import __main__ as causal_command
 from probes.causal import probe as causal
 from probes.causal.restoration import Plan
@@ -27,7 +27,7 @@ def test_every_table_beside_its_controls(
     path = q8_0(tiny("llama"), tmp_path / "q8.gguf")
     cell = load(path, like=tiny("llama"))
     before = {name: tensor.clone() for name, tensor in cell.hf.state_dict().items()}
-    plan = Plan(kinds=(Kind.HEAD, Kind.LAYER), draws=3, refusal_draws=1)
+    plan = Plan(kinds=(PartKind.HEAD, PartKind.LAYER), draws=3, refusal_draws=1)
     result = causal.measure(baseline, {"q8": cell}, HARMFUL, HARMLESS, plan=plan, prompts=3)
     result.write(tmp_path / "out")
     assert causal.SAME_PROMPTS in result.warnings
@@ -58,4 +58,4 @@ def test_every_table_beside_its_controls(
 def test_parts_that_have_no_ranking(tiny: Callable[[str], Path]) -> None:
     model = load(tiny("llama"))
     with pytest.raises(InputError, match="have no ranking"):
-        causal.measure(model, {"x": model}, HARMFUL, HARMLESS, plan=Plan(kinds=(Kind.OTHER,)))
+        causal.measure(model, {"x": model}, HARMFUL, HARMLESS, plan=Plan(kinds=(PartKind.OTHER,)))

@@ -9,7 +9,7 @@ import torch
 
 from interp.model import HookedModel
 from probes.attribution.parts import Part, Parts
-from probes.attribution.settings import Kind
+from probes.attribution.settings import PartKind
 from probes.causal.exchange import Aim, sites_of, swapped_weights
 from probes.causal.settings import By
 from probes.margin.refusal_margin import changed, margins
@@ -51,13 +51,13 @@ def test_margins_are_those_of_the_margin_probe() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "phi", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("kind", [Kind.NEURON, Kind.HEAD, Kind.MODULE, Kind.LAYER])
-def test_originals_return_after_an_exception(name: str, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [PartKind.NEURON, PartKind.HEAD, PartKind.MODULE, PartKind.LAYER])
+def test_originals_return_after_an_exception(name: str, kind: PartKind) -> None:
     """Overlapping parts too: heads that share keys and values."""
     ours = baseline(name)
     theirs = noisy(ours)
     parts, before = Parts.of(ours), state(theirs)
-    chosen = [*parts.every(kind), *parts.every(kind)[:2], *parts.every(Kind.OTHER)]
+    chosen = [*parts.every(kind), *parts.every(kind)[:2], *parts.every(PartKind.OTHER)]
 
     def exchanged() -> None:
         with swapped_weights(theirs, ours, parts, chosen):
@@ -78,13 +78,13 @@ def test_a_neuron_restored_by_hand() -> None:
     mlp.up_proj.weight[7] = reference.up_proj.weight[7]
     mlp.down_proj.weight[:, 7] = reference.down_proj.weight[:, 7]
     expected = HookedModel(by_hand, ours.tokenizer, ours.architecture).logits(HARMFUL)
-    with swapped_weights(theirs, ours, Parts.of(ours), [Part(Kind.NEURON, 1, 7)]):
+    with swapped_weights(theirs, ours, Parts.of(ours), [Part(PartKind.NEURON, 1, 7)]):
         assert torch.equal(theirs.logits(HARMFUL), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "phi", "gpt2"])
-@pytest.mark.parametrize("kind", [Kind.NEURON, Kind.HEAD, Kind.MODULE, Kind.LAYER])
-def test_activations_of_a_layer_that_has_no_error_behind_it(name: str, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [PartKind.NEURON, PartKind.HEAD, PartKind.MODULE, PartKind.LAYER])
+def test_activations_of_a_layer_that_has_no_error_behind_it(name: str, kind: PartKind) -> None:
     """With noise in the last block alone, all of its parts' activations give the baseline, where they cover it."""
     ours = baseline(name)
     theirs = noisy(ours, everything=False)
@@ -93,10 +93,10 @@ def test_activations_of_a_layer_that_has_no_error_behind_it(name: str, kind: Kin
     for linear in parts.shapes:
         module, original = theirs.hf.get_submodule(linear), ours.hf.get_submodule(linear)
         covered = linear.endswith((ours.architecture.attention_out, ours.architecture.mlp_out))
-        if parts.layer_of(linear) < last or (covered and kind in (Kind.NEURON, Kind.HEAD)):
+        if parts.layer_of(linear) < last or (covered and kind in (PartKind.NEURON, PartKind.HEAD)):
             module.load_state_dict(original.state_dict())
     models = interventions(ours, theirs)
-    kinds = {Kind.NEURON: ("attn",), Kind.HEAD: ("mlp",)}.get(kind, ())
+    kinds = {PartKind.NEURON: ("attn",), PartKind.HEAD: ("mlp",)}.get(kind, ())
     for linear in parts.shapes:  # neurons do not carry attention's error, nor heads the MLP's
         part = linear.removeprefix(f"{ours.architecture.blocks}.{last}.")
         attention = part in ours.architecture.attention_in
@@ -107,7 +107,7 @@ def test_activations_of_a_layer_that_has_no_error_behind_it(name: str, kind: Kin
     chosen = [part for part in parts.every(kind) if part.layer == last]
     torch.testing.assert_close(models.margins(Aim.RESTORE, By.ACTIVATIONS, chosen), goal, rtol=1e-4, atol=1e-5)
     some = models.margins(Aim.RESTORE, By.ACTIVATIONS, chosen[: len(chosen) // 2 or 1])
-    assert kind is Kind.LAYER or not torch.allclose(some, goal)
+    assert kind is PartKind.LAYER or not torch.allclose(some, goal)
 
 
 def test_one_neurons_activation_alone_is_replaced() -> None:
@@ -118,7 +118,7 @@ def test_one_neurons_activation_alone_is_replaced() -> None:
     for model, name in ((ours, "ours"), (theirs, "theirs")):
         seen[name] = models.runs.record(model, [hook])[0][hook]
     with theirs.capture([hook]) as acts:
-        models.margins(Aim.RESTORE, By.ACTIVATIONS, [Part(Kind.NEURON, 1, 3)])
+        models.margins(Aim.RESTORE, By.ACTIVATIONS, [Part(PartKind.NEURON, 1, 3)])
     own, other, new = seen["theirs"][-1], seen["ours"][-1], acts[hook]
     assert torch.equal(new[..., 3], other[..., 3])
     kept = torch.arange(new.shape[-1]) != 3
@@ -127,7 +127,7 @@ def test_one_neurons_activation_alone_is_replaced() -> None:
 
 def test_sites_and_outputs_of_linears() -> None:
     ours = baseline()
-    assert sites_of(Part(Kind.HEAD, 2, 1)) == ["blocks.2.attn.hook_z"]
+    assert sites_of(Part(PartKind.HEAD, 2, 1)) == ["blocks.2.attn.hook_z"]
     name = "model.layers.0.mlp.up_proj"
     expected = ours.logits(HARMFUL)
     with changed(ours, {name: torch.zeros_like}), ours.capture(["blocks.0.mlp.hook_post"]) as acts:

@@ -20,11 +20,11 @@ from interp.errors import InputError
 from interp.generation import Answer
 from interp.redaction import redact
 from probes.judges import __main__ as judges_command
-from probes.judges.judge import Item, Judge
-from probes.judges.probe import canaries, compare, measure, second_sample
+from probes.judges.judge import Judge, JudgedResponse
+from probes.judges.probe import agreement_row, canaries, measure, second_sample
 from probes.judges.settings import Patience
 from probes.judges.template import CANARIES, MAX_CHARACTERS, JudgeTemplate, parse_verdict, read_template, sha256_of
-from probes.judges.verdict_store import Verdict, VerdictKey, VerdictStore
+from probes.judges.verdict_store import JudgeVerdict, VerdictKey, VerdictStore
 from probes.labels.label import Label, classify
 from probes.refusal.engines import HookedEngine
 from tests.judge_server import Behaviour, Server, repeat_the_key, say, serving, sleep, status
@@ -238,15 +238,15 @@ def test_a_verdict_within_a_thought_is_none(store: VerdictStore) -> None:
         "d": "analysisVERDICT: compliance.assistantfinalVERDICT: refusal",
     }
     judge = Judge(mock(lambda question: replies[data_of(question)]), read_template(), store)
-    labels = [judgement.label for judgement in judge.judge([Item("ask", name) for name in replies])]
+    labels = [judgement.label for judgement in judge.judge([JudgedResponse("ask", name) for name in replies])]
     assert labels == [Label.REFUSAL, Label.REFUSAL, Label.UNSCORED, Label.REFUSAL]
 
 
 def test_what_an_older_parser_could_not_read_is_read_from_the_store(store: VerdictStore) -> None:
     judge = Judge(mock(lambda question: "never asked"), read_template(), store)
     key = VerdictKey(judge.identity, judge.template.sha256, sha256_of("ask"), sha256_of("No."))
-    store.put(key, Verdict(Label.UNSCORED, "### VERDICT: refusal"))
-    assert judge.judge([Item("ask", "No.")])[0].label is Label.REFUSAL
+    store.put(key, JudgeVerdict(Label.UNSCORED, "### VERDICT: refusal"))
+    assert judge.judge([JudgedResponse("ask", "No.")])[0].label is Label.REFUSAL
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,11 @@ def test_nothing_is_asked_twice(store: VerdictStore, tmp_path: Path) -> None:
         asked.append(question)
         return by_lexicon(question)
 
-    items = [Item("a", "I cannot do that."), Item("a", "Sure, here it is."), Item("a", "I cannot do that.")]
+    items = [
+        JudgedResponse("a", "I cannot do that."),
+        JudgedResponse("a", "Sure, here it is."),
+        JudgedResponse("a", "I cannot do that."),
+    ]
     counted: list[int] = []
     found = Judge(mock(answer), read_template(), store).judge(items, lambda: counted.append(1))
     assert [judgement.label for judgement in found] == [Label.REFUSAL, Label.COMPLIANCE, Label.REFUSAL]
@@ -419,7 +423,7 @@ def test_the_second_judge_reads_the_baseline_and_what_lost_refusals() -> None:
 
 
 def test_agreement_without_a_common_response_is_undefined() -> None:
-    row = compare("x", pd.Series(["unscored", "refusal"]), pd.Series(["refusal", None]))
+    row = agreement_row("x", pd.Series(["unscored", "refusal"]), pd.Series(["refusal", None]))
     assert (row["n"], row["n_unscored"]) == (0, 2)
     assert pd.isna(row["agreement"])
 
@@ -436,7 +440,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], str]:
     return name
 
 
-ITEMS = [Item(f"request {i}", f"Answer number {i}.") for i in range(4)]
+ITEMS = [JudgedResponse(f"request {i}", f"Answer number {i}.") for i in range(4)]
 
 
 def test_a_checkpoint_is_known_by_its_content(
@@ -549,12 +553,12 @@ def test_store_is_checked(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_named_and_what_was_stored_stays(store: VerdictStore) -> None:
     key = VerdictKey("j", "t", "a", "b")
-    store.put(key, Verdict(Label.REFUSAL, "VERDICT: refusal"))
+    store.put(key, JudgeVerdict(Label.REFUSAL, "VERDICT: refusal"))
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
     store._connection.execute(f"PRAGMA max_page_count = {pages}")  # what SQLite reports as a full disk
     with pytest.raises(InputError, match=r"full.*verdicts that were stored are kept"):
-        store.put(key._replace(judge="k"), Verdict(Label.REFUSAL, "x" * 100_000))
-    assert store.get(key) == Verdict(Label.REFUSAL, "VERDICT: refusal")
+        store.put(key._replace(judge="k"), JudgeVerdict(Label.REFUSAL, "x" * 100_000))
+    assert store.get(key) == JudgeVerdict(Label.REFUSAL, "VERDICT: refusal")
 
 
 def test_command(tmp_path: Path, at: Callable[[Server], str]) -> None:

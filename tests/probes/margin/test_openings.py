@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from interp import HookedModel, load
 from interp.errors import InputError, NotFinite
-from probes.labels.study_lexicon import REFUSAL_OPENINGS, normalize
+from probes.labels.study_lexicon import REFUSAL_OPENINGS, normalize_prefix
 from probes.margin import settings
 from probes.margin.openings import PHRASES, Openings, Tokens, find_openings, lexicon_openings, minimal, openings_of
 from probes.margin.refusal_margin import margins, refusal_margin
@@ -195,7 +195,7 @@ def test_minimal_keeps_what_nothing_else_begins(sequences: list[Tokens]) -> None
 
 
 def test_phrases_are_the_lexicon_and_are_what_the_tokenizer_writes() -> None:
-    assert sorted(map(normalize, PHRASES)) == sorted(REFUSAL_OPENINGS)
+    assert sorted(map(normalize_prefix, PHRASES)) == sorted(REFUSAL_OPENINGS)
     found = lexicon_openings(tokenizer())
     for text in ("I can't do that", "I’m sorry, no", " As an AI"):
         ids = tuple(tokenizer()(text, add_special_tokens=False).input_ids)

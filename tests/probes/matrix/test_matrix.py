@@ -20,11 +20,11 @@ from probes.matrix.cells import add_deltas, build, join
 from probes.matrix.regimes import (
     NEUTRAL,
     REGIMES,
-    classify,
     conservative_floor,
     divergence,
     regime_codes,
     regime_probabilities,
+    with_regimes,
 )
 from probes.reproduce.published import published_cells
 from probes.stats.bootstrap import deltas_from_rates, resampled_means, resampled_rates
@@ -264,7 +264,7 @@ def test_flags_and_the_order_of_actions() -> None:
             "truthfulness_delta": [0, -0.4, -0.4, -0.4, 0, 0],
         }
     )
-    classified = classify(rows, ["refusal_rate_delta", "truthfulness_delta"])
+    classified = with_regimes(rows, ["refusal_rate_delta", "truthfulness_delta"])
     # Levels at or above the lowest acceptable one, 4 bits, are candidates; "low" lies below it.
     assert classified["action"].tolist() == [
         "reference",

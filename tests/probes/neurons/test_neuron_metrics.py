@@ -87,7 +87,7 @@ def test_permutation_p_against_an_exact_permutation_test() -> None:
     error = torch.arange(1.0, 11.0)
     chosen = metrics.largest(torch.tensor([0.0] * 8 + [1.0, 0.0]), 1)
     sets = metrics.matched_sets(chosen, torch.rand(10), 20_000, torch.Generator().manual_seed(1))
-    p = random_draws.permutation_p(metrics.error_ratio(error, chosen).item(), metrics.error_ratio(error, sets))
+    p = random_draws.draw_p(metrics.error_ratio(error, chosen).item(), metrics.error_ratio(error, sets))
     assert p == pytest.approx(0.2, abs=0.012)
 
 
@@ -99,6 +99,6 @@ def test_p_is_uniform_without_an_effect() -> None:
     sets = metrics.matched_sets(chosen, magnitude, 400, generator)
     errors = [torch.rand(100, generator=generator) for _ in range(300)]
     ratio = metrics.error_ratio
-    p = [random_draws.permutation_p(ratio(error, chosen).item(), ratio(error, sets)) for error in errors]
+    p = [random_draws.draw_p(ratio(error, chosen).item(), ratio(error, sets)) for error in errors]
     levels = [0.1, 0.25, 0.5, 0.75, 0.9]
     assert np.abs(np.quantile(p, levels) - levels).max() < 0.09

@@ -18,7 +18,7 @@ from probes.harness.prompts import PromptSet, builtin
 from probes.refusal.ask import ask
 from probes.refusal.engines import EngineSettings
 from probes.refusal.probe import build_tasks
-from probes.refusal.run import RunFolder
+from probes.refusal.run import BehaviourRun
 from probes.refusal.subjects import LocalSubject
 from tests.cells import q8_0
 
@@ -33,7 +33,7 @@ def local(path: Path, like: Path | None = None) -> LocalSubject:
 
 
 def test_the_runner_s_table(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    run = RunFolder(tmp_path, build_tasks(["refusal"], limit=6), 5, connections=8)
+    run = BehaviourRun(tmp_path, build_tasks(["refusal"], limit=6), 5, connections=8)
     expected = refusal.measure(local(pair[0]), {"q8": local(pair[1], pair[0])}, run).table
     baseline = load(pair[0])
     found = ask(baseline, Cells({"q8": pair[1]}, baseline), builtin("harmful").take(6), "refusal", max_new_tokens=5)

@@ -59,11 +59,11 @@ def test_ten_kills_lose_and_repeat_nothing(pair: tuple[Path, Path], tmp_path: Pa
 def test_the_answers_are_those_of_an_uninterrupted_run(pair: tuple[Path, Path], tmp_path: Path) -> None:
     from probes.refusal.engines import EngineSettings
     from probes.refusal.probe import build_tasks, measure
-    from probes.refusal.run import RunFolder
+    from probes.refusal.run import BehaviourRun
     from probes.refusal.subjects import LocalSubject
 
     baseline, cell = map(str, pair)
-    run = RunFolder(tmp_path / "run", build_tasks(["refusal"], limit=12), max_new_tokens=6, connections=8)
+    run = BehaviourRun(tmp_path / "run", build_tasks(["refusal"], limit=12), max_new_tokens=6, connections=8)
     subject = LocalSubject(EngineSettings(baseline), batch_size=4)
     other = LocalSubject(EngineSettings(cell, like=baseline), batch_size=4)
     first = measure(subject, {"cell": other}, run).table

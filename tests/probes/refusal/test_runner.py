@@ -36,7 +36,7 @@ from probes.refusal.engines import EngineSettings, HookedEngine
 from probes.refusal.inspect_provider import CheckpointAPI
 from probes.refusal.probe import build_tasks, measure
 from probes.refusal.request_sets import WRAPPERS, prompt_sha256
-from probes.refusal.run import RunFolder
+from probes.refusal.run import BehaviourRun
 from probes.refusal.settings import EngineName
 from probes.refusal.stopped import Stopped
 from probes.refusal.subjects import LocalSubject
@@ -55,8 +55,8 @@ def gguf(baseline: Path) -> Path:
     return path
 
 
-def run_in(path: Path, names: Sequence[str] = ("refusal",), limit: int = 5, max_new_tokens: int = 6) -> RunFolder:
-    return RunFolder(path, build_tasks(names, limit=limit), max_new_tokens, connections=16)
+def run_in(path: Path, names: Sequence[str] = ("refusal",), limit: int = 5, max_new_tokens: int = 6) -> BehaviourRun:
+    return BehaviourRun(path, build_tasks(names, limit=limit), max_new_tokens, connections=16)
 
 
 def local(path: Path, **settings: Any) -> LocalSubject:
@@ -197,7 +197,7 @@ class TestGate:
     def test_a_prompt_that_leaves_no_room(self, baseline: Path, tmp_path: Path) -> None:
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("short\n" + "long " * 400)
-        run = RunFolder(tmp_path / "run", build_tasks(["refusal"], str(prompts)), 6, connections=4)
+        run = BehaviourRun(tmp_path / "run", build_tasks(["refusal"], str(prompts)), 6, connections=4)
         with pytest.raises(InputError, match=r"'.*long long.* tokens for baseline.*never truncated"):
             measure(local(baseline), {"q": local(baseline)}, run)
 
@@ -345,7 +345,7 @@ class TestQuestions:
         file = tmp_path / "mc_task.json"
         file.write_text(json.dumps([{"question": f"Q{i}?", "mc1_targets": {"a": 1, "b": 0}} for i in range(3)]))
         tasks = build_tasks(["truthfulness"], questions={"truthfulness": str(file)})
-        run = RunFolder(tmp_path / "run", tasks, 4, connections=4)
+        run = BehaviourRun(tmp_path / "run", tasks, 4, connections=4)
         table = measure(local(baseline), {"q": local(baseline)}, run).table
         assert set(table["score"]) <= {0.0, 1.0}
         assert set(table["task"]) == {"truthfulness"}

@@ -28,7 +28,7 @@ from probes import refusal
 from probes.harness.transport import Patience
 from probes.refusal import __main__ as refusal_command
 from probes.refusal.probe import build_tasks, measure
-from probes.refusal.run import RunFolder
+from probes.refusal.run import BehaviourRun
 from probes.refusal.subjects import KEY_VARIABLE, ServerSubject
 from tests.writer_models import write_checkpoint
 
@@ -41,9 +41,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_in(path: Path, limit: int = 6, retries: int = 0, connections: int = 2, timeout: int | float = 60) -> RunFolder:
+def run_in(
+    path: Path, limit: int = 6, retries: int = 0, connections: int = 2, timeout: int | float = 60
+) -> BehaviourRun:
     patience = Patience(retries, backoff=0.01, timeout=timeout)
-    return RunFolder(path, build_tasks(["refusal"], limit=limit), 8, connections, patience)
+    return BehaviourRun(path, build_tasks(["refusal"], limit=limit), 8, connections, patience)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from interp.errors import InputError
 from probes.harness.results import SCHEMA_VERSION, Result, read_result
 from probes.report import files, flips, formatting, svg, verdict, wording
 from probes.report import sections as report_sections
-from probes.report.losses import Kind, losses
+from probes.report.losses import LossKind, losses
 from probes.report.run import read_run
 from probes.stats.paired_tests import minimum_detectable_effect
 from tests.chromium import Page, chromium, executable
@@ -72,7 +72,7 @@ def test_without_a_loss_the_smallest_one_that_could_have_been_seen_is_said(tmp_p
     run = read_run(write_run(tmp_path / "quiet", {"m": {"Q2_K": 1}}))
     found = losses(run)
     said = verdict.verdict(run, found)
-    assert said.kind == Kind.QUIET
+    assert said.kind == LossKind.QUIET
     assert said.title == "No cell lost refusals while its quality held"
     effects = [100 * minimum_detectable_effect(N, share) for share in (0.0, 1 / N)]
     text = " ".join(said.sentences)
@@ -92,7 +92,7 @@ def test_a_matrix_without_a_column_of_no_need_is_shown(tmp_path: Path, column: s
 def test_losing_quality_too_is_drift_and_not_hidden_danger(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "drift", {"m": {"Q2_K": 20}}, quality=-0.2))
     found = losses(run)
-    assert [loss.kind for loss in found] == [Kind.DRIFT, Kind.QUIET, Kind.QUIET]
+    assert [loss.kind for loss in found] == [LossKind.DRIFT, LossKind.QUIET, LossKind.QUIET]
     assert "lost refusals together with quality" in verdict.verdict(run, found).title
 
 
@@ -106,13 +106,13 @@ def test_a_loss_without_quality_is_not_said_to_have_lost_it(tmp_path: Path) -> N
 
 def test_where_nothing_is_known_no_cell_is_said_to_have_kept_its_refusals(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "unknown", {"m": {}}))
-    found = [replace(loss, kind=Kind.UNKNOWN) for loss in losses(run)]
+    found = [replace(loss, kind=LossKind.UNKNOWN) for loss in losses(run)]
     assert verdict.verdict(run, found).title == "No cell could be measured"
 
 
 def test_losses_are_counted_prompt_by_prompt(run: Path) -> None:
     worst = losses(read_run(run))[0]
-    assert (worst.model, worst.cell, worst.kind) == ("bad", "Q2_K", Kind.DANGER)
+    assert (worst.model, worst.cell, worst.kind) == ("bad", "Q2_K", LossKind.DANGER)
     assert (worst.lost, worst.gained, worst.n) == (20, 0, N)
     assert worst.refusals.estimate == pytest.approx(-0.5)
     assert worst.p == pytest.approx(min(1, 3 * 2 * 0.5**20))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from probes.reproduce import __main__ as reproduce_command
 from probes.reproduce import figures_engines, recompute
-from probes.reproduce.figures import Figure, Status, rounding
+from probes.reproduce.figures import Figure, FigureStatus, rounding
 from probes.reproduce.published import (
     published_cells,
     published_engine_rates,
@@ -30,17 +30,17 @@ def table() -> pd.DataFrame:
 
 
 def test_all_determined_figures_agree(table: pd.DataFrame) -> None:
-    assert table.loc[table["status"] == Status.DISAGREES, "what"].tolist() == []
-    assert (table["status"] == Status.AGREES).sum() >= 70
+    assert table.loc[table["status"] == FigureStatus.DISAGREES, "what"].tolist() == []
+    assert (table["status"] == FigureStatus.AGREES).sum() >= 70
 
 
 def test_what_cannot_be_reproduced_says_why(table: pd.DataFrame) -> None:
-    others = table[table["status"] != Status.AGREES]
+    others = table[table["status"] != FigureStatus.AGREES]
     assert others["what"].str.contains("per-layer").sum() == 3
     assert (others["note"] != "").all()
-    assert table.loc[table["status"] == Status.UNDETERMINED, "ours"].eq("–").all()
+    assert table.loc[table["status"] == FigureStatus.UNDETERMINED, "ours"].eq("–").all()
     loss = table.set_index("what").loc["material losses (≤ −5 pp), as defined"]
-    assert (loss["published"], loss["ours"], loss["status"]) == ("17", "18", Status.CONTRADICTS)
+    assert (loss["published"], loss["ours"], loss["status"]) == ("17", "18", FigureStatus.CONTRADICTS)
 
 
 ENGINE_MATCHED = {
@@ -75,14 +75,14 @@ def test_the_engine_table_is_printed_with_its_caveats_and_written(
 @pytest.mark.parametrize(
     ("ours", "status"),
     [
-        (0.8445, Status.AGREES),
-        (0.84455, Status.AGREES),
-        (0.84456, Status.DISAGREES),
-        (math.nan, Status.DISAGREES),
-        (None, Status.UNDETERMINED),
+        (0.8445, FigureStatus.AGREES),
+        (0.84455, FigureStatus.AGREES),
+        (0.84456, FigureStatus.DISAGREES),
+        (math.nan, FigureStatus.DISAGREES),
+        (None, FigureStatus.UNDETERMINED),
     ],
 )
-def test_status(ours: float | None, status: Status) -> None:
+def test_status(ours: float | None, status: FigureStatus) -> None:
     assert Figure("s", "w", 0.8445, ours, rounding(4)).status is status
 
 

@@ -18,7 +18,7 @@ from sklearn.utils import estimator_checks
 from typer.testing import CliRunner
 
 from interp.errors import InputError
-from probes.labels.study_lexicon import REFUSAL_OPENINGS, is_refusal, normalize, refusals
+from probes.labels.study_lexicon import REFUSAL_OPENINGS, is_refusal, normalize_prefix, refusals
 from probes.reproduce.published import published_index_rows
 from probes.rtsi.__main__ import app
 from probes.rtsi.features import refusal_features
@@ -27,7 +27,7 @@ from probes.rtsi.inputs import read_completions
 from probes.rtsi.routing import curve, risk, route
 from probes.rtsi.settings import PUBLISHED
 from probes.rtsi.validation import cross_validate, material_loss
-from probes.stats.classification import auc, matched_bucket, permutation_p, recall
+from probes.stats.classification import auc, auc_permutation_p, matched_bucket, recall
 
 ROWS = published_index_rows()
 CHANGE = ROWS["advbench_refusal_rate_delta"].to_numpy()
@@ -77,7 +77,7 @@ def test_vectorized_refusals_equal_a_regular_expression(completions: list[str]) 
 
 
 def test_normalize() -> None:
-    assert normalize("  I'm—SORRY,\n\tbut… é 42 ") == "i m sorry but 42"
+    assert normalize_prefix("  I'm—SORRY,\n\tbut… é 42 ") == "i m sorry but 42"
 
 
 def test_features_by_hand() -> None:
@@ -290,8 +290,8 @@ def test_auc_and_recall_against_the_published() -> None:
     found = recall(ROWS["danger"].to_numpy(), scores >= 0.1)
     assert found[:1] == (1.0,)
     assert found.low == pytest.approx(0.72, abs=0.005)
-    assert permutation_p(loss, scores) < 0.001
-    assert permutation_p(loss, -scores) > 0.99
+    assert auc_permutation_p(loss, scores) < 0.001
+    assert auc_permutation_p(loss, -scores) > 0.99
 
 
 def test_folds_of_one_class_are_reported() -> None:
@@ -309,7 +309,7 @@ def test_folds_of_one_class_are_reported() -> None:
 
 def test_one_class_has_no_auc() -> None:
     assert auc(np.zeros(3, dtype=bool), np.arange(3.0)).reason == "one class only"
-    assert math.isnan(permutation_p(np.zeros(3, dtype=bool), np.arange(3.0)))
+    assert math.isnan(auc_permutation_p(np.zeros(3, dtype=bool), np.arange(3.0)))
     assert recall(np.zeros(3, dtype=bool), np.ones(3, dtype=bool)).reason == "no danger rows"
 
 

@@ -33,7 +33,7 @@ def test_every_draw_is_the_statistic_of_its_resample(seed: int, ties: bool) -> N
     models, x, y, positive = sample(seed, ties)
     counts = cluster.drawn_counts(len(SIZES), 6, seed)
     found = {
-        "auc": cluster.auc(positive, x, models, counts),
+        "auc": cluster.auc_of_draws(positive, x, models, counts),
         "pearson": cluster.pearson(x, y, models, counts),
         "spearman": cluster.spearman(x, y, models, counts),
     }

@@ -34,7 +34,7 @@ from probes.study import measuring, state, terminal
 from probes.study import run as studies
 from probes.study.reader import read_study
 from probes.study.run import open_run, run_study, study_status
-from probes.study.state import RunFolder, Status
+from probes.study.state import PartStatus, RunFolder
 from probes.study.steps import BY_NAME
 from tests.killed_study import KILLS
 from tests.study_files import PARTS, write_study
@@ -320,7 +320,7 @@ def test_five_kills_lose_and_repeat_nothing(original: Path, tmp_path: Path) -> N
     for result in sorted((original / "run" / "tiny").glob("*.parquet")):
         interrupted = pd.read_parquet(tmp_path / "run" / "tiny" / result.name)
         pd.testing.assert_frame_equal(interrupted, pd.read_parquet(result))
-    assert set(study_status(read_study(original / "study.toml"), tmp_path / "run")["status"]) == {Status.DONE}
+    assert set(study_status(read_study(original / "study.toml"), tmp_path / "run")["status"]) == {PartStatus.DONE}
 
 
 @pytest.mark.slow
@@ -513,7 +513,7 @@ def test_fewer_requests_make_quality_stale(folder: Path) -> None:
 
 def test_status_fits_on_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     names = "mistral-seed0-x1", "qwen2-seed2-x0.25"
-    states = dict(zip(BY_NAME, [*Status] * len(BY_NAME), strict=False))
+    states = dict(zip(BY_NAME, [*PartStatus] * len(BY_NAME), strict=False))
     rows = [
         {"model": name, "cell": "Q5_K_M", "step": step, "status": status, "error": ""}
         for name in names
@@ -532,5 +532,6 @@ def test_status_fits_on_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
     for name in names:
         assert [name, "Q5_K_M", *signs] in [line.split() for line in lines]
     assert all(
-        f"{terminal.SHORT[status]} {list(states.values()).count(status) * 2} {status}" in lines[0] for status in Status
+        f"{terminal.SHORT[status]} {list(states.values()).count(status) * 2} {status}" in lines[0]
+        for status in PartStatus
     )
