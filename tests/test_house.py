@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ LAYERS = (
     ("probes.demo", "probes.__main__"),
 )
 """A file may import what stands in its own folder or in a layer above its own in this list."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 HEAVY = ("torch", "transformers", "pandas", "numpy", "scipy", "sklearn", "statsmodels", "inspect_ai", "matplotlib")
 
 
@@ -77,6 +79,13 @@ def test_nothing_is_imported_upward(name: str) -> None:
 def test_a_command_is_a_folder_of_its_name() -> None:
     for name in set(PROBES) - {"demo"}:
         assert {f"probes.{name}", f"probes.{name}.__main__"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_import_from_faces(page: Path) -> None:
+    faces = {name for name, file in MODULES.items() if file.name == "__init__.py"}
+    named = set(re.findall(r"\b(?:from|import) ((?:interp|probes)(?:\.\w+)*)", page.read_text(encoding="utf-8")))
+    assert named <= faces
 
 
 def _loaded(code: str) -> set[str]:
