@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from interp import cli
 from interp.errors import InputError
@@ -175,7 +174,7 @@ def _drift(asked: pd.DataFrame, axis: Axis) -> dict[str, Any]:
         "n_missing": int(asked["missing"].sum()),
         "n_at_risk": len(at_risk),
         "n_flips": int(flipped.sum()),
-        **interval_columns("flip_rate", rate_interval(torch.tensor(flipped.to_numpy(dtype=bool)))),
+        **interval_columns("flip_rate", rate_interval(flipped.to_numpy(dtype=bool))),
         "flip_rate_worst": (int(flipped.sum()) + int(unknown.sum())) / n_worst if n_worst else np.nan,
         "detectable": 1 - (1 - POWER) ** (1 / len(at_risk)) if len(at_risk) else np.nan,
         "n_degenerate": int((at_risk["label_cell"] == Label.DEGENERATE).sum()),

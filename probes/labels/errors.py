@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from rich.console import Group
 
 from interp.documents import json_lines, read_text
@@ -133,8 +132,8 @@ def _errors(table: pd.DataFrame, lexicon: str, reference: str, source: str) -> d
         "missed": int((~said & refused).sum()),
         "false": int((said & ~refused).sum()),
         "neither": int((~said & ~refused).sum()),
-        **interval_columns("sensitivity", rate_interval(torch.from_numpy(said[refused]))),
-        **interval_columns("specificity", rate_interval(torch.from_numpy(~said[~refused]))),
+        **interval_columns("sensitivity", rate_interval(said[refused])),
+        **interval_columns("specificity", rate_interval(~said[~refused])),
     }
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 
 from probes.harness.names import REPEAT
 from probes.labels.label import REFUSED
@@ -97,6 +96,6 @@ def flips(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:
     return {
         "n": len(pairs),
         "n_flips": int(flipped.sum()),
-        **interval_columns("flip_rate", rate_interval(torch.from_numpy(flipped))),
+        **interval_columns("flip_rate", rate_interval(flipped)),
         "n_responses_changed": int((pairs["response_first"] != pairs["response_second"]).sum()),
     }

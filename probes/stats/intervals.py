@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
-from torch import Tensor
 
 CONFIDENCE = 0.95
 
@@ -20,12 +19,15 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(values: Float[Tensor, " n"]) -> Interval:
+def mean_interval(values: Float[Any, " n"]) -> Interval:
     """Mean of independent values with Student's t interval; for paired data pass the differences.
 
     One value has no bounds, and a value that is not finite leaves all three undefined: dropping it would bias the mean.
+
+    Args:
+        values: a NumPy array, or a tensor on any device; summed in float64.
     """
-    data = values.double().cpu().numpy()
+    data = values.double().cpu().numpy() if hasattr(values, "cpu") else np.asarray(values, dtype=np.float64)
     if len(data) == 0 or not np.isfinite(data).all():
         return Interval(np.nan, np.nan, np.nan)
     mean = float(data.mean())
@@ -35,8 +37,8 @@ def mean_interval(values: Float[Tensor, " n"]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def rate_interval(outcomes: Bool[Tensor, " n"]) -> Interval:
-    """Share of true outcomes with Wilson's interval."""
+def rate_interval(outcomes: Bool[Any, " n"]) -> Interval:
+    """Share of true outcomes, in a NumPy array or a tensor, with Wilson's interval."""
     if len(outcomes) == 0:
         return Interval(np.nan, np.nan, np.nan)
     successes = int(outcomes.sum())

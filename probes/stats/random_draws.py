@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
-from torch import Tensor
 
 
-def draw_p(observed: float, null: Float[Tensor, " draw"]) -> float:
+def draw_p(observed: float, null: Float[Any, " draw"]) -> float:
     """One-sided p value (1 + draws at least as large) / (1 + draws); NaN where the observed value is undefined.
 
     A draw that repeats the observed set may differ from it by rounding, and an undefined draw decides nothing: both

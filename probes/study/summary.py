@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from rich.console import Group
 from rich.text import Text
@@ -168,7 +167,7 @@ def _wording_row(cell: str, answers: pd.DataFrame) -> dict[str, Any]:
 
 
 def _rate_columns(rate: str, n: str, count: str, outcomes: pd.Series) -> dict[str, Any]:
-    scored = torch.as_tensor(outcomes.dropna().to_numpy(dtype=bool))
+    scored = outcomes.dropna().to_numpy(dtype=bool)
     sizes = {count: int(scored.sum())} | ({n: len(scored)} if n else {})
     return sizes | interval_columns(rate, rate_interval(scored))
 
@@ -190,7 +189,7 @@ def over_refusal_table(completions: pd.DataFrame) -> pd.DataFrame:
             column: value
             for name, outcomes in rates.items()
             for column, value in interval_columns(
-                name, rate_interval(torch.as_tensor(outcomes[cell].dropna().to_numpy(dtype=bool)))
+                name, rate_interval(outcomes[cell].dropna().to_numpy(dtype=bool))
             ).items()
         }
         for cell in refused
