@@ -61,7 +61,7 @@ class Record:
     """What is known of a part.
 
     Attributes:
-        status: see `Status`.
+        status: see `PartStatus`.
         key: hash of what determines it today; "" where its checkpoints are not there.
         seconds: how long it took, if it was measured.
         error: why it failed.

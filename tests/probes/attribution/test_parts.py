@@ -61,7 +61,7 @@ def test_the_columns_read_the_part_alone(model: HookedModel, kind: PartKind) -> 
     parts, layer = Parts.of(model), 2
     _zero(model, parts, Part(kind, layer, 2), WeightAxis.COLUMNS)
     before = model.logits(tiny_models.TEXTS)
-    hook = f"blocks.{layer}.{'mlp.hook_post' if kind is Kind.NEURON else 'attn.hook_z'}"
+    hook = f"blocks.{layer}.{'mlp.hook_post' if kind is PartKind.NEURON else 'attn.hook_z'}"
 
     def changed(activation: torch.Tensor) -> torch.Tensor:
         new = activation.clone()
