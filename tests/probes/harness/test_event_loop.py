@@ -26,13 +26,13 @@ from probes.refusal.engines import EngineSettings
 from probes.judges.template import read_template
 from probes.judges.judge import Judge
 from probes.judges.settings import Patience
-from probes.refusal.run import RunFolder
+from probes.refusal.run import BehaviourRun
 from probes.refusal.subjects import LocalSubject
 from probes.judges.verdict_store import VerdictStore
 
 path, unpatched = Path({path!r}), asyncio.run
 folder = Path(tempfile.mkdtemp())
-run = RunFolder(folder / "run", build_tasks(["refusal"], limit=2), 3, connections=4)
+run = BehaviourRun(folder / "run", build_tasks(["refusal"], limit=2), 3, connections=4)
 subject = LocalSubject(EngineSettings(str(path)), batch_size=4)
 outcomes = refusal.measure(subject, {{"same": subject}}, run).table
 with VerdictStore(folder / "verdicts.sqlite") as store:
