@@ -102,5 +102,17 @@ def test_help_loads_nothing_heavy(name: str) -> None:
     assert not _loaded(f"import {name}")
 
 
-def test_the_index_loads_no_torch() -> None:
-    assert "torch" not in _loaded("from probes.rtsi import RTSI, is_refusal, refusal_features")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from probes.rtsi import RTSI, is_refusal, refusal_features",
+        "import probes.stats.correlations",
+        "import probes.matrix.cells",
+        "import probes.rtsi.validation",
+        "import probes.drift.probe",
+        "import probes.reproduce.recompute",
+        "import probes.labels.errors",
+    ],
+)
+def test_what_works_on_tables_loads_no_torch(code: str) -> None:
+    assert "torch" not in _loaded(code)
