@@ -203,3 +203,9 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's content."""
     with require_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def child_search_path() -> str:
+    """`PYTHONPATH` for a child process: it finds our packages from any directory, installed or in a clone."""
+    root = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))

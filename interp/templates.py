@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
+
+from interp.files import child_search_path
 
 SECONDS = 2
 """Of computation for one text."""
@@ -113,14 +114,12 @@ class _Worker:
 
 
 def _start() -> subprocess.Popen[str]:
-    root = str(Path(__file__).resolve().parents[1])
-    search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(
         [sys.executable, "-m", "interp.template_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": search_path},
+        env=os.environ | {"PYTHONPATH": child_search_path()},
         text=True,
         encoding="utf-8",
         start_new_session=True,  # Ctrl-C is for the parent

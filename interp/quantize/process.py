@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from interp.errors import InputError
+from interp.files import child_search_path
 
 JobReport = Callable[[int, int], None]
 """Called with the units done and the units in all (layers, tensors)."""
@@ -53,15 +54,13 @@ class WriterProcess:
     def _start(self) -> subprocess.Popen[str]:
         # GPTQModel writes `logs/` into its working directory.
         directory = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="quantscope-writer-"))
-        package_root = str(Path(__file__).resolve().parents[2])
-        search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
         process = subprocess.Popen(
             [sys.executable, "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=directory,
-            env=os.environ | self.environment | {"PYTHONPATH": search_path, "TMPDIR": directory},
+            env=os.environ | self.environment | {"PYTHONPATH": child_search_path(), "TMPDIR": directory},
             text=True,
             start_new_session=True,  # Ctrl-C reaches the parent, which then kills the child: one place decides
         )
