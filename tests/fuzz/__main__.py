@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would be missing in the forked worker
+# Threads of the parent are missing in the forked worker, which would wait for them forever.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from transformers.utils import logging
 
