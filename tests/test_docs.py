@@ -9,10 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import click
 import click.testing
 import pytest
 import typer
+from typer.core import TyperGroup
+
+from probes import __main__ as quantscope
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,36 +36,35 @@ LINES = [
     for block in documented.blocks(page.read_text(encoding="utf-8"))
     for line in block.lines
 ]
-COMMANDS = sorted({line for _, line, _ in LINES if re.match(r"python -m \w+\.", line)})
+COMMANDS = sorted({line for _, line, _ in LINES if re.match(r"python -m \w+\.|quantscope\b", line)})
 README = [line for page, line, runs in LINES if page == "README.md" and runs and line in COMMANDS]
 
 
-def command_of(line: str) -> tuple[click.Command, list[str]]:
+def command_of(line: str) -> tuple[Any, list[str]]:
     """The command that a line calls, and its arguments."""
-    _, _, name, *arguments = shlex.split(line.partition(" | ")[0])
+    program, *arguments = shlex.split(line.partition(" | ")[0])
+    if program == "quantscope":
+        return typer.main.get_command(quantscope.app), arguments
+    _, name, *arguments = arguments
     package = (importlib.util.find_spec(name) or pytest.fail(line)).submodule_search_locations is not None
-    module = import_module(f"{name}.__main__" if package else name)
-    app = getattr(module, "app", None)
-    if app is None:
-        app = typer.Typer()
-        app.command()(module._main)
-    return typer.main.get_command(app), arguments
+    return typer.main.get_command(import_module(f"{name}.__main__" if package else name).app), arguments
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_and_their_options_exist(line: str) -> None:
     """Parsed as it would be, without being run."""
     command, arguments = command_of(line)
-    while isinstance(command, click.Group):
+    while isinstance(command, TyperGroup) and arguments and not arguments[0].startswith("-"):
         command, arguments = command.commands[arguments[0]], arguments[1:]
-    command.make_context("documented", arguments)
+    if arguments:
+        command.make_context("documented", arguments, resilient_parsing="--help" in arguments)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_other_lines_name_what_exists(page: Path) -> None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     for name, line, _ in LINES:
-        if name == page.name and not line.startswith("python -m "):
+        if name == page.name and not line.startswith(("python -m ", "quantscope")):
             program, *arguments = shlex.split(line)
             assert program in ("make", "inspect", "python"), line
             assert program != "make" or arguments[0] in targets, line

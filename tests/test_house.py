@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from probes.__main__ import MODULES as COMMANDS
 from probes.__main__ import PROBES
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,8 @@ def _loaded(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["interp", "probes", *(f"probes.{name}.__main__" for name in PROBES if name != "demo")]
+    "name",
+    ["interp", "probes", *(f"{module}.__main__" for module in COMMANDS.values() if module != "probes.demo")],
 )
 def test_help_loads_nothing_heavy(name: str) -> None:
     assert not _loaded(f"import {name}")

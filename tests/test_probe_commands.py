@@ -15,7 +15,6 @@ import typer
 
 from interp import cli
 from interp.errors import InputError
-from probes.__main__ import PROBES, summary
 from probes.calibration import __main__ as calibration_command
 from probes.direction import __main__ as direction_command
 from probes.entropy import __main__ as entropy_command
@@ -246,10 +245,3 @@ def test_usage_errors_are_exit_code_2() -> None:
     command = [sys.executable, "-m", "probes.entropy", "--nonsense"]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert finished.returncode == 2
-
-
-def test_list_of_probes() -> None:
-    finished = subprocess.run([sys.executable, "-m", "probes"], capture_output=True, text=True, timeout=60, check=True)
-    for name in PROBES:
-        (line,) = [line for line in finished.stdout.splitlines() if line.startswith(f"python -m probes.{name} ")]
-        assert line.endswith(summary(name))

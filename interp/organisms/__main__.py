@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+import typer
 
-from interp.errors import InputError
+from interp import cli
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def _main(architecture: str = "llama", seed: int = 0, alignment: float = 1.0) -> None:
+@app.command()
+def main(architecture: str = "llama", seed: int = 0, alignment: float = 1.0) -> None:
     """Train one organism, or find it in the cache; print its path, the seconds it took and its losses."""
     import json
     import time
@@ -31,9 +34,4 @@ def _main(architecture: str = "llama", seed: int = 0, alignment: float = 1.0) ->
 
 
 if __name__ == "__main__":
-    import typer
-
-    try:
-        typer.run(_main)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    cli.run(app)

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from interp import cli
 from interp.quantize.settings import CELLS
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-def _main(
+
+@app.command()
+def main(
     baseline: Annotated[Path, typer.Option(metavar="PATH", help="A dense checkpoint directory.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the cells go, each into a directory of its own.")],
     cells: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(CELLS),
@@ -55,8 +59,4 @@ def _main(
 
 
 if __name__ == "__main__":
-    from interp.cli import run
-
-    app = typer.Typer(add_completion=False)
-    app.command()(_main)
-    run(app)
+    cli.run(app)

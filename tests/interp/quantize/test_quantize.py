@@ -378,10 +378,10 @@ def test_calibration_files(tmp_path: Path, name: str, content: str, texts: list[
 
 
 def test_command_lists_the_cells(cells: dict[str, Path], ladder: dict[str, Path], sources: dict[str, Path]) -> None:
-    app = quantize_command.typer.Typer()
-    app.command()(quantize_command._main)
     out = str(ladder["AWQ"].parent)
-    result = CliRunner().invoke(app, ["--baseline", str(sources["llama"]), "--out", out, "--cells", "Q4_K_M, Q8_0"])
+    result = CliRunner().invoke(
+        quantize_command.app, ["--baseline", str(sources["llama"]), "--out", out, "--cells", "Q4_K_M, Q8_0"]
+    )
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [f"{cell}\t{ladder[cell]}" for cell in ("Q4_K_M", "Q8_0")]
 

@@ -1,0 +1,79 @@
+"""`quantscope`, and what is the same in all of its commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from probes.__main__ import GROUPS, MODULES, app, summary
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def console(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "from probes.__main__ import main; main()", *arguments]
+    return subprocess.run(
+        program, capture_output=True, text=True, timeout=120, check=False, env=os.environ | environment
+    )
+
+
+def test_help_lists_all_commands_in_groups() -> None:
+    printed = CliRunner().invoke(app, ["--help"]).output
+    listed = re.findall(r"^  (\w+)  ", printed, re.M)
+    assert [name for name in listed if name in MODULES] == list(MODULES)
+    joined = " ".join(printed.split())
+    assert all(summary(module) in joined for module in MODULES.values())
+    assert [line[:-1].lower() for line in re.findall(r"^\w[\w ]+:$", printed, re.M)][1:] == list(GROUPS)
+
+
+def test_groups_are_those_of_the_readme() -> None:
+    layout = README[README.index("probes/      ") : README.index("harness/ (prompts")].removeprefix("probes/")
+    rows = [re.split(r"\s{2,}", line.strip()) for line in layout.strip().splitlines()]
+    grouped = {heading: {f"probes.{name}" for name in names.split()} for names, heading in rows}
+    assert grouped == {heading: set(modules) for heading, modules in GROUPS.items() if heading != "models"}
+
+
+def test_without_arguments_it_is_the_list() -> None:
+    finished = console()
+    assert finished.returncode == 0
+    assert "neurons" in finished.stdout
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("entropie", "entropy"), ("quantise", "quantize"), ("nuerons", "neurons")])
+def test_a_typo_gets_the_nearest_name(typo: str, meant: str) -> None:
+    finished = console(typo)
+    assert finished.returncode == 2
+    assert f"Did you mean '{meant}'" in finished.stderr
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_command_has_its_help(name: str) -> None:
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0
+    assert f" {name} " in result.output
+
+
+def test_a_command_of_the_list_runs() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "probes", "matrix", "/nowhere/cells.csv", "--quality", "bertscore"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert "/nowhere/cells.csv" in finished.stderr.replace("\n", "")
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    asked = {"_QUANTSCOPE_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    names = "import sys; sys.argv[0] = 'quantscope'; from probes.__main__ import main; main()"
+    for line, expected in (("quantscope ent", "entropy"), ("quantscope entropy --base", "--baseline")):
+        environment = os.environ | asked | {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+        finished = subprocess.run(
+            [sys.executable, "-c", names], capture_output=True, text=True, timeout=120, check=False, env=environment
+        )
+        assert finished.stdout.split() == [expected]
