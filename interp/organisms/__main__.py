@@ -15,18 +15,17 @@ def main(architecture: str = "llama", seed: int = 0, alignment: float = 1.0) -> 
     import json
     import time
 
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from interp.documents import read_json_object
     from interp.organisms.training import train
+    from interp.progress import Stages
 
-    columns = (TextColumn("training {task.description}"), BarColumn(), TimeRemainingColumn())
     started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(architecture)
+    with Stages() as stages:
         path = train(
-            architecture, seed, alignment, progress=lambda done, total: bars.update(task, completed=done, total=total)
+            architecture,
+            seed,
+            alignment,
+            progress=lambda done, total: stages.show(f"training {architecture}", done, total),
         )
     losses = read_json_object(path / "organism.json").get("losses")
     seconds = time.monotonic() - started

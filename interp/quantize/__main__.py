@@ -33,25 +33,15 @@ def main(
     """Write the quantized cells of a baseline, those that are not up to date."""
     import sys
 
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
+    from interp.progress import Stages
     from interp.quantize.cells import read_record
     from interp.quantize.write import calibration_of, check_cells, write_cells
 
     chosen = [cell.strip() for cell in cells.split(",") if cell.strip()]
     check_cells(chosen)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks = {cell: bars.add_task(cell, total=1.0, start=False) for cell in chosen}
-
-        def progress(cell: str, share: float) -> None:
-            bars.start_task(tasks[cell])
-            bars.update(tasks[cell], completed=share)
-
-        texts = calibration_of(baseline, calibration)
-        written = write_cells(baseline, out, texts, chosen, progress, f16=f16, converter=converter, keep=keep)
+    texts = calibration_of(baseline, calibration)
+    with Stages() as stages:
+        written = write_cells(baseline, out, texts, chosen, stages.show, f16=f16, converter=converter, keep=keep)
     for cell, path in written.items():
         print(f"{cell}\t{path}")
         for note in record.notes if (record := read_record(path)) else ():

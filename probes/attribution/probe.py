@@ -10,13 +10,13 @@ import pandas as pd
 
 from interp.errors import Unmeasurable
 from interp.model import HookedModel
+from interp.progress import bar
 from probes.attribution.cell import attribute_cell, kinds, margin_objective, stratified
 from probes.attribution.settings import MAX_STEPS, STEPS, UNITS, Objectives
 from probes.attribution.shares import Attribution
 from probes.attribution.sign_flips import DRAWS, SignFlips
 from probes.attribution.table import COLUMNS, tabulate
 from probes.harness.comparison import Models, compare
-from probes.harness.progress import bar
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.margin.openings import common_openings

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.progress import track
 from probes.causal.exchange import Aim, Interventions
 from probes.causal.recovery import Recovery, recoveries
 from probes.causal.token_positions import Position
-from probes.harness.progress import track
 from probes.margin.refusal_margin import Recording, changed, replayed
 from probes.stats import intervals
 

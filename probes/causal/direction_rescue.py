@@ -14,10 +14,10 @@ from torch import Tensor
 
 from interp.batching import Batch
 from interp.model import HookedModel
+from interp.progress import track
 from probes.causal.exchange import refused
 from probes.causal.recovery import recoveries
 from probes.geometry.subspaces import isotropic, refusal_subspace
-from probes.harness.progress import track
 from probes.margin.refusal_margin import MarginRuns, changed
 from probes.stats import intervals
 from probes.stats.intervals import rate_interval

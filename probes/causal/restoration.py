@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.progress import track
 from probes.attribution.parts import Part
 from probes.attribution.settings import PartKind
 from probes.causal.exchange import Aim, Interventions
 from probes.causal.rankings import matched_draws, ranked
 from probes.causal.recovery import Recovery, recoveries
 from probes.causal.settings import DRAWS, KINDS, By
-from probes.harness.progress import track
 from probes.stats import intervals
 from probes.stats.intervals import rate_interval
 

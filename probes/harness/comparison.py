@@ -20,7 +20,7 @@ from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel, load
 from interp.pairs.weight_error import check_pair
-from probes.harness.progress import track
+from interp.progress import track
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.harness.silence import require_speech

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from interp.errors import InputError
-from probes.harness.progress import counter
+from interp.progress import counter
 from probes.harness.results import Result
 from probes.judges.agreement import agreement, sampling_plan
 from probes.judges.harm_guards import guard_by_name, guard_by_replies

@@ -16,8 +16,8 @@ import pandas as pd
 from interp.documents import read_json_object
 from interp.errors import InputError
 from interp.files import atomic_file, locked
+from interp.progress import counter
 from probes.harness.event_loop import outside_notebook, without_loop
-from probes.harness.progress import counter
 from probes.harness.transport import Patience
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from interp.checkpoint import open_checkpoint
 from interp.cli import log
 from interp.errors import InputError
 from interp.model import HookedModel, load
+from interp.progress import Lines, Stages, line
 from probes.harness.comparison import BASELINE, Cells, remembering
-from probes.harness.progress import line
-from probes.study.checkpoints import located, open_cell, prepare
+from probes.study.checkpoints import StageReport, located, open_cell, prepare
 from probes.study.schema import Model, Study
 from probes.study.state import Keys, PartStatus, Record, RunFolder, StudyPart, parts_of, reason_of, records
 from probes.study.step import Asked, StepContext
@@ -35,29 +35,38 @@ class Bars:
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bars = Progress(*columns, console=log, disable=log.is_jupyter)
+        self.bars = Progress(*columns, console=log, disable=not log.is_terminal)
         self._parts: TaskID | None = None
         self._done, self._total, self._what = 0, 0, ""
         self._say: Callable[[str], object] = lambda text: None
+        self._lines: Lines | None = None
+        self._open = ExitStack()
 
     @contextmanager
     def parts(self, total: int) -> Iterator[None]:
         """Show a bar of so many parts."""
         self._total = total
-        if log.is_jupyter:
-            with line() as self._say:
-                yield
-            return
-        with self.bars:
-            self._parts = self.bars.add_task("measuring", total=total)
+        with self._open:
+            if log.is_jupyter:
+                self._say = self._open.enter_context(line())
+            elif log.is_terminal:
+                self._open.enter_context(self.bars)
+                self._parts = self.bars.add_task("measuring", total=total)
             yield
 
     def working_on(self, what: str) -> None:
         """Say what is being measured."""
+        same_cell = what.rpartition(" · ")[0] == self._what.rpartition(" · ")[0]
         self._what = what
         self._say_parts()
         if self._parts is not None:
             self.bars.update(self._parts, description=what)
+        elif self._lines is not None:
+            self._lines.description = what
+            if not same_cell:
+                self._lines.say()
+        elif not log.is_jupyter:
+            self._lines = self._open.enter_context(Lines(what, self._total, done=self._done))
 
     def finished(self, count: int = 1) -> None:
         """Count finished (or failed) parts."""
@@ -65,13 +74,28 @@ class Bars:
         self._say_parts()
         if self._parts is not None:
             self.bars.advance(self._parts, count)
+        elif self._lines is not None:
+            self._lines.show(self._done)
 
-    def preparing(self, name: str) -> Callable[[str, float, float], None]:
-        """Shows training and quantizing, as `probes.study.checkpoints.prepare` reports it."""
+    @contextmanager
+    def preparing(self, name: str) -> Iterator[StageReport]:
+        """Yields what shows training and quantizing, as `probes.study.checkpoints.prepare` reports it."""
+        if log.is_jupyter or self._parts is not None:
+            self.working_on(f"{name} · preparing")
+            yield self._preparing(name)
+            return
+        self._open.close()
+        self._lines = None
+        with Stages() as stages:
+            yield lambda what, done, total: stages.show(f"{name}: {what}", done, total)
+
+    def _preparing(self, name: str) -> StageReport:
         tasks: dict[str, TaskID] = {}
 
         def report(what: str, done: float, total: float) -> None:
             self._say(f"{name}: {what}: {done / total:.0%}")
+            if self._parts is None:
+                return
             if what not in tasks:
                 tasks[what] = self.bars.add_task(f"{name}: {what}", total=total)
             self.bars.update(tasks[what], completed=done)
@@ -230,7 +254,6 @@ def measure_all(study: Study, folder: RunFolder) -> dict[StudyPart, Record]:
         for model in study.models:
             if all(known[part].status is PartStatus.DONE for part in known if part.model == model.name):
                 continue
-            bars.working_on(f"{model.name} · preparing")
             measuring = Measuring(study, asked, model, folder, _prepared(study, model, bars), bars)
             for _ in measuring.measure():
                 known |= measuring.records()
@@ -241,6 +264,7 @@ def measure_all(study: Study, folder: RunFolder) -> dict[StudyPart, Record]:
 def _prepared(study: Study, model: Model, bars: Bars) -> Mapping[str, Path | InputError]:
     """Where everything is; a baseline that cannot be had keeps all cells from being measured."""
     try:
-        return prepare(study, model, bars.preparing(model.name))
+        with bars.preparing(model.name) as report:
+            return prepare(study, model, report)
     except InputError as error:
         return dict.fromkeys((BASELINE, *model.cell_names), error)

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.model import HookedModel
+from interp.progress import track
 from interp.quantize.cells import read_record, text_hash
 from interp.quantize.settings import CELLS, GROUP_SIZE
 from interp.quantize.write import write_cells
@@ -24,7 +25,6 @@ from probes.causal.experiments import Sample
 from probes.causal.rankings import matched_draws
 from probes.causal.recovery import recoveries
 from probes.harness.comparison import BASELINE, Cells
-from probes.harness.progress import track
 from probes.margin.openings import Openings
 from probes.margin.refusal_margin import MarginRuns
 from probes.stats import intervals
