@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -16,12 +17,15 @@ from interp.files import sha256
 from interp.formats.reader import Reader
 from interp.formats.readers import reader_for
 
+if TYPE_CHECKING:
+    from interp.quantize.cells import CellRecord
+
 
 class Checkpoint:
     """A stored model, seen as the dense Hugging Face model it stands for. Nothing is kept in memory between calls.
 
     Attributes:
-        path: the directory or .gguf file.
+        path: the directory, or the .gguf file, also where a directory that holds one was given.
         warnings: what a user should know before trusting the tensors.
 
     Example:
@@ -138,6 +142,38 @@ class Checkpoint:
             digest.update(f"{file.name}\0{sha256(file)}\n".encode())
         return digest.hexdigest()
 
+    def export(
+        self,
+        out: str | Path,
+        dtype: str = "exact",
+        *,
+        like: Checkpoint | None = None,
+        shard_gb: float | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> CellRecord:
+        """Write the dense Hugging Face directory that this checkpoint stands for; see `interp.dequantize.export`.
+
+        Args:
+            out: the new directory.
+            dtype: "float16", "bfloat16", "float32", or "exact": the narrowest that holds every number as it is.
+            like: the checkpoint whose config and tokenizer a GGUF takes instead of its own metadata's.
+            shard_gb: gigabytes of a file of weights.
+            report: called with the steps done and the steps in all.
+
+        Raises:
+            InputError: no such dtype; as `interp.dequantize.export`.
+
+        Example:
+            >>> open_checkpoint("path/to/model-AWQ").export("dense", "float16").details["tensors"]
+            57
+        """
+        from interp.dequantize.settings import SHARD_GB, ExportDtype
+        from interp.dequantize.write import export
+
+        if dtype not in list(ExportDtype):
+            raise InputError(f"There is no type {dtype!r} to export to", f"one of {', '.join(ExportDtype)}")
+        return export(self, Path(out), ExportDtype(dtype), like=like, shard_gb=shard_gb or SHARD_GB, report=report)
+
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a directory, a .gguf file, or a Hugging Face hub id ("owner/model").
@@ -159,4 +195,5 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     from interp.hub import resolve
 
     resolved = resolve(path)
-    return Checkpoint(resolved, reader_for(resolved))
+    reader = reader_for(resolved)
+    return Checkpoint(reader.files[0] if reader.format == "gguf" else resolved, reader)

@@ -9,17 +9,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, StrictInt
 from torch import Tensor, nn
 
-from interp.documents import checked, read_json_object
 from interp.errors import InputError, NotFinite
-from interp.tokenizer_files import open_tokenizer, refused
+from interp.surroundings import Surroundings, own_surroundings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,82 +28,26 @@ Placement = Callable[[str], torch.device]
 """Parameter name → the device it lives on."""
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What a model needs besides its weights."""
-
-    config: Any
-    tokenizer: Any
-    generation_config: Any
-
-
 def surroundings(checkpoint: Checkpoint, like: str | Path | None) -> Surroundings:
     """Config (without quantization), tokenizer and generation config; a GGUF takes all three from `like`.
 
     Raises:
-        InputError: a GGUF without `like` whose own metadata transformers cannot turn into a config and a tokenizer; a
-            baseline of another architecture; a directory without tokenizer files.
+        InputError: as `interp.surroundings.own_surroundings`; a baseline of another architecture.
     """
-    if like is not None:
-        from interp.checkpoint import open_checkpoint
+    if like is None:
+        return own_surroundings(checkpoint)
+    from interp.checkpoint import open_checkpoint
 
-        baseline = open_checkpoint(like)
-        if baseline.architecture.gguf != checkpoint.architecture.gguf:
-            raise InputError(
-                f"{checkpoint.path} is a {checkpoint.architecture.model_type} model and its baseline {like} is a "
-                f"{baseline.architecture.model_type} model",
-                "two of one architecture",
-                "Give the checkpoint that the file was made from",
-            )
-        beside = _beside(baseline.path, baseline.config)
-        return beside if checkpoint.config is None else replace(beside, config=checkpoint.config)
-    if checkpoint.config is not None:
-        return _beside(checkpoint.path, checkpoint.config)
-    return _within_gguf(checkpoint.path)
-
-
-def _beside(directory: Path, config: Any) -> Surroundings:
-    """What lies in the checkpoint's directory."""
-    return Surroundings(config, open_tokenizer(directory), _generation_config(directory))
-
-
-class _Generation(BaseModel):
-    """What is used of a generation config.
-
-    Attributes:
-        eos_token_id: tokens that end an answer.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    eos_token_id: StrictInt | list[StrictInt] | None = None
-
-
-def _generation_config(directory: Path) -> Any:
-    """None where there is none."""
-    from transformers import GenerationConfig
-
-    file = directory / "generation_config.json"
-    if not file.exists():
-        return None
-    checked(_Generation, read_json_object(file), str(file))
-    with refused(f"{file} cannot be used", "a JSON object of settings", "Download it again or remove it"):
-        return GenerationConfig.from_pretrained(directory, local_files_only=True)
-
-
-def _within_gguf(path: Path) -> Surroundings:
-    """What transformers makes of a GGUF's own metadata."""
-    from transformers import AutoConfig
-
-    with refused(
-        f"transformers cannot make a config and a tokenizer of the metadata in {path}",
-        "a baseline to take them from",
-        "Give the unquantized checkpoint: load(path, like=baseline)",
-    ):
-        config = AutoConfig.from_pretrained(
-            path.parent, gguf_file=path.name, trust_remote_code=False, local_files_only=True
+    baseline = open_checkpoint(like)
+    if baseline.architecture.gguf != checkpoint.architecture.gguf:
+        raise InputError(
+            f"{checkpoint.path} is a {checkpoint.architecture.model_type} model and its baseline {like} is a "
+            f"{baseline.architecture.model_type} model",
+            "two of one architecture",
+            "Give the checkpoint that the file was made from",
         )
-    return Surroundings(config, open_tokenizer(path.parent, path.name), None)
+    beside = own_surroundings(baseline)
+    return beside if checkpoint.config is None else replace(beside, config=checkpoint.config)
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:

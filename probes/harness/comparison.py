@@ -57,7 +57,7 @@ class Cells(Models):
     def __init__(self, paths: Mapping[str, str | Path], baseline: HookedModel, device: str | None = None) -> None:
         self.checkpoints = {name: open_checkpoint(path) for name, path in paths.items()}
         origin = baseline.checkpoint
-        self._like = None if origin is None or origin.config is None else origin.path
+        self._like = None if origin is None else origin.path
         self._dtype = baseline.hf.dtype
         self._device = device
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event
 from typing import Protocol, runtime_checkable
 
@@ -73,7 +72,8 @@ class EngineSettings:
         """
         if self.engine is EngineName.HOOKED:
             return HookedEngine(self)
-        if open_checkpoint(self.path).format != "gguf":
+        checkpoint = open_checkpoint(self.path)
+        if checkpoint.format != "gguf":
             raise InputError(
                 f"{self.path} is no GGUF file, so llama.cpp cannot run it",
                 "a .gguf file",
@@ -81,7 +81,7 @@ class EngineSettings:
             )
         from probes.refusal.llama_cpp_engine import LlamaCppEngine
 
-        return LlamaCppEngine(Path(self.path), self.threads)
+        return LlamaCppEngine(checkpoint.path, self.threads)
 
 
 class HookedEngine:

@@ -32,7 +32,7 @@ class Reading:
     warnings: list[str]
 
 
-def check_llama_cpp(path: str, tokenizer: object, texts: Sequence[str], prompts: Sequence[list[int]]) -> None:
+def check_llama_cpp(path: Path, tokenizer: object, texts: Sequence[str], prompts: Sequence[list[int]]) -> None:
     """llama.cpp reads the rendered prompts as the Hugging Face tokenizer does, but for the BOS, which we add.
 
     Raises:
@@ -41,13 +41,13 @@ def check_llama_cpp(path: str, tokenizer: object, texts: Sequence[str], prompts:
     from probes.refusal.llama_cpp_engine import tokenize
 
     bos = [getattr(tokenizer, "bos_token_id", None)]
-    for text, expected, found in zip(texts, prompts, tokenize(Path(path), texts), strict=True):
+    for text, expected, found in zip(texts, prompts, tokenize(path, texts), strict=True):
         if expected not in (found, bos + found):
             raise InputError(
                 f"llama.cpp reads {text[:60]!r}… as {len(found)} tokens {found[:8]}…, the Hugging Face tokenizer as "
                 f"{len(expected)} tokens {expected[:8]}…, from the GGUF file {path}",
                 "the same tokens",
-                "The vocabulary in the GGUF file is not the model's: convert it again",
+                "Take the tokenizer of the directory that the file was made from (--like DIR), or convert it again",
             )
 
 

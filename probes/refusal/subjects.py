@@ -73,7 +73,7 @@ class LocalSubject:
         rendered = render(around.tokenizer, texts, self.template)
         prompts = encode(around.tokenizer, rendered.texts)
         if self.settings.engine is EngineName.LLAMA_CPP:
-            check_llama_cpp(self.settings.path, around.tokenizer, rendered.texts, prompts)
+            check_llama_cpp(open_checkpoint(self.settings.path).path, around.tokenizer, rendered.texts, prompts)
         context = getattr(around.config, "max_position_embeddings", None)
         return Reading(str(self.settings.engine), rendered.texts, prompts, context, rendered.warnings)
 

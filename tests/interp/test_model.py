@@ -21,9 +21,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from interp import HookedModel, load, open_checkpoint
 from interp.errors import InputError, NotFinite
 from interp.loading import empty_model, fill
+from interp.quantize.write import gguf_f16
 from interp.running_stats import RunningStats
+from interp.surroundings import own_surroundings
 from tests.gguf_files import write_gguf
 from tests.tiny_models import CONFIGS, CONTEXT, TEXTS, tokenizer, write
+from tests.writer_models import write_checkpoint
 
 RESID = "blocks.1.hook_resid_post"
 CPU = torch.device("cpu")
@@ -185,6 +188,27 @@ def test_a_gguf_takes_its_surroundings_from_the_baseline(
     assert model.checkpoint is not None
     assert model.checkpoint.format == "gguf"
     assert torch.equal(model.logits(TEXTS, chat=True), llama.logits(TEXTS, chat=True))
+
+
+def test_a_gguf_of_our_own_needs_no_baseline_and_a_folder_with_one_is_that_file(tmp_path: Path) -> None:
+    source = write_checkpoint("llama", tmp_path / "model")
+    file = gguf_f16(source, tmp_path / "F16")
+    expected = load(source)
+    for given in (file, file.parent):
+        model = load(given)
+        assert model.checkpoint is not None
+        assert model.checkpoint.path == file
+        torch.testing.assert_close(model.logits(TEXTS, chat=True), expected.logits(TEXTS, chat=True))
+    assert torch.equal(load(file.parent, like=file.parent).logits(TEXTS, chat=True), model.logits(TEXTS, chat=True))
+
+
+def test_a_gguf_of_which_transformers_makes_another_model_is_refused(tmp_path: Path) -> None:
+    source = write_checkpoint("llama", tmp_path / "model")
+    scaled = open_checkpoint(gguf_f16(source, tmp_path / "F16"))
+    said = scaled.metadata()
+    scaled.metadata = lambda: said | {"rope.freq_base": 9000.0}  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"another model of the metadata.*rope\.freq_base.*--like"):
+        own_surroundings(scaled)
 
 
 def test_a_baseline_of_another_architecture_is_refused(
