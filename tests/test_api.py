@@ -17,6 +17,7 @@ from probes.__main__ import PROBES
 NAMES = (
     *(f"interp.{name}" for name in interp.__all__),
     "interp.quantize.write_cells",
+    "interp.dequantize.export",
     "probes.refusal.ask.ask",
     "interp.generation.complete",
     "probes.harness.comparison.Cells",

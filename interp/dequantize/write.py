@@ -60,6 +60,10 @@ def export(
     Raises:
         InputError: `out` is there already or cannot be written; a GGUF whose metadata are not enough; a number that
             `dtype` cannot hold; what was written is not what was meant.
+
+    Example:
+        >>> export(open_checkpoint("path/to/model-Q4_K_M.gguf"), Path("dense"), ExportDtype.FLOAT16).notes
+        ['these weights were dequantized from gguf at 4.85 bits per weight: …']
     """
     _refuse_existing(out)
     beside = _surroundings(checkpoint, like)
