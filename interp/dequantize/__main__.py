@@ -29,21 +29,14 @@ def main(
     shard_size: Annotated[float, typer.Option(min=0.001, metavar="GB", help="Of a file of weights.")] = SHARD_GB,
 ) -> None:
     """Write a checkpoint of any format as a dense Hugging Face directory, and verify every tensor of it."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from interp.checkpoint import open_checkpoint
+    from interp.progress import bar
 
     opened = open_checkpoint(checkpoint)
     beside = None if like is None else open_checkpoint(like)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True))
-    with Progress(*columns, console=cli.log) as bars:
-        task = bars.add_task("tensors")
+    with bar("tensors written and read again") as show:
         record = opened.export(
-            out,
-            dtype,
-            like=beside,
-            shard_gb=shard_size,
-            report=lambda done, total: bars.update(task, completed=done, total=total),
+            out, dtype, like=beside, shard_gb=shard_size, report=lambda done, total: show(done / total)
         )
     facts = record.details
     cli.log.print(
