@@ -149,7 +149,7 @@ class Checkpoint:
         *,
         like: Checkpoint | None = None,
         shard_gb: float | None = None,
-        report: Callable[[int, int], None] | None = None,
+        report: Callable[[int, int], object] | None = None,
     ) -> CellRecord:
         """Write the dense Hugging Face directory that this checkpoint stands for; see `interp.dequantize.export`.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 NARROW = (torch.float16, torch.bfloat16)
 """Types of two bytes; what neither holds exactly goes to float32."""
 UNEMBEDDING = "lm_head.weight"
-Report = Callable[[int, int], None]
+Report = Callable[[int, int], object]
 """Called with the steps done and the steps in all: every tensor is written, and read again."""
 
 
