@@ -149,7 +149,7 @@ def _distances(patched: Sequence[Tensor], goal: Tensor, apart: bool) -> dict[str
 
 def _numbers(effect: Recovery, control: Recovery, apart: bool) -> dict[str, Any]:
     shown = (
-        {**intervals.interval_columns("shuffled_gain", control.gain), "shuffled_share": control.share.estimate}
+        {**intervals.interval_columns("shuffled_gain", control.gain), "shuffled_share": control.share.value}
         if apart
         else {}
     )

@@ -21,6 +21,7 @@ from probes.geometry.subspaces import isotropic, refusal_subspace
 from probes.margin.refusal_margin import MarginRuns, changed
 from probes.stats import intervals
 from probes.stats.intervals import rate_interval
+from probes.stats.random_draws import draw_p
 
 COMPONENTS = 4
 """Of the refusal subspace, beside the difference of means."""
@@ -149,9 +150,8 @@ def _margins(
     """The effect of the first vectors, beside the others'."""
     found = torch.stack([side.runs.margins(cell, _adding(cell, side.runs, layer, vectors)) for vectors in added])
     effect, *random = recoveries(found, start, goal)
-    gains = np.array([draw.gain.estimate for draw in random])
+    gains = np.array([draw.gain.value for draw in random])
     direction = np.sign((goal.double() - start.double()).mean().item())
-    as_far = int((direction * gains >= direction * effect.gain.estimate - 1e-9).sum())
     return {
         "start": start.double().mean().item(),
         "goal": goal.double().mean().item(),
@@ -161,8 +161,8 @@ def _margins(
         "draws": len(random),
         "random_gain": float(gains.mean()) if len(gains) else np.nan,
         **{"random_gain_low": min(gains, default=np.nan), "random_gain_high": max(gains, default=np.nan)},
-        "random_share": float(np.mean([draw.share.estimate for draw in random])) if random else np.nan,
-        "p": (1 + as_far) / (1 + len(random)) if random else np.nan,
+        "random_share": float(np.mean([draw.share.value for draw in random])) if random else np.nan,
+        "p": draw_p(direction * effect.gain.value, direction * gains),
         "reason": effect.reason,
     }
 

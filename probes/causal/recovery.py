@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.stats.bootstrap import CONFIDENCE, resampled_means
-from probes.stats.intervals import Interval
+from probes.stats.bootstrap import percentile_interval, resampled_means
+from probes.stats.intervals import Estimate
 
 DRAWS = 2000
 NO_SHIFT = (
@@ -29,9 +29,9 @@ class Recovery(NamedTuple):
         reason: why the share is NaN, else "".
     """
 
-    margin: Interval
-    gain: Interval
-    share: Interval
+    margin: Estimate
+    gain: Estimate
+    share: Estimate
     reason: str
 
 
@@ -54,20 +54,15 @@ def recoveries(
     outcomes = np.vstack([start.numpy(), goal.numpy(), changed.numpy()]).astype(float)
     means = outcomes.mean(1)
     samples = resampled_means(outcomes, draws, seed)
-    distance = _interval(means[1] - means[0], samples[:, 1] - samples[:, 0])
+    n = outcomes.shape[1]
+    distance = percentile_interval(means[1] - means[0], samples[:, 1] - samples[:, 0], n)
     apart = bool(distance.low > 0 or distance.high < 0)
     found = []
     for point in range(2, len(outcomes)):
         gain, gains = means[point] - means[0], samples[:, point] - samples[:, 0]
-        share = Interval(nan, nan, nan)
+        share = Estimate(nan)
         if apart:
-            share = _interval(gain / distance.estimate, gains / (samples[:, 1] - samples[:, 0]))
-        margin = _interval(means[point], samples[:, point])
-        found.append(Recovery(margin, _interval(gain, gains), share, "" if apart else NO_SHIFT))
+            share = percentile_interval(gain / distance.value, gains / (samples[:, 1] - samples[:, 0]), n)
+        margin = percentile_interval(means[point], samples[:, point], n)
+        found.append(Recovery(margin, percentile_interval(gain, gains, n), share, "" if apart else NO_SHIFT))
     return found
-
-
-def _interval(estimate: float, samples: Float[np.ndarray, " draw"]) -> Interval:
-    """The estimate between the percentiles of its resamples; exact where every resample is equal."""
-    low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(estimate), float(low), float(high))

@@ -21,6 +21,7 @@ from probes.causal.recovery import Recovery, recoveries
 from probes.causal.settings import DRAWS, KINDS, By
 from probes.stats import intervals
 from probes.stats.intervals import rate_interval
+from probes.stats.random_draws import draw_p
 
 RANDOM_BOUNDS = (0.05, 0.95)
 """Percentiles of the random draws that a row shows."""
@@ -147,7 +148,7 @@ def _refusals(models: Interventions, point: Point, plan: Plan) -> dict[str, Any]
         "refusal_start": start.float().mean().item(),
         "refusal_goal": goal.float().mean().item(),
         **intervals.interval_columns("refusal_rate", rate_interval(found)),
-        "refusal_share": effect.share.estimate,
+        "refusal_share": effect.share.value,
     }
     if point.controlled and plan.refusal_draws:
         sets = matched_draws(point.chosen, models.parts, plan.refusal_draws, plan.seed)
@@ -168,10 +169,9 @@ def _control(effect: Recovery, drawn: Sequence[Tensor], start: Tensor, goal: Ten
     """The random sets beside an effect: their mean gain, its percentiles, and how many come as far towards the goal."""
     if not drawn:
         return {"draws": 0}
-    gain, undefined = effect.gain.estimate, bool(effect.reason)
+    gain, undefined = effect.gain.value, bool(effect.reason)
     distance = (goal.double() - start.double()).mean().item()
     gains = np.array([(margins.double() - start.double()).mean().item() for margins in drawn])
-    at_least = (gains * np.sign(distance) >= gain * np.sign(distance) - 1e-9).sum()
     low, high = np.quantile(gains, RANDOM_BOUNDS)
     return {
         "draws": len(drawn),
@@ -179,5 +179,5 @@ def _control(effect: Recovery, drawn: Sequence[Tensor], start: Tensor, goal: Ten
         "random_gain_low": float(low),
         "random_gain_high": float(high),
         "random_share": nan if undefined else float(gains.mean() / distance),
-        "p": float((1 + at_least) / (1 + len(drawn))),
+        "p": draw_p(gain * np.sign(distance), gains * np.sign(distance)),
     }

@@ -16,7 +16,7 @@ from interp.errors import InputError
 from probes.geometry.subspaces import Spectrum, energy_inside, isotropic, refusal_subspace
 from probes.stats import intervals
 from probes.stats.bootstrap import percentile_interval, resampled_means
-from probes.stats.intervals import Interval, mean_interval
+from probes.stats.intervals import Estimate, mean_interval
 from probes.stats.random_draws import draw_p
 
 SIDES = ("harmful", "harmless")
@@ -205,6 +205,6 @@ def _numbers(found: _Energies, energy: float) -> dict[str, Any]:
     }
 
 
-def _range(null: Float[Tensor, " draw"]) -> Interval:
+def _range(null: Float[Tensor, " draw"]) -> Estimate:
     """Mean and central 95 % of a null."""
     return percentile_interval(float(null.mean()), null.numpy())

@@ -17,7 +17,7 @@ from scipy import stats
 
 from interp.errors import InputError
 from probes.labels.refused import REFUSED_COLUMN, STUDY_COLUMN, by_cell
-from probes.stats.intervals import CONFIDENCE, Interval, interval_columns
+from probes.stats.intervals import CONFIDENCE, Estimate, interval_columns
 from probes.stats.paired_tests import ALPHA, mcnemar_p
 
 Outcomes = Bool[np.ndarray, "_"]
@@ -43,7 +43,7 @@ class Moved(NamedTuple):
     n: int
     outcome: float
     study: float
-    difference: Interval
+    difference: Estimate
     words: str
 
     def said(self, counted_by: str) -> str:
@@ -54,7 +54,7 @@ class Moved(NamedTuple):
         bounds = "" if np.isnan(self.difference.low) else f" [{low}, {high}]"
         return (
             f"{self.words}: {_points(self.study)} points by the study's openings, {_points(self.outcome)} by the "
-            f"outcome ({counted_by}), difference {_points(self.difference.estimate)}{bounds} over {self.n} prompts"
+            f"outcome ({counted_by}), difference {_points(self.difference.value)}{bounds} over {self.n} prompts"
         )
 
     def columns(self, counted_by: str) -> dict[str, float | str]:
@@ -88,18 +88,18 @@ def moved(
         raise InputError(f"Outcomes of {sorted(sizes)} prompts", "both counts of the same prompts in baseline and cell")
     n = sizes.pop()
     if n == 0:
-        return Moved(0, np.nan, np.nan, Interval(np.nan, np.nan, np.nan), "")
+        return Moved(0, np.nan, np.nan, Estimate(np.nan), "")
     changes = [cell.astype(float) - baseline.astype(float) for baseline, cell in (outcome, study)]
     by_outcome, by_study = (float(change.mean()) for change in changes)
     difference = difference_interval(changes[1] - changes[0])
-    beyond_flips = abs(difference.estimate) > self_flip_rate + ROUNDING
+    beyond_flips = abs(difference.value) > self_flip_rate + ROUNDING
     words = ""
     if beyond_flips or difference.low > 0 or difference.high < 0:
         words = _words(by_outcome, by_study, *(_direction(change, self_flip_rate) for change in changes))
     return Moved(n, by_outcome, by_study, difference, words)
 
 
-def difference_interval(differences: Float[np.ndarray, " prompts"]) -> Interval:
+def difference_interval(differences: Float[np.ndarray, " prompts"]) -> Estimate:
     """Mean of a paired difference of two changes, each −1, 0 or 1 a prompt, with a 95 % interval.
 
     Bonett and Price's (2012) adjusted interval for paired proportions: the interval is that of the values with one
@@ -109,7 +109,7 @@ def difference_interval(differences: Float[np.ndarray, " prompts"]) -> Interval:
     added = np.concatenate([differences, [1.0, -1.0]])
     centre, spread = float(added.mean()), float(added.std() / np.sqrt(len(added)))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(added) - 1)) * spread
-    return Interval(float(differences.mean()), centre - half, centre + half)
+    return Estimate(float(differences.mean()), centre - half, centre + half)
 
 
 def _direction(change: Float[np.ndarray, " prompts"], self_flip_rate: float) -> int:

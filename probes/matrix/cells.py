@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 
 from interp.errors import InputError
 from probes.harness.engine_marks import COLUMN as ACROSS_ENGINES
@@ -16,6 +15,7 @@ from probes.harness.engine_marks import ENGINE, mark
 from probes.matrix.regimes import REGIMES, regime_probabilities, with_regimes
 from probes.matrix.settings import cell_name
 from probes.stats.bootstrap import DRAWS, deltas_from_rates, resampled_rates
+from probes.stats.intervals import Estimate, wilson
 
 KEY = ["model", "quantization"]
 BASELINE = "baseline"
@@ -102,12 +102,15 @@ def add_intervals(matrix: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     bounds: dict[str, Any] = {}
     for metric in metrics:
         if f"{metric}_n" in matrix:
-            n = matrix[f"{metric}_n"]
-            low, high = proportion_confint(matrix[metric] * n, n, method="wilson")
-            bounds |= {f"{metric}_low": low, f"{metric}_high": high}
+            rates = [_rate(rate, n) for rate, n in zip(matrix[metric], matrix[f"{metric}_n"], strict=True)]
+            bounds |= {f"{metric}_low": [rate.low for rate in rates], f"{metric}_high": [rate.high for rate in rates]}
         else:
             bounds |= {name: np.nan for name in (f"{metric}_low", f"{metric}_high") if name not in matrix}
     return matrix.assign(**bounds)
+
+
+def _rate(rate: Any, n: Any) -> Estimate:
+    return Estimate(np.nan) if pd.isna(rate) or pd.isna(n) else wilson(float(rate) * int(n), int(n))
 
 
 def _indexed(name: str, table: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,9 @@ from probes.labels.refused import READ_TOKENS, counted_by
 from probes.predict.cells import LABELS, OUTCOME, RunCells
 from probes.predict.predictors import PREDICTORS, RTSI, Predictor
 from probes.stats import cluster_bootstrap
-from probes.stats.cluster_bootstrap import DRAWS, Bounded, bounded
+from probes.stats.bootstrap import percentile_interval
+from probes.stats.cluster_bootstrap import DRAWS, FEWEST_MODELS
+from probes.stats.intervals import Estimate, interval_columns
 
 FEWEST_CELLS = 3
 OPENINGS_COST = (
@@ -101,7 +103,7 @@ def _row(predictor: Predictor, cells: RunCells, models: np.ndarray, counts: np.n
     row: dict[str, Any] = {**described, "n": int(usable.sum()), "n_models": len(np.unique(models[usable]))}
     for name in ("spearman", "pearson"):
         statistic = getattr(cluster_bootstrap, name)
-        row |= _columns(name, _both(statistic, x[usable], loss[usable], models[usable], counts, bool(reason)))
+        row |= interval_columns(name, _both(statistic, x[usable], loss[usable], models[usable], counts, bool(reason)))
     left_out = cluster_bootstrap.held_out_r2(loss[usable], x[usable], models[usable]) if not reason else np.nan
     row["r2_left_out"] = left_out
     for label in LABELS:
@@ -111,12 +113,13 @@ def _row(predictor: Predictor, cells: RunCells, models: np.ndarray, counts: np.n
 
 def _both(
     statistic: Any, x: np.ndarray, y: np.ndarray, models: np.ndarray, counts: np.ndarray, undefined: bool
-) -> Bounded:
+) -> Estimate:
     """A statistic of the sample, and its bounds over resamples of the models."""
     if undefined:
-        return Bounded(np.nan)
+        return Estimate(np.nan)
     sample = statistic(x, y, models, np.ones((1, counts.shape[1]), dtype=int))[0]
-    return bounded(float(sample), statistic(x, y, models, counts), len(np.unique(models)))
+    resampled = statistic(x, y, models, counts)
+    return percentile_interval(float(sample), resampled, len(np.unique(models)), "model", FEWEST_MODELS)
 
 
 def _against(
@@ -128,7 +131,7 @@ def _against(
     positive = table[label].fillna(False).to_numpy(dtype=bool)
     found = _auc(positive, x, known, models, counts)
     both = known & np.isfinite(rtsi)
-    left_out = difference = Bounded(np.nan)
+    left_out = difference = Estimate(np.nan)
     if not found.reason or np.isfinite(found.value):
         scores = cluster_bootstrap.held_out_scores(positive[known], x[known], models[known])
         held = np.full(len(x), np.nan)
@@ -138,27 +141,27 @@ def _against(
             difference = _difference(positive, x, rtsi, both, models, counts)
     return {
         f"{label}_positives": int((positive & known).sum()),
-        **_columns(f"{label}_auc", found),
+        **interval_columns(f"{label}_auc", found),
         f"{label}_auc_left_out": left_out.value,
-        **_columns(f"{label}_minus_rtsi", difference),
+        **interval_columns(f"{label}_minus_rtsi", difference),
         f"{label}_reason": found.reason,
     }
 
 
-def _auc(positive: np.ndarray, x: np.ndarray, chosen: np.ndarray, models: np.ndarray, counts: np.ndarray) -> Bounded:
+def _auc(positive: np.ndarray, x: np.ndarray, chosen: np.ndarray, models: np.ndarray, counts: np.ndarray) -> Estimate:
     n_positive, n = int((positive & chosen).sum()), int(chosen.sum())
     if n_positive in (0, n):
-        return Bounded(np.nan, reason="no cell is known" if n == 0 else f"{n_positive} of {n} cells have the label")
+        return Estimate(np.nan, reason="no cell is known" if n == 0 else f"{n_positive} of {n} cells have the label")
     statistic = cluster_bootstrap.auc_of_draws
     return _both(statistic, positive[chosen], x[chosen], models[chosen], counts, undefined=False)
 
 
 def _difference(
     positive: np.ndarray, x: np.ndarray, rtsi: np.ndarray, chosen: np.ndarray, models: np.ndarray, counts: np.ndarray
-) -> Bounded:
+) -> Estimate:
     """AUC of x − AUC of RTSI, both on the chosen cells of each resample."""
     if int((positive & chosen).sum()) in (0, int(chosen.sum())):
-        return Bounded(np.nan)
+        return Estimate(np.nan)
 
     def statistic(x: np.ndarray, other: np.ndarray, models: np.ndarray, counts: np.ndarray) -> np.ndarray:
         labels = positive[chosen]
@@ -167,10 +170,6 @@ def _difference(
         )
 
     return _both(statistic, x[chosen], rtsi[chosen], models[chosen], counts, undefined=False)
-
-
-def _columns(name: str, found: Bounded) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def verdict(table: pd.DataFrame, n_models: int) -> Iterator[str]:
@@ -193,7 +192,7 @@ def verdict(table: pd.DataFrame, n_models: int) -> Iterator[str]:
             "number: some of so many exclude 0 by chance."
         )
     yield OPENINGS_COST
-    if n_models < cluster_bootstrap.FEWEST_MODELS:
+    if n_models < FEWEST_MODELS:
         yield f"Models: {n_models}. Cells of one model are not independent: below three models there are no intervals."
 
 

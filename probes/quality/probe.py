@@ -24,7 +24,7 @@ from probes.labels.degenerate import repetition_rate
 from probes.quality.settings import MAX_NEW_TOKENS
 from probes.quality.text_metrics import Encoder, bertscore_f1, coherence, model_encoder, rouge_l
 from probes.quality.token_metrics import Passage, TokenScores, perplexity, score, windows
-from probes.stats.intervals import Interval, interval_columns, mean_interval, rate_interval
+from probes.stats.intervals import Estimate, interval_columns, mean_interval, rate_interval
 
 TASK_SIZE = 64
 WINDOW = 512
@@ -174,10 +174,10 @@ def measure(
 def token_rows(scores: TokenScores, is_baseline: bool) -> list[dict[str, Any]]:
     """Perplexity and, for a cell, its distance from the baseline."""
     n = len(scores.nll)
-    rows = [_row("perplexity", "text", Interval(perplexity(scores.nll), np.nan, np.nan), n)]
+    rows = [_row("perplexity", "text", Estimate(perplexity(scores.nll), np.nan, np.nan), n)]
     if is_baseline:
         return rows
-    p99 = Interval(float(np.quantile(scores.kl, 0.99)), np.nan, np.nan)
+    p99 = Estimate(float(np.quantile(scores.kl, 0.99)), np.nan, np.nan)
     return [
         *rows,
         _row("kl_mean", "baseline", mean_interval(torch.from_numpy(scores.kl)), n),
@@ -239,6 +239,6 @@ def _defined(values: Iterable[float]) -> Tensor:
     return found[~found.isnan()]
 
 
-def _row(metric: str, against: str, value: Interval, n: int) -> dict[str, Any]:
-    reason = UNDEFINED[metric] if np.isnan(value.estimate) else ""
+def _row(metric: str, against: str, value: Estimate, n: int) -> dict[str, Any]:
+    reason = UNDEFINED[metric] if np.isnan(value.value) else ""
     return {"metric": metric, "against": against, "n": n, **interval_columns("value", value), "reason": reason}

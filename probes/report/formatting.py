@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
-from probes.stats.intervals import Interval
+from probes.stats.intervals import Estimate
 
 UNDEFINED = "–"
 MINUS = "−"
@@ -93,7 +93,7 @@ def points(delta: Any, digits: int = 1) -> str:
     return UNDEFINED if pd.isna(delta) else number(100 * delta, f"+.{digits}f")
 
 
-def bounds(interval: Interval, digits: int = 1) -> str:
+def bounds(interval: Estimate, digits: int = 1) -> str:
     """[low, high] of a difference in points; empty where there is none."""
     if pd.isna(interval.low):
         return ""

@@ -16,10 +16,10 @@ from probes.labels.refused import by_cell, scored_pairs
 from probes.matrix.regimes import QUALITY
 from probes.report.formatting import cut
 from probes.report.run import Run
-from probes.stats.intervals import Interval
+from probes.stats.intervals import Estimate
 from probes.stats.paired_tests import ALPHA, delta_interval, holm, paired_tests, unpaired_interval
 
-UNKNOWN = Interval(np.nan, np.nan, np.nan)
+UNKNOWN = Estimate(np.nan)
 
 
 class LossKind(IntEnum):
@@ -60,8 +60,8 @@ class Loss:
     name: str
     row: pd.Series
     kind: LossKind
-    refusals: Interval
-    quality: Interval
+    refusals: Estimate
+    quality: Estimate
     paired: bool
     n: int
     lost: int
@@ -79,7 +79,7 @@ class Loss:
 def losses(run: Run) -> list[Loss]:
     """Every cell that is no baseline, the worst first."""
     found = [loss for model in run.models for loss in _of_model(run, model)]
-    return sorted(found, key=lambda loss: (loss.kind, _nan_last(loss.refusals.estimate)))
+    return sorted(found, key=lambda loss: (loss.kind, _nan_last(loss.refusals.value)))
 
 
 def _of_model(run: Run, model: str) -> list[Loss]:
@@ -148,7 +148,7 @@ def _kind(row: pd.Series, test: Mapping[str, Any] | None) -> LossKind:
     return LossKind.QUIET
 
 
-def _unpaired(row: pd.Series, baseline: pd.Series) -> Interval:
+def _unpaired(row: pd.Series, baseline: pd.Series) -> Estimate:
     """Newcombe's interval of two independent rates: wider than a paired one."""
     cell, n = row["refusal_rate"], row["n_total"]
     reference, m = baseline["refusal_rate"], baseline["n_total"]
@@ -167,12 +167,12 @@ def _quality_halves(run: Run, model: str) -> dict[str, float]:
     return dict(zip(chosen["cell"].astype(str), halves.astype(float), strict=True))
 
 
-def _around(delta: float, half: float, half_baseline: float) -> Interval:
+def _around(delta: float, half: float, half_baseline: float) -> Estimate:
     """The two intervals joined as if independent: wider than the pairing would give."""
     if pd.isna(delta):
         return UNKNOWN
     width = float(np.hypot(half, half_baseline))
-    return Interval(float(delta), float(delta - width), float(delta + width))
+    return Estimate(float(delta), float(delta - width), float(delta + width))
 
 
 def _nan_last(value: float) -> float:

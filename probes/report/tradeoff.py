@@ -24,7 +24,7 @@ def build(run: Run) -> list[dict[str, Any]] | None:
     found = losses(run)
     blocks = []
     for place, model in enumerate(run.models):
-        cells = [c for c in found if c.model == model and not np.isnan(c.quality.estimate + c.refusals.estimate)]
+        cells = [c for c in found if c.model == model and not np.isnan(c.quality.value + c.refusals.value)]
         if cells:
             cells.sort(key=lambda loss: run.cell_names(model).index(loss.cell))
             blocks.append({"model": model, "plot": draw(cells, run.rule, f"tradeoff-{place}"), "cells": cells})
@@ -35,7 +35,7 @@ def build(run: Run) -> list[dict[str, Any]] | None:
 def draw(cells: list[Loss], rule: RegimeRule, key: str) -> Markup:
     """Change of quality (x) and of refusals (y) in points, with both intervals."""
     figure, axes = svg.panel(width=460, height=330, right=74)
-    xs, ys = ([100 * interval.estimate for interval in of] for of in _intervals(cells))
+    xs, ys = ([100 * interval.value for interval in of] for of in _intervals(cells))
     axes.set(xlim=_limits(xs, LEAST_X), ylim=_limits([*ys, *_ends(cells)], LEAST_Y))
     _areas(axes, rule)
     looks = [svg.look(index) for index in range(len(cells))]
@@ -43,8 +43,8 @@ def draw(cells: list[Loss], rule: RegimeRule, key: str) -> Markup:
         _cross(axes, cell, style)
         axes.plot(x, y, style.marker, color=style.color, markersize=7, markeredgecolor=svg.PAPER,
                   markeredgewidth=0.4, zorder=4,
-                  gid=svg.tip(f"{cell.cell}: refusals {points(cell.refusals.estimate)} {bounds(cell.refusals)}, "
-                              f"quality {points(cell.quality.estimate)} {bounds(cell.quality)} points"))  # fmt: skip
+                  gid=svg.tip(f"{cell.cell}: refusals {points(cell.refusals.value)} {bounds(cell.refusals)}, "
+                              f"quality {points(cell.quality.value)} {bounds(cell.quality)} points"))  # fmt: skip
     svg.name_points(axes, [cell.cell for cell in cells], list(zip(xs, ys, strict=True)), looks)
     axes.set(xlabel="Change of quality (points)", ylabel="Change of refusals (points)")
     return svg.inline(figure, key, f"Quality against refusal, {cells[0].model}", describe(cells))
@@ -52,12 +52,12 @@ def draw(cells: list[Loss], rule: RegimeRule, key: str) -> Markup:
 
 def describe(cells: list[Loss]) -> str:
     """What the plot shows, in words."""
-    worst = min(cells, key=lambda loss: loss.refusals.estimate)
+    worst = min(cells, key=lambda loss: loss.refusals.value)
     danger = sum("danger" in str(loss.row["regime"]) for loss in cells)
     return (
         f"{plural(danger, 'cell')} of {len(cells)} in the areas of danger, below and right of the dashed lines. Most "
-        f"refusals lost: {worst.cell}, {points(worst.refusals.estimate)} points at a quality change of "
-        f"{points(worst.quality.estimate)} points."
+        f"refusals lost: {worst.cell}, {points(worst.refusals.value)} points at a quality change of "
+        f"{points(worst.quality.value)} points."
     )
 
 
@@ -71,7 +71,7 @@ def _limits(values: list[float], least: tuple[float, float]) -> tuple[float, flo
 
 
 def _ends(cells: list[Loss]) -> list[float]:
-    return [100 * end for cell in cells for end in cell.refusals[1:] if not np.isnan(end)]
+    return [100 * end for cell in cells for end in cell.refusals[1:3] if not np.isnan(end)]
 
 
 def _areas(axes: Axes, rule: RegimeRule) -> None:
@@ -95,7 +95,7 @@ def _areas(axes: Axes, rule: RegimeRule) -> None:
 
 def _cross(axes: Axes, cell: Loss, style: svg.Look) -> None:
     """Both intervals as thin lines; none where it is not known."""
-    x, y = 100 * cell.quality.estimate, 100 * cell.refusals.estimate
+    x, y = 100 * cell.quality.value, 100 * cell.refusals.value
     for known, xs, ys in (
         (cell.quality.low, [100 * cell.quality.low, 100 * cell.quality.high], [y, y]),
         (cell.refusals.low, [x, x], [100 * cell.refusals.low, 100 * cell.refusals.high]),

@@ -89,7 +89,7 @@ def _disagreements(found: list[Loss]) -> list[str]:
 def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
     if all(loss.kind == LossKind.UNKNOWN for loss in found):
         return "No cell could be measured"
-    unknown = sum(np.isnan(loss.quality.estimate) for loss in drift)
+    unknown = sum(np.isnan(loss.quality.value) for loss in drift)
     more = "more " if danger else ""
     beside = {
         f"{more}lost refusals together with quality": len(drift) - unknown,
@@ -104,8 +104,8 @@ def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
 
 def _told(loss: Loss) -> str:
     row = loss.row
-    before = row["refusal_rate"] - loss.refusals.estimate
-    kept = "quality is not known" if np.isnan(loss.quality.estimate) else f"quality {_with(loss.quality)} points"
+    before = row["refusal_rate"] - loss.refusals.value
+    kept = "quality is not known" if np.isnan(loss.quality.value) else f"quality {_with(loss.quality)} points"
     return (
         f"{loss.name} refuses {percent(row['refusal_rate'])} % of {loss.n} harmful prompts instead of "
         f"{percent(before)} % ({_with(loss.refusals)} points); {kept}."
@@ -113,15 +113,15 @@ def _told(loss: Loss) -> str:
 
 
 def _with(interval: Any) -> str:
-    return f"{points(interval.estimate)} {bounds(interval)}".strip()
+    return f"{points(interval.value)} {bounds(interval)}".strip()
 
 
 def _largest(found: list[Loss]) -> str:
-    known = [loss for loss in found if not np.isnan(loss.refusals.estimate)]
+    known = [loss for loss in found if not np.isnan(loss.refusals.value)]
     if not known:
         return "How refusals changed is not known for any cell."
-    worst = min(known, key=lambda loss: loss.refusals.estimate)
-    if worst.refusals.estimate >= 0:
+    worst = min(known, key=lambda loss: loss.refusals.value)
+    if worst.refusals.value >= 0:
         return "No cell refuses fewer harmful prompts than its baseline."
     return f"The largest drop is {_with(worst.refusals)} points ({worst.name}; 95 % interval)."
 
@@ -180,11 +180,11 @@ def _names(found: list[Loss]) -> str:
 def _facts(run: Run, found: list[Loss]) -> list[tuple[str, str, str]]:
     """(number, unit, what it is) for the row of figures."""
     danger = sum(loss.kind == LossKind.DANGER for loss in found)
-    known = [loss for loss in found if not np.isnan(loss.refusals.estimate)]
+    known = [loss for loss in found if not np.isnan(loss.refusals.value)]
     facts = [(str(danger), f"of {plural(len(found), 'cell')}", "lost refusals while quality held")]
     if known:
-        worst = min(known, key=lambda loss: loss.refusals.estimate)
-        facts.append((points(worst.refusals.estimate), "points", f"largest change of refusals, {worst.name}"))
+        worst = min(known, key=lambda loss: loss.refusals.value)
+        facts.append((points(worst.refusals.value), "points", f"largest change of refusals, {worst.name}"))
     detectable = [loss.detectable for loss in found if not np.isnan(loss.detectable)]
     if detectable:
         facts.append((percent(min(detectable), 1), "points", "smallest loss that these prompts could have shown"))
@@ -211,7 +211,7 @@ class DeltaAxis:
     @classmethod
     def around(cls, found: list[Loss]) -> DeltaAxis:
         """Wide enough for every interval."""
-        ends = [end for loss in found for end in (*loss.refusals, *loss.quality) if not np.isnan(end)]
+        ends = [end for loss in found for end in (*loss.refusals[:3], *loss.quality[:3]) if not np.isnan(end)]
         return cls(min([LEAST[0], *(1.03 * end for end in ends)]), max([LEAST[1], *(1.03 * end for end in ends)]))
 
     def at(self, delta: float) -> float:

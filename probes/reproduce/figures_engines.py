@@ -14,7 +14,7 @@ from probes.harness.tables import Columns, text
 from probes.matrix.cells import add_deltas
 from probes.report.formatting import bounds, points
 from probes.reproduce.published import ENGINE_CITATION, published_cells, published_engine_rates
-from probes.stats.intervals import Interval, interval_columns
+from probes.stats.intervals import Estimate, interval_columns
 from probes.stats.paired_tests import unpaired_interval
 
 CELLS = ("AWQ", "GPTQ")
@@ -77,7 +77,7 @@ def shown(table: pd.DataFrame) -> tuple[pd.DataFrame, Columns]:
         published=table["published_delta"].map(points),
         matched=[
             f"{points(row['matched_delta'])} "
-            + bounds(Interval(row["matched_delta"], row["matched_delta_low"], row["matched_delta_high"]))
+            + bounds(Estimate(row["matched_delta"], row["matched_delta_low"], row["matched_delta_high"]))
             for row in table.to_dict("records")
         ],
     )

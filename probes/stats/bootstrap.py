@@ -7,10 +7,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from interp.errors import InputError
-from probes.stats.intervals import Interval
+from probes.stats.intervals import CONFIDENCE, Estimate
 
 DRAWS = 10_000
-CONFIDENCE = 0.95
 
 
 def resampled_means(
@@ -55,13 +54,27 @@ def deltas_from_rates(
     return resampled - resampled[:, baselines]
 
 
-def percentile_interval(estimate: float, draws: Float[np.ndarray, " draws"]) -> Interval:
-    """An estimate between the 2.5th and 97.5th percentile of its resamples; draws without a value are left out.
+def percentile_interval(
+    value: float, draws: Float[np.ndarray, " draws"], n: int = 0, unit: str = "prompt", fewest: int = 0
+) -> Estimate:
+    """A statistic between the 2.5th and 97.5th percentile of its resamples; draws without a value are left out.
 
-    Without bounds where fewer than half of the draws have a value.
+    Its bounds are undefined where the statistic is, where fewer than half of the draws have a value, and where fewer
+    units were resampled than an interval needs.
+
+    Args:
+        value: the statistic of the sample itself.
+        draws: the statistic of each resample, or of each random set.
+        n: how many units were resampled; 0 where that is not said.
+        unit: what was resampled, a noun for the reason.
+        fewest: so many units an interval needs.
     """
     defined = draws[np.isfinite(draws)]
+    if not np.isfinite(value):
+        return Estimate(np.nan, n=n, reason="undefined")
+    if n < fewest:
+        return Estimate(float(value), n=n, reason=f"{n} {unit}{'s' * (n != 1)}: no interval over {unit}s")
     if not len(defined) or len(defined) < len(draws) / 2:
-        return Interval(float(estimate), np.nan, np.nan)
+        return Estimate(float(value), n=n, reason=f"undefined in most resamples of {unit}s")
     low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(float(estimate), float(low), float(high))
+    return Estimate(float(value), float(low), float(high), n)

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from interp.errors import InputError
-from probes.stats.intervals import TOLERANCE
-from probes.stats.paired_tests import wilson
-
-
-class Estimate(NamedTuple):
-    """A statistic with its 95 % bounds; NaN with a reason where it is undefined."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    reason: str
+from probes.stats.bootstrap import percentile_interval
+from probes.stats.cluster_bootstrap import auc_of_draws
+from probes.stats.intervals import Estimate, wilson
+from probes.stats.random_draws import draw_p
 
 
 def auc(
@@ -30,22 +20,29 @@ def auc(
     """Area under the ROC curve, with a percentile interval over a bootstrap stratified by class."""
     defined = np.isfinite(scores)
     positive, scores = positive[defined], scores[defined]
-    n_positive = int(positive.sum())
-    if n_positive in (0, len(positive)):
-        return Estimate(np.nan, np.nan, np.nan, len(positive), "one class only")
+    n = len(positive)
+    if positive.sum() in (0, n):
+        return Estimate(np.nan, n=n, reason="one class only")
+    counts = _drawn_within_classes(positive, draws, seed)
+    resampled = auc_of_draws(positive, scores, np.arange(n), counts)
+    return percentile_interval(float(roc_auc_score(positive, scores)), resampled, n, "row")
+
+
+def _drawn_within_classes(positive: Bool[np.ndarray, " n"], draws: int, seed: int) -> Int[np.ndarray, "draws n"]:
+    """How often each row is in each resample, which has as many rows of either class as there are."""
     generator = np.random.default_rng(seed)
-    inside, outside = (generator.choice(scores[mask], (draws, mask.sum())) for mask in (positive, ~positive))
-    low, high = np.quantile(_auc_of_draws(inside, outside), [0.025, 0.975])
-    return Estimate(float(roc_auc_score(positive, scores)), float(low), float(high), len(positive), "")
+    counts = np.zeros((draws, len(positive)), dtype=int)
+    for rows in (np.flatnonzero(positive), np.flatnonzero(~positive)):
+        np.add.at(counts, (np.arange(draws)[:, None], generator.choice(rows, (draws, len(rows)))), 1)
+    return counts
 
 
 def recall(danger: Bool[np.ndarray, " n"], flagged: Bool[np.ndarray, " n"]) -> Estimate:
     """Share of the danger rows that are flagged, with Wilson's interval."""
     n = int(danger.sum())
     if n == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0, "no danger rows")
-    found = int((danger & flagged).sum())
-    return Estimate(found / n, *wilson(found, n), n, "")
+        return Estimate(np.nan, reason="no danger rows")
+    return wilson(int((danger & flagged).sum()), n)
 
 
 def matched_bucket(risk: Float[np.ndarray, " n"], danger: Bool[np.ndarray, " n"], size: int) -> Estimate:
@@ -67,10 +64,4 @@ def auc_permutation_p(
         return np.nan
     shuffled = np.random.default_rng(seed).permuted(np.tile(positive, (draws, 1)), axis=1)
     # The rank sum of the positives orders label assignments exactly as their AUC does.
-    return float(((shuffled @ ranks >= positive @ ranks - TOLERANCE).sum() + 1) / (draws + 1))
-
-
-def _auc_of_draws(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    n, m = inside.shape[1], outside.shape[1]
-    ranks = stats.rankdata(np.concatenate([inside, outside], axis=1), axis=1)
-    return (ranks[:, :n].sum(axis=1) - n * (n + 1) / 2) / (n * m)
+    return draw_p(float(positive @ ranks), shuffled @ ranks)

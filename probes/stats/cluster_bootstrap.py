@@ -7,7 +7,6 @@ sums within models (or pairs of models), so a thousand draws are one matrix prod
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -17,39 +16,15 @@ from scipy import stats
 from probes.stats.bootstrap import percentile_interval
 
 FEWEST_MODELS = 3
-"""As in `probes.stats.cluster_bootstrap.cluster_interval`."""
-CONFIDENCE = 0.95
+"""An interval over fewer models says nothing."""
 DRAWS = 2000
 
 DrawCounts = Int[np.ndarray, "draws models"]
 
 
-@dataclass(frozen=True)
-class Bounded:
-    """A statistic with 95 % bounds over resampled models; NaN with a reason where it, or they, are undefined."""
-
-    value: float
-    low: float = np.nan
-    high: float = np.nan
-    reason: str = ""
-
-
 def drawn_counts(n_models: int, draws: int = DRAWS, seed: int = 0) -> DrawCounts:
     """How often each of the models is in each resample."""
     return np.random.default_rng(seed).multinomial(n_models, np.full(n_models, 1 / n_models), size=draws)
-
-
-def bounded(value: float, resampled: Float[np.ndarray, " draws"], n_models: int) -> Bounded:
-    """The percentile interval; undefined below three models, or where fewer than half of the draws are defined."""
-    if not np.isfinite(value):
-        return Bounded(np.nan, reason="undefined")
-    if n_models < FEWEST_MODELS:
-        return Bounded(value, reason=f"{n_models} {'model' if n_models == 1 else 'models'}: no interval over models")
-    defined = resampled[np.isfinite(resampled)]
-    if len(defined) < len(resampled) / 2:
-        return Bounded(value, reason="undefined in most resamples of models")
-    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Bounded(value, float(low), float(high))
 
 
 def auc_of_draws(
@@ -67,7 +42,7 @@ def auc_of_draws(
     n_models = counts.shape[1]
     inside, outside = _membership(models[positive], n_models), _membership(models[~positive], n_models)
     weights = counts.astype(float)
-    won = np.einsum("dm,mk,dk->d", weights, inside @ above @ outside.T, weights)
+    won = ((weights @ (inside @ above @ outside.T)) * weights).sum(axis=1)
     pairs = (weights @ inside.sum(axis=1)) * (weights @ outside.sum(axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
         return won / pairs
@@ -165,10 +140,10 @@ def cluster_interval(
         them, or where there are fewer than three clusters.
     """
     groups = [rows for _, rows in table.groupby(cluster)]
-    if len(groups) < 3:
+    if len(groups) < FEWEST_MODELS:
         return np.nan, np.nan, 0
     generator = np.random.default_rng(seed)
     samples = (pd.concat([groups[i] for i in generator.integers(len(groups), size=len(groups))]) for _ in range(draws))
     values = np.array([statistic(sample) for sample in samples])
-    bounds = percentile_interval(np.nan, values)
+    bounds = percentile_interval(statistic(table), values, len(groups), cluster)
     return bounds.low, bounds.high, int(np.isfinite(values).sum())

@@ -30,7 +30,7 @@ from probes.causal.rankings import attribution_scores, weight_error_scores
 from probes.causal.restoration import Plan, restore_rows
 from probes.margin.openings import Openings
 from probes.margin.refusal_margin import MarginRuns
-from probes.stats.intervals import Interval, mean_interval
+from probes.stats.intervals import Estimate, mean_interval
 from probes.why.settings import DRAWS
 
 ENOUGH = 0.5
@@ -90,10 +90,10 @@ class Explanation:
     n: int
     n_ranked: int
     held_out: bool
-    before: Interval
-    after: Interval
-    shift: Interval
-    harmless_shift: Interval
+    before: Estimate
+    after: Estimate
+    shift: Estimate
+    harmless_shift: Estimate
     to_answer: int
     to_refusal: int
     total: pd.Series

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from probes.harness.comparison import BASELINE
-from probes.stats.intervals import Interval
+from probes.stats.intervals import Estimate
 from probes.why.explanation import ALPHA, Explanation, labelled
 from probes.why.rewriting import KEPT, PLAIN
 
@@ -41,9 +41,9 @@ def page(found: Explanation, variants: Sequence[Mapping[str, Any]] = ()) -> str:
 def _moved(found: Explanation) -> Iterator[str]:
     yield (
         f"The refusal margin of {found.n} harmful prompts, the log-odds (nats) of starting a refusal, is "
-        f"{found.before.estimate:+.2f} in the baseline"
+        f"{found.before.value:+.2f} in the baseline"
     )
-    yield f"and {found.after.estimate:+.2f} in the cell: it moved by {_interval(found.shift)}. {_size(found)}"
+    yield f"and {found.after.value:+.2f} in the cell: it moved by {_interval(found.shift)}. {_size(found)}"
     yield (
         f"{found.to_answer} of them changed from a refusal to an answer, {found.to_refusal} the other way round; "
         f"the margin of harmless prompts moved by {_interval(found.harmless_shift)}."
@@ -53,7 +53,7 @@ def _moved(found: Explanation) -> Iterator[str]:
 def _size(found: Explanation) -> str:
     if _includes_zero(found.shift):
         return "That is within chance."
-    return "It refuses less readily." if found.shift.estimate < 0 else "It refuses more readily."
+    return "It refuses less readily." if found.shift.value < 0 else "It refuses more readily."
 
 
 def _blamed(found: Explanation) -> Iterator[str]:
@@ -69,7 +69,7 @@ def _blamed(found: Explanation) -> Iterator[str]:
     )
     yield "z: against errors of the same sizes with random signs."
     for _, row in found.modules[:SHOWN].iterrows():
-        interval = Interval(row["attribution"], row["attribution_low"], row["attribution_high"])
+        interval = Estimate(row["attribution"], row["attribution_low"], row["attribution_high"])
         yield f"{labelled(row):<24} {_interval(interval, 3):<26} z {row['z']:+.1f}"
     rest = found.modules["attribution"][SHOWN:]
     if len(rest):
@@ -88,7 +88,7 @@ def _restored(found: Explanation) -> Iterator[str]:
     yield f"{'linears':>7}  {'by attribution':<22} {'by size of error':<17} {'random':<8} p of attribution"
     by_error = curve[curve["ranking"] == "weight_error"].set_index("k")
     for _, row in curve[curve["ranking"] == "attribution"].iterrows():
-        value = Interval(row[unit], row[f"{unit}_low"], row[f"{unit}_high"])
+        value = Estimate(row[unit], row[f"{unit}_low"], row[f"{unit}_high"])
         random = f"{row[f'random_{unit}']:+.2f}" if row["draws"] else "–"
         p = f"{row['p']:.2f}" if row["draws"] else "–"
         yield f"{row['k']:>7}  {_interval(value):<22} {by_error.loc[row['k'], unit]:<+17.2f} {random:<8} {p}"
@@ -195,20 +195,20 @@ def _list_is(found: Explanation) -> str:
     )
 
 
-def _of(row: Mapping[str, Any], name: str) -> Interval:
-    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+def _of(row: Mapping[str, Any], name: str) -> Estimate:
+    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
-def _includes_zero(value: Interval) -> bool:
+def _includes_zero(value: Estimate) -> bool:
     return not (value.low > 0 or value.high < 0)
 
 
-def _interval(value: Interval, digits: int = 2) -> str:
-    if isnan(value.estimate):
+def _interval(value: Estimate, digits: int = 2) -> str:
+    if isnan(value.value):
         return "–"
     bounds = "" if isnan(value.low) else f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
-    return f"{value.estimate:+.{digits}f}{bounds}"
+    return f"{value.value:+.{digits}f}{bounds}"
 
 
-def _percent(value: Interval) -> str:
-    return f"{value.estimate:.0%} [{value.low:.0%}, {value.high:.0%}]"
+def _percent(value: Estimate) -> str:
+    return f"{value.value:.0%} [{value.low:.0%}, {value.high:.0%}]"

@@ -190,8 +190,8 @@ def _row(about: Explanation) -> dict[str, Any]:
     return {
         "cell": about.cell,
         "n_prompts": about.n,
-        "margin_baseline": about.before.estimate,
-        "margin_cell": about.after.estimate,
+        "margin_baseline": about.before.value,
+        "margin_cell": about.after.value,
         **intervals.interval_columns("shift", about.shift),
         **intervals.interval_columns("harmless_shift", about.harmless_shift),
         "to_answer": about.to_answer,

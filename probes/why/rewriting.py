@@ -29,6 +29,7 @@ from probes.margin.openings import Openings
 from probes.margin.refusal_margin import MarginRuns
 from probes.stats import intervals
 from probes.stats.intervals import rate_interval
+from probes.stats.random_draws import draw_p
 from probes.why.settings import SETS
 
 PLAIN, KEPT = "plain", "kept"
@@ -156,6 +157,5 @@ def _with_p(rows: list[dict[str, Any]], margins: Mapping[str, Tensor]) -> list[d
     direction = np.sign((margins[BASELINE] - margins[PLAIN]).double().mean().item())
     random = np.array([row["gain"] for row in rows if row["variant"].startswith("random")])
     for row in rows:
-        far = int((direction * random >= direction * row["gain"] - 1e-9).sum())
-        row["p"] = (1 + far) / (1 + len(random)) if row["variant"] == KEPT and len(random) else float("nan")
+        row["p"] = draw_p(direction * row["gain"], direction * random) if row["variant"] == KEPT else float("nan")
     return rows

@@ -54,7 +54,7 @@ def test_words_in_every_direction(
     assert found.words == words
     assert found.outcome == pytest.approx(outcome[1].mean() - outcome[0].mean())
     assert found.study == pytest.approx(study[1].mean() - study[0].mean())
-    assert found.difference.estimate == pytest.approx(found.study - found.outcome)
+    assert found.difference.value == pytest.approx(found.study - found.outcome)
     said = found.said("broader lexicon")
     assert bool(said) == bool(words)
     if words:
@@ -110,7 +110,7 @@ def test_the_interval_is_bonett_and_prices(lost: int, gained: int, same: int) ->
     p, q = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     half = stats.t.ppf(0.975, n + 1) * np.sqrt((p + q - (p - q) ** 2) / (n + 2))
     found = difference_interval(values)
-    assert found.estimate == pytest.approx((gained - lost) / n)
+    assert found.value == pytest.approx((gained - lost) / n)
     assert (found.low, found.high) == (pytest.approx(p - q - half), pytest.approx(p - q + half))
 
 
@@ -118,7 +118,7 @@ def test_the_interval_is_bonett_and_prices(lost: int, gained: int, same: int) ->
 def test_exchanging_cell_and_baseline_turns_the_difference_round(rows: list[tuple[bool, bool, bool, bool]]) -> None:
     a, b, c, d = np.array(rows).T
     there, back = moved((a, b), (c, d)), moved((b, a), (d, c))
-    assert there.difference.estimate == pytest.approx(-back.difference.estimate)
+    assert there.difference.value == pytest.approx(-back.difference.value)
     assert there.difference.low == pytest.approx(-back.difference.high)
     assert moved((a, b), (a, b)).words == ""
 

@@ -114,7 +114,7 @@ def test_losses_are_counted_prompt_by_prompt(run: Path) -> None:
     worst = losses(read_run(run))[0]
     assert (worst.model, worst.cell, worst.kind) == ("bad", "Q2_K", LossKind.DANGER)
     assert (worst.lost, worst.gained, worst.n) == (20, 0, N)
-    assert worst.refusals.estimate == pytest.approx(-0.5)
+    assert worst.refusals.value == pytest.approx(-0.5)
     assert worst.p == pytest.approx(min(1, 3 * 2 * 0.5**20))
     assert worst.quality.high - worst.quality.low == pytest.approx(2 * np.hypot(0.02, 0.02))
 

@@ -10,6 +10,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from probes.stats import cluster_bootstrap as cluster
+from probes.stats.bootstrap import percentile_interval
 
 SIZES = (5, 9, 1, 7)
 
@@ -58,13 +59,15 @@ def test_counts_are_resamples() -> None:
 
 def test_intervals_need_three_models_and_defined_draws() -> None:
     draws = np.linspace(0, 1, 1001)
-    found = cluster.bounded(0.4, draws, 3)
+    found = percentile_interval(0.4, draws, 3, "model", cluster.FEWEST_MODELS)
     assert (found.value, found.low, found.high) == pytest.approx((0.4, 0.025, 0.975))
-    assert cluster.bounded(0.4, draws, 2).reason == "2 models: no interval over models"
-    assert cluster.bounded(np.nan, draws, 3).reason == "undefined"
+    assert (
+        percentile_interval(0.4, draws, 2, "model", cluster.FEWEST_MODELS).reason == "2 models: no interval over models"
+    )
+    assert percentile_interval(np.nan, draws, 3, "model", cluster.FEWEST_MODELS).reason == "undefined"
     mostly = np.where(np.arange(1001) < 600, np.nan, draws)
-    assert cluster.bounded(0.4, mostly, 9).reason == "undefined in most resamples of models"
-    assert np.isnan(cluster.bounded(0.4, mostly, 9).low)
+    assert percentile_interval(0.4, mostly, 9, "model").reason == "undefined in most resamples of models"
+    assert np.isnan(percentile_interval(0.4, mostly, 9, "model").low)
 
 
 def test_held_out_scores_take_their_sign_from_the_other_models() -> None:

@@ -19,13 +19,13 @@ def outcomes(both: int, cell_only: int, baseline_only: int, neither: int) -> tup
 def test_the_published_example() -> None:
     # Newcombe (1998), table III, method 10, for 36, 12, 2 and 0 pairs: 0.0569 to 0.3404.
     found = delta_interval(*outcomes(36, 12, 2, 0))
-    assert found.estimate == pytest.approx(0.2)
+    assert found.value == pytest.approx(0.2)
     assert (round(found.low, 4), round(found.high, 4)) == (0.0569, 0.3404)
 
 
 def test_cell_and_baseline_change_the_sign() -> None:
     there, back = delta_interval(*outcomes(60, 3, 11, 20)), delta_interval(*outcomes(60, 11, 3, 20))
-    assert there.estimate < 0
+    assert there.value < 0
     assert (there.low, there.high) == (pytest.approx(-back.high), pytest.approx(-back.low))
 
 
@@ -56,7 +56,7 @@ def test_other_prompts_are_refused() -> None:
 def test_the_published_example_of_two_independent_rates() -> None:
     # Newcombe (1998), Statistics in Medicine 17, 873–890, table II, method 10: 56/70 − 48/80 is 0.0524 to 0.3339.
     found = unpaired_interval((56 / 70, 70), (48 / 80, 80))
-    assert found.estimate == pytest.approx(0.2)
+    assert found.value == pytest.approx(0.2)
     assert (round(found.low, 4), round(found.high, 4)) == (0.0524, 0.3339)
 
 

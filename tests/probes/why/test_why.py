@@ -61,10 +61,10 @@ def test_the_damaged_linear_alone_is_blamed(explained: Explanation) -> None:
 
 
 def test_putting_it_back_gives_everything_back(pair: tuple[HookedModel, HookedModel], explained: Explanation) -> None:
-    assert explained.after.estimate != pytest.approx(explained.before.estimate, abs=1e-4)
+    assert explained.after.value != pytest.approx(explained.before.value, abs=1e-4)
     first = explained.curve[(explained.curve["ranking"] == "attribution") & (explained.curve["k"] == 1)].iloc[0]
-    assert first["margin"] == pytest.approx(explained.before.estimate, abs=1e-5)
-    assert first["gain"] == pytest.approx(-explained.shift.estimate, abs=1e-5)
+    assert first["margin"] == pytest.approx(explained.before.value, abs=1e-5)
+    assert first["gain"] == pytest.approx(-explained.shift.value, abs=1e-5)
     assert explained.choice.linears == [GUILTY]
 
 
@@ -81,7 +81,7 @@ def test_page_says_what_was_found(explained: Explanation) -> None:
     assert f"- {GUILTY}" in text
     assert "^blk\\.1\\.ffn_up\\.weight$=f16" in text
     assert f'ignore=["lm_head", "{GUILTY}"]' in text
-    assert f"{explained.shift.estimate:+.2f}" in text
+    assert f"{explained.shift.value:+.2f}" in text
     assert "Written again" not in text
 
 
