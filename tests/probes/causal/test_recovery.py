@@ -15,7 +15,7 @@ def test_shares_between_start_and_goal() -> None:
     half = start + (goal - start) / 2
     found = recoveries(torch.stack([start, goal, half, goal + (goal - start)]), start, goal)
     for effect, expected in zip(found, (0.0, 1.0, 0.5, 2.0), strict=True):
-        np.testing.assert_allclose(effect.share[:3], expected, atol=1e-6)  # a constant share is the same on all resamples
+        np.testing.assert_allclose(effect.share[:3], expected, atol=1e-6)  # the same on all resamples
         np.testing.assert_allclose(effect.margin.value - start.mean(), effect.gain.value, atol=1e-6)
         assert effect.reason == ""
     assert found[2].gain.low < found[2].gain.value < found[2].gain.high
