@@ -48,12 +48,19 @@ class Rendered:
     warnings: list[str] = field(default_factory=list)
 
 
-def render(tokenizer: Any, texts: Sequence[str], template: str | Path = "auto", thinking: bool = False) -> Rendered:
+def as_texts(texts: str | Sequence[str]) -> list[str]:
+    """The texts as a list; a string is one text, not a list of its characters."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def render(
+    tokenizer: Any, texts: str | Sequence[str], template: str | Path = "auto", thinking: bool = False
+) -> Rendered:
     """Render each text as one user turn, up to and including the generation prompt.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        texts: one request each.
+        texts: one request each, or a single one.
         template: see `template_source`.
         thinking: what templates that ask `enable_thinking` are told.
 
@@ -61,11 +68,11 @@ def render(tokenizer: Any, texts: Sequence[str], template: str | Path = "auto", 
         InputError: see `template_source` and `render_messages`; a template that changes or drops a request, that makes
             the same text of two requests, or two texts of one.
     """
-    source = template_source(tokenizer, template)
+    texts, source = as_texts(texts), template_source(tokenizer, template)
     if source is None:
         warned = str(template) != "none"
         raw = [f"{tokenizer.name_or_path} has no chat template: prompts are raw text"] if warned else []
-        return Rendered(list(texts), warnings=raw)
+        return Rendered(texts, warnings=raw)
     own = str(template) in ("auto", "chat", CLOSED_THOUGHT)
     name = f"The chat template {'of ' + str(tokenizer.name_or_path) if own else template}"
     twice = [*texts, *texts[:1]]
@@ -150,7 +157,7 @@ def _check_rendered(name: str, texts: Sequence[str], rendered: Sequence[str]) ->
         raise InputError(f"{name} {fault}", "prompts that hold what was asked", "Give another template file")
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def encode(tokenizer: Any, texts: str | Sequence[str]) -> list[list[int]]:
     """Tokens of raw or rendered texts, each with exactly one BOS where the tokenizer adds one or the text carries one.
 
     Nothing is appended: the last token is the last of the text.
@@ -165,7 +172,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         "Correct the text, or download the tokenizer again",
     ):
         adds_bos = bos is not None and tokenizer("a").input_ids[:1] == [bos]
-        encoded = tokenizer(list(texts), add_special_tokens=False).input_ids if len(texts) else []
+        encoded = tokenizer(as_texts(texts), add_special_tokens=False).input_ids if len(texts) else []
     return [_with_one_bos(ids, bos, adds_bos) for ids in encoded]
 
 

@@ -39,6 +39,14 @@ class Checkpoint:
         self.warnings: list[str] = reader.warnings
         self._reader = reader
 
+    def __repr__(self) -> str:
+        model_type, blocks = self.architecture.model_type, self.n_blocks()
+        return f"<Checkpoint {self.path.name}: {self.stored_as()}, {model_type}, {blocks} blocks>"
+
+    def stored_as(self) -> str:
+        """The format and the bits per weight of the block linears, in words: "awq, 4.16 bits per weight"."""
+        return f"{self.format}, {self.bits_per_weight():.2f} bits per weight"
+
     @property
     def format(self) -> str:
         """ "dense", "awq", "gptq", "compressed-tensors" or "gguf"."""

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.batching import PAD
+from interp.chat import as_texts
 from interp.model import HookedModel
 from interp.thinking import decode_answer, split_thinking
 
@@ -145,7 +146,7 @@ class Completion(NamedTuple):
 
 def complete(
     model: HookedModel,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
     computing: Callable[[list[int]], object] | None = None,
@@ -156,7 +157,7 @@ def complete(
 
     Args:
         model: hooks that are open act on every step.
-        texts: rendered prompts.
+        texts: rendered prompts, or a single one.
         max_new_tokens: where an answer is cut.
         batch_size: prompts generated together, those of similar length.
         computing: told before each forward pass which texts its rows are, for hooks that treat them differently.
@@ -168,18 +169,20 @@ def complete(
         >>> [completion] = complete(model, ["How are you?"], max_new_tokens=8)
         >>> completion.text, completion.n_tokens, completion.finished
     """
+    texts = as_texts(texts)
     given = answers(model, texts, max_new_tokens, batch_size, computing)
     return [_completion(model.tokenizer, text, answer) for text, answer in zip(texts, given, strict=True)]
 
 
 def answers(
     model: HookedModel,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     max_new_tokens: int,
     batch_size: int = BATCH_SIZE,
     computing: Callable[[list[int]], object] | None = None,
 ) -> list[Answer]:
     """`complete`, as token ids."""
+    texts = as_texts(texts)
     token_ids = model.token_ids(texts)
     order = sorted(range(len(texts)), key=lambda index: len(token_ids[index]))
     found: dict[int, Answer] = {}

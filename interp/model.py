@@ -23,7 +23,7 @@ from torch import Tensor
 
 from interp.architectures import Architecture, architecture
 from interp.batching import TEXTS_AT_ONCE, Batch, batches
-from interp.chat import encode, render
+from interp.chat import as_texts, encode, render
 from interp.errors import InputError, NotFinite
 from interp.hooks import Hooks, Intervention
 from interp.loading import device_of, empty_model, fill, surroundings
@@ -58,6 +58,15 @@ class HookedModel:
         self.architecture = architecture
         self.checkpoint = checkpoint
         self.hooks = Hooks(hf, architecture, hf.config)
+
+    def __repr__(self) -> str:
+        stored = self.checkpoint
+        where = "made in memory" if stored is None else f"{stored.path.name} ({stored.stored_as()})"
+        computing = f"{str(self.hf.dtype).removeprefix('torch.')} on {self.hf.device}"
+        return (
+            f"<HookedModel {where}: {self.architecture.model_type}, {self.n_layers} blocks, {computing}, "
+            f"{len(self.hook_names)} hooks>"
+        )
 
     @property
     def config(self) -> Any:
@@ -107,7 +116,7 @@ class HookedModel:
 
     def activations(
         self,
-        texts: Sequence[str],
+        texts: str | Sequence[str],
         names: Sequence[str],
         position: int = -1,
         chat: bool = False,
@@ -116,7 +125,7 @@ class HookedModel:
         """Activations at one token of every text, {name: [n_texts, …]}, float32 on the CPU, in the order of the texts.
 
         Args:
-            texts: prompts; never truncated.
+            texts: prompts, or a single one; never truncated.
             names: hook names.
             position: which token of each text, from the end if negative; −1 is its last one, whatever the padding.
             chat: render each text through the chat template, with the generation prompt.
@@ -137,11 +146,13 @@ class HookedModel:
         back = torch.cat(rows).argsort()
         return {name: torch.cat([part[name] for part in parts])[back] for name in names}
 
-    def logits(self, texts: Sequence[str], position: int = -1, chat: bool = False) -> Float[Tensor, "n_texts vocab"]:
+    def logits(
+        self, texts: str | Sequence[str], position: int = -1, chat: bool = False
+    ) -> Float[Tensor, "n_texts vocab"]:
         """Logits at one token of every text, float32 on the CPU, in the order of the texts; else as `activations`.
 
         Args:
-            texts: prompts; never truncated.
+            texts: prompts, or a single one; never truncated.
             position: which token of each text, from the end if negative.
             chat: render each text through the chat template, with the generation prompt.
         """
@@ -154,7 +165,7 @@ class HookedModel:
 
     def stream(
         self,
-        texts: Sequence[str],
+        texts: str | Sequence[str],
         names: Sequence[str],
         consume: Consumer,
         position: int = -1,
@@ -164,7 +175,7 @@ class HookedModel:
         """Hand the activations at one token to `consume`, batch by batch (longest texts first), and keep none.
 
         Args:
-            texts: prompts.
+            texts: prompts, or a single one.
             names: hook names.
             consume: called with {name: [batch, …]} (float32 on the CPU) and the indices of these texts.
             position: which token of each text.
@@ -181,17 +192,18 @@ class HookedModel:
                 self.hf.base_model(**batch.inputs, use_cache=False)
             consume({name: acts[name].float().cpu() for name in names}, batch.indices)
 
-    def token_ids(self, texts: Sequence[str], chat: bool = False) -> list[list[int]]:
+    def token_ids(self, texts: str | Sequence[str], chat: bool = False) -> list[list[int]]:
         """Tokens of every text, with exactly one BOS where the model has one.
 
         Args:
-            texts: prompts; never truncated.
+            texts: prompts, or a single one; never truncated.
             chat: render each text through the chat template, with the generation prompt.
 
         Raises:
             InputError: a text without tokens, longer than the context, or with a token that the model does not have; no
                 chat template although `chat`.
         """
+        texts = as_texts(texts)
         encoded = encode(self.tokenizer, render(self.tokenizer, texts, "chat" if chat else "none").texts)
         context = getattr(self.config, "max_position_embeddings", None)
         self.require_known(encoded)
@@ -245,7 +257,9 @@ class HookedModel:
 
         return to_nnsight(self)
 
-    def _batches(self, texts: Sequence[str], position: int, chat: bool, batch_size: int | None) -> Iterator[Batch]:
+    def _batches(
+        self, texts: str | Sequence[str], position: int, chat: bool, batch_size: int | None
+    ) -> Iterator[Batch]:
         if not len(texts):
             raise InputError("There are no prompts", "at least one")
         return batches(self.token_ids(texts, chat), position, batch_size, self.hf.device)
@@ -338,17 +352,18 @@ def _finite(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def prompt_batches(model: HookedModel, texts: Sequence[str], batch_size: int | None = None) -> list[Batch]:
+def prompt_batches(model: HookedModel, texts: str | Sequence[str], batch_size: int | None = None) -> list[Batch]:
     """Batches of similar length that ask for the last token: at most 64 prompts each, so that logits stay small.
 
     Args:
         model: its tokenizer, pad token and device.
-        texts: rendered prompts.
+        texts: rendered prompts, or a single one.
         batch_size: prompts per batch; by default as many as fit the budget of tokens, `interp.batching.BATCH_TOKENS`.
 
     Raises:
         InputError: no texts; one that is empty or longer than the context.
     """
+    texts = as_texts(texts)
     if not texts:
         raise InputError("There are no prompts", "at least one")
     return list(batches(model.token_ids(texts), -1, batch_size, model.hf.device, at_most=TEXTS_AT_ONCE))

@@ -18,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from interp import HookedModel, load, open_checkpoint
+from interp import HookedModel, complete, load, open_checkpoint
+from interp.chat import render
 from interp.errors import InputError, NotFinite
 from interp.loading import empty_model, fill
 from interp.quantize.write import gguf_f16
+from interp.model import prompt_batches
 from interp.running_stats import RunningStats
 from interp.surroundings import own_surroundings
 from tests.gguf_files import write_gguf
@@ -276,6 +278,26 @@ def test_shapes(model: HookedModel) -> None:
         assert value.shape == (len(TEXTS), *expected), point
         assert value.dtype == torch.float32
     assert model.logits(TEXTS).shape == (len(TEXTS), 320)
+
+
+def test_a_string_is_one_text_and_not_its_characters(llama: HookedModel) -> None:
+    text = "How are you?"
+    assert_close(llama.activations(text, [RESID])[RESID], llama.activations([text], [RESID])[RESID], 0)
+    assert_close(llama.logits(text, chat=True), llama.logits([text], chat=True), 0)
+    assert llama.token_ids(text) == llama.token_ids([text])
+    assert [batch.indices.tolist() for batch in prompt_batches(llama, text)] == [[0]]
+    assert complete(llama, text, max_new_tokens=3) == complete(llama, [text], max_new_tokens=3)
+    assert render(llama.tokenizer, text) == render(llama.tokenizer, [text])
+
+
+def test_models_and_checkpoints_say_what_they_are(llama: HookedModel, tiny: Callable[[str], Path]) -> None:
+    where = tiny("llama").name
+    assert repr(llama) == (
+        f"<HookedModel {where} (dense, 32.00 bits per weight): llama, 3 blocks, float32 on cpu, 23 hooks>"
+    )
+    assert repr(llama.checkpoint) == f"<Checkpoint {where}: dense, 32.00 bits per weight, llama, 3 blocks>"
+    unstored = HookedModel(llama.hf, llama.tokenizer, llama.architecture)
+    assert repr(unstored) == "<HookedModel made in memory: llama, 3 blocks, float32 on cpu, 23 hooks>"
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 50])
