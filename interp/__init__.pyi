@@ -1,3 +1,5 @@
+from .cache import ActivationCache as ActivationCache
+from .cache_files import read_cache as read_cache
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import open_checkpoint as open_checkpoint
 from .files import cache_directory as cache_directory

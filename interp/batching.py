@@ -67,6 +67,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches of texts of similar length, longest first so that running out of memory shows at once.
 
+    The rows of a batch stand in the order of the texts.
+
     `batch_size` texts each, by default as many as `BATCH_TOKENS` allow; never more than `at_most`.
 
     Raises:
@@ -78,7 +80,7 @@ def batches(
     while start < len(order):
         longest = len(token_ids[order[start]])
         size = batch_size or max(1, BATCH_TOKENS // longest)
-        indices = order[start : start + min(size, at_most or size)]
+        indices = sorted(order[start : start + min(size, at_most or size)])
         yield Batch(
             torch.tensor(indices),
             _padded([token_ids[which] for which in indices], longest, device),

@@ -143,6 +143,11 @@ class Checkpoint:
         counts = self._reader.floating_dtypes()
         return max(counts, key=lambda dtype: counts[dtype])
 
+    def stamp(self) -> list[list[str | int]]:
+        """Name, size and time of change (ns) of the files that the tensors come from; equal while none is written."""
+        files = sorted(self._reader.files)
+        return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
     def fingerprint(self) -> str:
         """Hex SHA-256 over the content of the files that the tensors come from; reads them all."""
         digest = hashlib.sha256()

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.batching import PAD
-from interp.chat import as_texts
-from interp.model import HookedModel
+from interp.cache import ActivationCache, Rows
+from interp.chat import as_texts, render
+from interp.hooks import Names
+from interp.running import Hook, Rowing, installed
 from interp.thinking import decode_answer, split_thinking
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+
+
+MAX_NEW_TOKENS = 48
+BATCH_SIZE = 32
 
 
 class Answer(NamedTuple):
@@ -32,6 +41,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     computing: Callable[[list[int]], object] | None = None,
+    computed: Callable[[list[int]], object] | None = None,
 ) -> list[Answer]:
     """The most probable continuation of each prompt, token by token, all prompts in one batch.
 
@@ -42,6 +52,7 @@ def generate(
         prompts: token ids, none empty.
         max_new_tokens: where an answer is cut.
         computing: told before each forward pass which prompts its rows are, for hooks that treat them differently.
+        computed: told the same after each forward pass; then also the last token that was generated is computed.
 
     Raises:
         InputError: a token that the model has no embedding for.
@@ -49,7 +60,12 @@ def generate(
     model.require_known(prompts)
     ends = end_tokens(model)
     answers = [Answer([], False)] * len(prompts)
-    for rows, tokens in _steps(model, prompts, max_new_tokens, ends, computing):
+    n_steps = max_new_tokens if computed is None else max_new_tokens + 1
+    for step, (rows, tokens) in enumerate(_steps(model, prompts, n_steps, ends, computing)):
+        if computed is not None:
+            computed(rows)
+        if step == max_new_tokens:
+            break
         for row, token in zip(rows, tokens, strict=True):
             so_far = answers[row].tokens
             answers[row] = Answer(so_far, True) if token in ends else Answer([*so_far, token], False)
@@ -120,10 +136,6 @@ def _left_padded(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-MAX_NEW_TOKENS = 48
-BATCH_SIZE = 32
-
-
 class Completion(NamedTuple):
     """What a model answered.
 
@@ -150,6 +162,7 @@ def complete(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
     computing: Callable[[list[int]], object] | None = None,
+    computed: Callable[[list[int]], object] | None = None,
 ) -> list[Completion]:
     """The most probable continuation token by token (no sampling, no penalties), in the order of the texts.
 
@@ -161,6 +174,7 @@ def complete(
         max_new_tokens: where an answer is cut.
         batch_size: prompts generated together, those of similar length.
         computing: told before each forward pass which texts its rows are, for hooks that treat them differently.
+        computed: told the same after each forward pass; then also the last token that was generated is computed.
 
     Raises:
         InputError: a prompt that is empty or longer than the context.
@@ -170,7 +184,7 @@ def complete(
         >>> completion.text, completion.n_tokens, completion.finished
     """
     texts = as_texts(texts)
-    given = answers(model, texts, max_new_tokens, batch_size, computing)
+    given = answers(model, texts, max_new_tokens, batch_size, computing, computed)
     return [_completion(model.tokenizer, text, answer) for text, answer in zip(texts, given, strict=True)]
 
 
@@ -180,6 +194,7 @@ def answers(
     max_new_tokens: int,
     batch_size: int = BATCH_SIZE,
     computing: Callable[[list[int]], object] | None = None,
+    computed: Callable[[list[int]], object] | None = None,
 ) -> list[Answer]:
     """`complete`, as token ids."""
     texts = as_texts(texts)
@@ -188,8 +203,8 @@ def answers(
     found: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        told = None if computing is None else _renamed(computing, indices)
-        given = generate(model, [token_ids[index] for index in indices], max_new_tokens, told)
+        told = (None if tell is None else _renamed(tell, indices) for tell in (computing, computed))
+        given = generate(model, [token_ids[index] for index in indices], max_new_tokens, *told)
         found |= dict(zip(indices, given, strict=True))
     return [found[index] for index in range(len(texts))]
 
@@ -202,3 +217,67 @@ def _renamed(computing: Callable[[list[int]], object], indices: list[int]) -> Ca
 def _completion(tokenizer: Any, prompt: str, answer: Answer) -> Completion:
     thought = split_thinking(prompt, decode_answer(tokenizer, answer.tokens))
     return Completion(thought.answer.strip(), len(answer.tokens), answer.finished, thought.thinking)
+
+
+def generate_with_hooks(
+    model: HookedModel,
+    texts: str | Sequence[str],
+    max_new_tokens: int,
+    hooks: Sequence[Hook],
+    chat: bool,
+    batch_size: int,
+) -> list[Completion]:
+    """See `HookedModel.generate`."""
+    texts = render(model.tokenizer, texts, "chat" if chat else "none").texts
+    rowing = Rowing(list(map(len, model.token_ids(texts))))
+    with installed(model, hooks, rowing):
+        return complete(model, texts, max_new_tokens, batch_size, rowing.tell)
+
+
+def generate_with_cache(
+    model: HookedModel,
+    texts: str | Sequence[str],
+    names: Names,
+    max_new_tokens: int,
+    hooks: Sequence[Hook],
+    chat: bool,
+    batch_size: int,
+) -> tuple[list[Completion], ActivationCache]:
+    """See `HookedModel.generate_with_cache`."""
+    texts = render(model.tokenizer, texts, "chat" if chat else "none").texts
+    prompts, steps = model.token_ids(texts), _Steps(len(texts))
+    rowing = Rowing(list(map(len, prompts)))
+    with (
+        installed(model, hooks, rowing),
+        model.hooks.capture(model.hooks.select(names), lambda activation: activation[:, -1]) as steps.now,
+    ):
+        given = answers(model, texts, max_new_tokens, batch_size, rowing.tell, steps.keep)
+    tokens = [[prompt[-1], *answer.tokens] for prompt, answer in zip(prompts, given, strict=True)]
+    return [_completion(model.tokenizer, *pair) for pair in zip(texts, given, strict=True)], steps.cache(tokens)
+
+
+class _Steps:
+    """Activations of each step of a generation, text by text.
+
+    Attributes:
+        now: those of the latest forward pass, at its last position.
+    """
+
+    def __init__(self, n_texts: int) -> None:
+        self.now: dict[str, Tensor] = {}
+        self._kept: list[list[dict[str, Tensor]]] = [[] for _ in range(n_texts)]
+
+    def keep(self, rows: list[int]) -> None:
+        """What has just been computed belongs to these texts."""
+        found = {name: value.float().cpu() for name, value in self.now.items()}
+        for place, row in enumerate(rows):
+            self._kept[row].append({name: value[place] for name, value in found.items()})
+
+    def cache(self, tokens: Sequence[Sequence[int]]) -> ActivationCache:
+        """All of it, [n_texts, 1 + tokens, …]."""
+        lengths = torch.tensor([len(steps) for steps in self._kept])
+        rows = Rows(torch.arange(int(lengths.max())) < lengths[:, None])
+        for name in self.now:
+            stacked = [torch.stack([step[name] for step in steps]) for steps in self._kept]
+            rows.put(torch.arange(len(stacked)), {name: torch.nn.utils.rnn.pad_sequence(stacked, batch_first=True)})
+        return ActivationCache(rows.values, rows.mask, tokens)

@@ -11,10 +11,12 @@ hook that lives only inside a `with` block. Where TransformerLens means somethin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from fnmatch import fnmatchcase
 from typing import Any
 
 from jaxtyping import Float
@@ -25,6 +27,11 @@ from interp.architectures import Architecture
 from interp.errors import InputError
 
 Intervention = Callable[[Tensor], Tensor]
+Rule = str | re.Pattern[str] | Callable[[str], bool]
+Names = Rule | Sequence[Rule] | None
+"""Hook names: one, with wildcards or not (`blocks.*.hook_resid_post`), a regular expression that is searched for, a
+filter, several of these, or None for all."""
+WILDCARDS = "*?["
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,29 @@ class Hooks:
             )
         return self.points[name]
 
+    def select(self, names: Names) -> list[str]:
+        """The hooks that are meant, in the order of the forward pass; of a list, in the order of the list.
+
+        Raises:
+            InputError: a name that the model does not have, or a rule that none of its hooks meets.
+        """
+        if names is None:
+            return list(self.points)
+        rules: Sequence[Rule] = [names] if isinstance(names, (str, re.Pattern)) or callable(names) else names
+        return list(dict.fromkeys(name for rule in rules for name in self._matching(rule)))
+
+    def _matching(self, rule: Rule) -> list[str]:
+        if isinstance(rule, str) and not set(rule) & set(WILDCARDS):
+            return [self.point(rule).name]
+        found = [name for name in self.points if _meets(rule, name)]
+        if not found:
+            raise InputError(
+                f"None of the {len(self.points)} hooks of this {self._row.model_type} model matches {_shown(rule)}",
+                "a rule for names such as blocks.0.hook_resid_post",
+                "HookedModel.hook_names lists them",
+            )
+        return found
+
     @contextmanager
     def capture(
         self, names: Iterable[str], keep: Callable[[Tensor], Tensor] | None = None
@@ -242,6 +272,16 @@ class Hooks:
             _Callback(_Order.OBSERVE, f"{block}.{self._row.mlp_added}", False, remember),
             _Callback(_Order.REPAIR, block, False, lambda _: parts.pop("mid") + parts.pop("mlp")),
         ]
+
+
+def _meets(rule: Rule, name: str) -> bool:
+    if isinstance(rule, str):
+        return fnmatchcase(name, rule)
+    return bool(rule.search(name) if isinstance(rule, re.Pattern) else rule(name))
+
+
+def _shown(rule: Rule) -> str:
+    return repr(rule.pattern) if isinstance(rule, re.Pattern) else repr(rule)
 
 
 def replaced(point: HookPoint, function: Intervention, value: Tensor) -> Tensor:

@@ -23,10 +23,14 @@ from torch import Tensor
 
 from interp.architectures import Architecture, architecture
 from interp.batching import TEXTS_AT_ONCE, Batch, batches
+from interp.cache import ActivationCache, finite
 from interp.chat import as_texts, encode, render
-from interp.errors import InputError, NotFinite
-from interp.hooks import Hooks, Intervention
+from interp.errors import InputError
+from interp.generation import BATCH_SIZE, MAX_NEW_TOKENS, Completion, generate_with_cache, generate_with_hooks
+from interp.hooks import Hooks, Intervention, Names
 from interp.loading import device_of, empty_model, fill, surroundings
+from interp.positions import Position
+from interp.running import Hook, run_with_cache, run_with_hooks
 
 if TYPE_CHECKING:
     from interp.checkpoint import Checkpoint
@@ -117,7 +121,7 @@ class HookedModel:
     def activations(
         self,
         texts: str | Sequence[str],
-        names: Sequence[str],
+        names: Names,
         position: int = -1,
         chat: bool = False,
         batch_size: int | None = None,
@@ -126,7 +130,7 @@ class HookedModel:
 
         Args:
             texts: prompts, or a single one; never truncated.
-            names: hook names.
+            names: hook names, see `interp.hooks.Names`.
             position: which token of each text, from the end if negative; −1 is its last one, whatever the padding.
             chat: render each text through the chat template, with the generation prompt.
             batch_size: texts per forward pass; by default as many as fit a budget of tokens.
@@ -135,11 +139,12 @@ class HookedModel:
             InputError: no texts; an unknown name; a text that is empty, too short or longer than the context; no chat
                 template; activations that are not finite.
         """
+        names = self.hooks.select(names)
         parts: list[dict[str, Tensor]] = []
         rows: list[Tensor] = []
 
         def keep(activations: dict[str, Tensor], indices: Tensor) -> None:
-            parts.append({name: _finite(name, value) for name, value in activations.items()})
+            parts.append({name: finite(name, value) for name, value in activations.items()})
             rows.append(indices)
 
         self.stream(texts, names, keep, position, chat, batch_size)
@@ -161,12 +166,12 @@ class HookedModel:
             with torch.no_grad(), self.unembed_only(partial(_at_position, batch)):
                 parts.append(self.hf(**batch.inputs, use_cache=False).logits[:, 0].float().cpu())
             rows.append(batch.indices)
-        return _finite("logits", torch.cat(parts)[torch.cat(rows).argsort()])
+        return finite("logits", torch.cat(parts)[torch.cat(rows).argsort()])
 
     def stream(
         self,
         texts: str | Sequence[str],
-        names: Sequence[str],
+        names: Names,
         consume: Consumer,
         position: int = -1,
         chat: bool = False,
@@ -176,7 +181,7 @@ class HookedModel:
 
         Args:
             texts: prompts, or a single one.
-            names: hook names.
+            names: hook names, see `interp.hooks.Names`.
             consume: called with {name: [batch, …]} (float32 on the CPU) and the indices of these texts.
             position: which token of each text.
             chat: render through the chat template.
@@ -185,12 +190,189 @@ class HookedModel:
         Raises:
             InputError: as `activations`.
         """
-        for name in names:
-            self.hooks.point(name)
+        names = self.hooks.select(names)
         for batch in self._batches(texts, position, chat, batch_size):
             with torch.no_grad(), self.hooks.capture(names, batch.at_position) as acts:
                 self.hf.base_model(**batch.inputs, use_cache=False)
             consume({name: acts[name].float().cpu() for name in names}, batch.indices)
+
+    def run_with_cache(
+        self,
+        texts: str | Sequence[str],
+        names: Names = None,
+        position: Position = "all",
+        chat: bool = False,
+        batch_size: int | None = None,
+        remove_batch_dim: bool = False,
+        logits: bool = True,
+    ) -> tuple[Tensor | None, ActivationCache]:
+        """Logits and activations of texts, as TransformerLens' method of this name.
+
+        What differs from TransformerLens: texts are batched by length and padded to the right, and pads are NaN in the
+        cache instead of what the model computes of them; everything is float32 on the CPU; a text gets exactly one BOS
+        where the model has one; names are those of `hook_names`, which lack attention scores and patterns; there is no
+        `names_filter`, `pos_slice`, `return_type` and `stop_at_layer`, but `names`, `position` and `logits`.
+
+        Args:
+            texts: prompts, or a single one; never truncated.
+            names: which hooks: a name, with wildcards or not ("blocks.*.hook_resid_post"), a regular expression
+                (`re.compile`), a filter, a list of these, or None for all.
+            position: which tokens of each text: one (-1 is its last, whatever the padding), a slice, a list, or "all".
+            chat: render each text through the chat template, with the generation prompt.
+            batch_size: texts per forward pass; by default as many as fit a budget of tokens.
+            remove_batch_dim: leave the first dimension out; for a single text.
+            logits: whether they are computed; else None stands in their place. Of a large vocabulary and all positions
+                they are larger than anything else.
+
+        Returns:
+            Logits at these positions, [n_texts, positions, vocab] ([n_texts, vocab] at one position), and the cache;
+            see `interp.cache.ActivationCache`.
+
+        Raises:
+            InputError: as `activations`; a rule that no hook meets; several texts and `remove_batch_dim`.
+
+        Example:
+            >>> logits, cache = model.run_with_cache("How are you?", "blocks.*.hook_resid_post", position=-1)
+            >>> cache["resid_post", 3]
+        """
+        values, cache = run_with_cache(self, texts, names, position, chat, batch_size, logits)
+        if not remove_batch_dim:
+            return values, cache
+        return None if values is None else values[0], cache.remove_batch_dim()
+
+    def run_with_hooks(
+        self,
+        texts: str | Sequence[str],
+        fwd_hooks: Sequence[Hook] = (),
+        position: Position = "all",
+        chat: bool = False,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """Logits of texts while functions change activations, as TransformerLens' method of this name.
+
+        What differs from TransformerLens: texts are batched by length, the longest first, so a function may see some of
+        them only; its argument `hook` says which (`hook.indices`, `hook.lengths`; rows are padded to the right) and has
+        the name that was asked for. It gets a copy, which it may change in place. At `hook_resid_mid` a new value flows
+        on in the residual stream. There are no backward hooks.
+
+        Args:
+            texts: prompts, or a single one; never truncated.
+            fwd_hooks: pairs of names (as in `run_with_cache`) and a function of the activation, [batch, pos, …] in the
+                model's dtype, that returns a new one of the same shape, or None where it changed it in place or only
+                looked. If it has a parameter `hook` it gets an `interp.running.HookCall`.
+            position: which tokens' logits.
+            chat: render each text through the chat template, with the generation prompt.
+            batch_size: texts per forward pass; by default as many as fit a budget of tokens.
+
+        Returns:
+            Logits, float32 on the CPU, as those of `run_with_cache`.
+
+        Raises:
+            InputError: as `run_with_cache`; a function's result has another shape.
+
+        Example:
+            >>> _, clean = model.run_with_cache(prompt, "blocks.3.hook_resid_post")
+            >>> patch = lambda resid, hook: clean[hook.name][hook.indices]
+            >>> model.run_with_hooks(other_prompt, [("blocks.3.hook_resid_post", patch)])
+        """
+        return run_with_hooks(self, texts, fwd_hooks, position, chat, batch_size)
+
+    def write_cache(
+        self,
+        texts: str | Sequence[str],
+        names: Names,
+        directory: str | Path,
+        position: Position = -1,
+        chat: bool = False,
+        batch_size: int | None = None,
+    ) -> ActivationCache:
+        """The cache of `run_with_cache` in files, for sets that are larger than memory.
+
+        One safetensors file a forward pass, in the model's dtype, written atomically. Called again with the same
+        arguments after an interruption it goes on where it was, and reads where it was finished.
+
+        Args:
+            texts: prompts, or a single one; never truncated.
+            names: which hooks, as in `run_with_cache`.
+            directory: where the files go; made if it is not there.
+            position: which tokens of each text.
+            chat: render each text through the chat template, with the generation prompt.
+            batch_size: texts per forward pass, and so per file; by default as many as fit a budget of tokens.
+
+        Returns:
+            A cache that reads an activation when its name is asked for; `interp.read_cache` opens it again.
+
+        Raises:
+            InputError: as `run_with_cache`; the directory holds something else, cannot be written, or is full.
+
+        Example:
+            >>> cache = model.write_cache(prompts, "blocks.*.hook_resid_post", "caches/harmful", chat=True)
+            >>> cache["resid_post", 3].shape
+        """
+        from interp.cache_files import write_cache
+
+        return write_cache(self, texts, names, Path(directory), position, chat, batch_size)
+
+    def generate(
+        self,
+        texts: str | Sequence[str],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        hooks: Sequence[Hook] = (),
+        chat: bool = False,
+        batch_size: int = BATCH_SIZE,
+    ) -> list[Completion]:
+        """The most probable continuation of every text, token by token, while functions change activations.
+
+        Args:
+            texts: prompts, or a single one; never truncated.
+            max_new_tokens: where an answer is cut.
+            hooks: as `fwd_hooks` of `run_with_hooks`. The first pass computes the prompts, padded to the *left*, so
+                that −1 is the last token of each; the next ones a token each, [batch, 1, …], of the texts still being
+                answered (`hook.indices`).
+            chat: render each text through the chat template, with the generation prompt.
+            batch_size: texts generated together.
+
+        Raises:
+            InputError: as `run_with_hooks`.
+
+        Example:
+            >>> away = lambda resid: resid - (resid @ direction)[..., None] * direction
+            >>> model.generate(prompts, hooks=[("blocks.*.hook_resid_post", away)], chat=True)
+        """
+        return generate_with_hooks(self, texts, max_new_tokens, hooks, chat, batch_size)
+
+    def generate_with_cache(
+        self,
+        texts: str | Sequence[str],
+        names: Names = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        hooks: Sequence[Hook] = (),
+        chat: bool = False,
+        batch_size: int = BATCH_SIZE,
+    ) -> tuple[list[Completion], ActivationCache]:
+        """`generate`, and the activations of what was generated, as they were while it was generated.
+
+        Args:
+            texts: prompts, or a single one; never truncated.
+            names: which hooks, as in `run_with_cache`.
+            max_new_tokens: where an answer is cut.
+            hooks: as in `generate`.
+            chat: render each text through the chat template, with the generation prompt.
+            batch_size: texts generated together.
+
+        Returns:
+            The completions, and a cache of [n_texts, 1 + tokens, …]: position 0 is the last token of the prompt, k the
+            k-th generated token (without the one that ends the answer), and the rest of a shorter answer is NaN.
+            `token_ids` are these tokens.
+
+        Raises:
+            InputError: as `run_with_hooks`.
+
+        Example:
+            >>> completions, cache = model.generate_with_cache(prompts, "blocks.*.hook_resid_post", 16, chat=True)
+            >>> cache["resid_post", 3][:, 1]  # at the first generated token
+        """
+        return generate_with_cache(self, texts, names, max_new_tokens, hooks, chat, batch_size)
 
     def token_ids(self, texts: str | Sequence[str], chat: bool = False) -> list[list[int]]:
         """Tokens of every text, with exactly one BOS where the model has one.
@@ -341,15 +523,6 @@ def _fill_and_dispatch(
         raise InputError("The model does not fit into memory, spread over all devices", do="Use a larger machine")
     fill(hf, checkpoint, dtype, device_of(placed))
     dispatch_model(hf, placed)
-
-
-def _finite(name: str, value: Tensor) -> Tensor:
-    if not torch.isfinite(value).all():
-        raise NotFinite(
-            f"{name} holds values that are not finite (NaN or infinity)",
-            do="Load the model with dtype=torch.float32 or bfloat16",
-        )
-    return value
 
 
 def prompt_batches(model: HookedModel, texts: str | Sequence[str], batch_size: int | None = None) -> list[Batch]:
