@@ -22,8 +22,8 @@ from interp import HookedModel, complete, load, open_checkpoint
 from interp.chat import render
 from interp.errors import InputError, NotFinite
 from interp.loading import empty_model, fill
-from interp.quantize.write import gguf_f16
 from interp.model import prompt_batches
+from interp.quantize.write import gguf_f16
 from interp.running_stats import RunningStats
 from interp.surroundings import own_surroundings
 from tests.gguf_files import write_gguf
