@@ -1,21 +1,25 @@
 # `make demo` and `make test` set up everything they need in .venv; a second run does not install again.
-# PYTHON=python3.12 make … chooses another interpreter (3.11 or newer).
+# PYTHON=python3.12 make … chooses another interpreter (3.11 or newer); TORCH=cpu or TORCH=cuda the build of PyTorch.
 
 PYTHON ?= python3
+TORCH ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
-EXTRAS := quantize,gguf,lens,dev
+DEMO_EXTRAS := quantize,gguf
+EXTRAS := $(DEMO_EXTRAS),lens,dev
+READY := $(VENV)/.ready-$(TORCH)
+DEMO_READY := $(VENV)/.ready-demo-$(TORCH)
 DEMO := runs/demo
+INSTALL = @sh scripts/install.sh $(PYTHON) $(VENV)
 # uv does not compile what it installs: without bytecode every command would compile PyTorch anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-all test fuzz lint types setup lock clean
 
-demo: $(READY)  ## train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix
+demo: $(DEMO_READY)  ## train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix
 	$(BIN)/python -m probes.demo --out $(DEMO)
 
-demo-all: $(READY)  ## the same for all four architectures
+demo-all: $(DEMO_READY)  ## the same for all four architectures
 	$(BIN)/python -m probes.demo --architecture all --out runs/demo-all
 
 test: lint types  ## lint, types and all tests
@@ -37,11 +41,13 @@ types: $(READY)
 setup: $(READY)  ## install everything into .venv
 
 $(READY): pyproject.toml constraints.txt
-	@echo "== setting up $(VENV) (once; about 8 GB, most of it PyTorch; llama.cpp is compiled from source)"
-	@sh scripts/check_machine.sh $(PYTHON)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@echo "== setting up $(VENV) (once): PyTorch, and llama.cpp, which is compiled (six minutes on two cores)"
+	$(INSTALL) '$(EXTRAS)' $(TORCH)
+	@touch $@ $(DEMO_READY)
+
+$(DEMO_READY): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) for the demo (once): PyTorch, and llama.cpp, which is compiled (six minutes on two cores)"
+	$(INSTALL) '$(DEMO_EXTRAS)' $(TORCH)
 	@touch $@
 
 lock: $(READY)  ## resolve the newest allowed versions into constraints.txt

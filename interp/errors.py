@@ -59,5 +59,5 @@ class MissingExtra(InputError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed",
-            do=f"Install it with: pip install 'quantscope[{extra}]'",
+            do=f'Install it with: pip install "quantscope[{extra}]"',
         )

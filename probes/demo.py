@@ -17,6 +17,8 @@ from interp.organisms.settings import ARCHITECTURES
 from interp.quantize.settings import CELLS
 
 ALL = "all"
+WRITERS = {"gptqmodel": "gptqmodel", "llama_cpp": "llama-cpp-python"}
+"""Module → package, of the extras `quantize` and `gguf`."""
 
 
 def study_text(architectures: Sequence[str], seed: int) -> str:
@@ -38,10 +40,13 @@ def main(
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder.")] = Path("runs/demo"),
 ) -> None:
     """Train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix and write a report."""
+    from interp.quantize.cells import need
     from probes.study.reader import parse_study
     from probes.study.run import run_study
     from probes.study.terminal import exit_code, show
 
+    for module, package in WRITERS.items():
+        need(module, package, "quantize,gguf", "Writing the demo's cells")
     if architecture not in (*ARCHITECTURES, ALL):
         raise InputError(f"There is no organism {architecture!r}", f"one of {', '.join((*ARCHITECTURES, ALL))}")
     chosen = list(ARCHITECTURES) if architecture == ALL else [architecture]

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from interp.errors import MissingExtra
+from probes import demo
 from probes.__main__ import GROUPS, MODULES, app, summary
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def distribution(requirement: str) -> str:
+    """The name alone, as the registry spells it."""
+    return re.split(r"[\s\[<>=!~;]", requirement)[0].lower().replace("_", "-")
 
 
 def console(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -77,3 +89,44 @@ def test_the_shell_completes_commands_and_options() -> None:
             [sys.executable, "-c", names], capture_output=True, text=True, timeout=120, check=False, env=environment
         )
         assert finished.stdout.split() == [expected]
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = {extra: set(map(distribution, packages)) for extra, packages in PROJECT["optional-dependencies"].items()}
+IN_NOTEBOOKS = {"ipython"}
+"""Imported where Jupyter runs, which has it."""
+
+
+def calls_of_missing_extras() -> Iterator[tuple[str, str]]:
+    """Package and extra of every error that names one; `need` has the module before them."""
+    for file in (*ROOT.glob("interp/**/*.py"), *ROOT.glob("probes/**/*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("MissingExtra", "need"):
+                constants = [value.value for value in node.args if isinstance(value, ast.Constant)]
+                if len(constants) == len(node.args):
+                    yield constants[-3], constants[-2]
+
+
+def test_a_missing_package_names_the_extra_that_has_it() -> None:
+    named = set(calls_of_missing_extras())
+    assert {extra for _, extra in named} == {"quantize", "gguf", "datasets", "lens"}
+    assert all(package in EXTRAS[extra] for package, extra in named)
+
+
+def test_everything_imported_is_a_dependency_or_in_an_extra() -> None:
+    """What only development needs is imported nowhere."""
+    known = set(map(distribution, PROJECT["dependencies"])) | IN_NOTEBOOKS
+    known |= {package for extra, packages in EXTRAS.items() if extra != "dev" for package in packages}
+    of_module = packages_distributions()
+    for file in (*ROOT.glob("interp/**/*.py"), *ROOT.glob("probes/**/*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for module in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"interp", "probes"}:
+                assert known & set(map(distribution, of_module.get(module, [module]))), f"{file}: {module}"
+
+
+def test_the_demo_says_first_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r'pip install "quantscope\[quantize,gguf\]"'):
+        demo.main()

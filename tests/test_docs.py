@@ -66,7 +66,7 @@ def test_other_lines_name_what_exists(page: Path) -> None:
     for name, line, _ in LINES:
         if name == page.name and not line.startswith(("python -m ", "quantscope")):
             program, *arguments = shlex.split(line)
-            assert program in ("make", "inspect", "python"), line
+            assert program in ("make", "inspect", "pip", "python"), line
             assert program != "make" or arguments[0] in targets, line
             assert program != "python" or (ROOT / arguments[0]).is_file(), line
 
