@@ -17,8 +17,8 @@ from scipy import stats
 
 from interp.errors import InputError
 from probes.labels.refused import REFUSED_COLUMN, STUDY_COLUMN, by_cell
-from probes.stats.intervals import CONFIDENCE, Estimate, interval_columns
-from probes.stats.paired_tests import ALPHA, mcnemar_p
+from probes.stats.intervals import ALPHA, CONFIDENCE, Estimate, interval_columns
+from probes.stats.paired_tests import mcnemar_p
 
 Outcomes = Bool[np.ndarray, "_"]
 """[prompts] of a baseline or a cell."""

@@ -20,7 +20,8 @@ from probes.matrix.cells import is_baseline
 from probes.matrix.regimes import DANGER, UNDETERMINED
 from probes.predict.predictors import PREDICTORS, RunTables
 from probes.rtsi.validation import material_loss
-from probes.stats.paired_tests import ALPHA, mcnemar_p
+from probes.stats.intervals import ALPHA
+from probes.stats.paired_tests import mcnemar_p
 
 LABELS = {
     "danger": "hidden or near-hidden danger",

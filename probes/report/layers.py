@@ -13,7 +13,7 @@ from scipy import stats
 from probes.report import svg
 from probes.report.formatting import number
 from probes.report.run import Run
-from probes.stats.paired_tests import ALPHA
+from probes.stats.intervals import ALPHA
 
 SMALLEST = 0.05
 """Degrees; a smaller angle is drawn here: float32 cannot tell it from zero."""

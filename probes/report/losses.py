@@ -16,8 +16,8 @@ from probes.labels.refused import by_cell, scored_pairs
 from probes.matrix.regimes import QUALITY
 from probes.report.formatting import cut
 from probes.report.run import Run
-from probes.stats.intervals import Estimate
-from probes.stats.paired_tests import ALPHA, delta_interval, holm, paired_tests, unpaired_interval
+from probes.stats.intervals import ALPHA, Estimate
+from probes.stats.paired_tests import delta_interval, holm, paired_tests, unpaired_interval
 
 UNKNOWN = Estimate(np.nan)
 

@@ -12,6 +12,8 @@ from scipy import special, stats
 from interp.errors import InputError
 
 CONFIDENCE = 0.95
+ALPHA = 0.05
+"""A p below this is called significant."""
 
 
 class Estimate(NamedTuple):

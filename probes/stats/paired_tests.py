@@ -12,9 +12,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from interp.errors import InputError
-from probes.stats.intervals import Estimate, wilson
+from probes.stats.intervals import ALPHA, Estimate, wilson
 
-ALPHA = 0.05
 FEWEST_FLIPS = 6
 """All in one direction; with fewer, McNemar's exact test never has p < 0.05: 2 · 0.5⁵ = 0.06."""
 

@@ -1,4 +1,4 @@
-from .explanation import labelled as labelled
+from .blame import labelled as labelled
 from .probe import Rewriting as Rewriting
 from .probe import WhyResult as WhyResult
 from .probe import measure as measure

@@ -11,8 +11,11 @@ from typing import Any
 import pandas as pd
 
 from probes.harness.comparison import BASELINE
-from probes.stats.intervals import Estimate
-from probes.why.explanation import ALPHA, Explanation, labelled
+from probes.stats.intervals import ALPHA, Estimate
+from probes.why.blame import Blame, labelled
+from probes.why.explanation import Explanation
+from probes.why.keep_list import KeepList
+from probes.why.margin_shift import MarginShift
 from probes.why.rewriting import KEPT, PLAIN
 
 SHOWN = 6
@@ -28,97 +31,94 @@ def page(found: Explanation, variants: Sequence[Mapping[str, Any]] = ()) -> str:
         variants: rows of `probes.why.rewriting.measure_variants`, if the cell was written again.
     """
     sections = {
-        f"WHY {found.cell}": _moved(found),
-        "Which linears did it": _blamed(found),
+        f"WHY {found.cell}": _moved(found.margin),
+        "Which linears did it": _blamed(found.blame),
         "What putting them back gives": _restored(found),
-        "What to keep at higher precision": _kept(found),
+        "What to keep at higher precision": _kept(found.keep),
         **({"Written again with that list": _rewritten(variants)} if variants else {}),
         "How sure this is": _sure(found, variants),
     }
     return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections.items())
 
 
-def _moved(found: Explanation) -> Iterator[str]:
+def _moved(margin: MarginShift) -> Iterator[str]:
     yield (
-        f"The refusal margin of {found.n} harmful prompts, the log-odds (nats) of starting a refusal, is "
-        f"{found.before.value:+.2f} in the baseline"
+        f"The refusal margin of {margin.n} harmful prompts, the log-odds (nats) of starting a refusal, is "
+        f"{margin.before.value:+.2f} in the baseline"
     )
-    yield f"and {found.after.value:+.2f} in the cell: it moved by {_interval(found.shift)}. {_size(found)}"
+    yield f"and {margin.after.value:+.2f} in the cell: it moved by {_interval(margin.shift)}. {_size(margin)}"
     yield (
-        f"{found.to_answer} of them changed from a refusal to an answer, {found.to_refusal} the other way round; "
-        f"the margin of harmless prompts moved by {_interval(found.harmless_shift)}."
+        f"{margin.to_answer} of them changed from a refusal to an answer, {margin.to_refusal} the other way round; "
+        f"the margin of harmless prompts moved by {_interval(margin.harmless_shift)}."
     )
 
 
-def _size(found: Explanation) -> str:
-    if _includes_zero(found.shift):
+def _size(margin: MarginShift) -> str:
+    if margin.within_chance:
         return "That is within chance."
-    return "It refuses less readily." if found.shift.value < 0 else "It refuses more readily."
+    return "It refuses less readily." if margin.shift.value < 0 else "It refuses more readily."
 
 
-def _blamed(found: Explanation) -> Iterator[str]:
-    total = found.total
+def _blamed(blame: Blame) -> Iterator[str]:
+    total = blame.total
     yield (
-        f"Shares of the shift of {found.n_ranked} harmful prompts ({total['shift']:+.3f}), nats; all parts add up to "
+        f"Shares of the shift of {blame.n} harmful prompts ({total['shift']:+.3f}), nats; all parts add up to "
         f"{total['attribution']:+.3f}."
     )
-    shares = found.modules["attribution"]
+    shares = blame.modules["attribution"]
     yield (
         f"Pushes towards answering add up to {shares[shares < 0].sum():+.3f}, towards refusing to "
         f"{shares[shares > 0].sum():+.3f}."
     )
     yield "z: against errors of the same sizes with random signs."
-    for _, row in found.modules[:SHOWN].iterrows():
+    for _, row in blame.modules[:SHOWN].iterrows():
         interval = Estimate(row["attribution"], row["attribution_low"], row["attribution_high"])
         yield f"{labelled(row):<24} {_interval(interval, 3):<26} z {row['z']:+.1f}"
-    rest = found.modules["attribution"][SHOWN:]
+    rest = blame.modules["attribution"][SHOWN:]
     if len(rest):
         yield f"{f'the other {len(rest)}':<24} {rest.sum():+.3f}"
 
 
 def _restored(found: Explanation) -> Iterator[str]:
     yield (
-        f"Share of the shift that comes back on {found.n} {'other ' if found.held_out else ''}harmful prompts when the "
-        "baseline's weights are put into the cell."
+        f"Share of the shift that comes back on {found.margin.n} {'other ' if found.held_out else ''}harmful prompts "
+        "when the baseline's weights are put into the cell."
     )
-    curve = found.curve[found.curve["kind"] == "module"]
-    if not _shares(curve):
-        yield f"There is no share: {curve['reason'].iloc[0].removeprefix('no share: ')}. Gains in nats instead:"
-    unit = "share" if _shares(curve) else "gain"
+    restoration = found.restoration
+    if not restoration.shares:
+        reason = restoration.linears["reason"].iloc[0].removeprefix("no share: ")
+        yield f"There is no share: {reason}. Gains in nats instead:"
+    unit = "share" if restoration.shares else "gain"
     yield f"{'linears':>7}  {'by attribution':<22} {'by size of error':<17} {'random':<8} p of attribution"
-    by_error = curve[curve["ranking"] == "weight_error"].set_index("k")
-    for _, row in curve[curve["ranking"] == "attribution"].iterrows():
+    by_error = restoration.by("weight_error").set_index("k")
+    for _, row in restoration.by("attribution").iterrows():
         value = Estimate(row[unit], row[f"{unit}_low"], row[f"{unit}_high"])
         random = f"{row[f'random_{unit}']:+.2f}" if row["draws"] else "–"
         p = f"{row['p']:.2f}" if row["draws"] else "–"
         yield f"{row['k']:>7}  {_interval(value):<22} {by_error.loc[row['k'], unit]:<+17.2f} {random:<8} {p}"
 
 
-def _shares(curve: pd.DataFrame) -> bool:
-    return bool(curve["share"].notna().any())
-
-
-def _kept(found: Explanation) -> Iterator[str]:
-    cost = "" if isnan(found.bits) else f": {found.bits:.2f} → {found.kept_bits:.2f} bits per weight"
-    chosen, n = found.choice.linears, len(found.kept)
+def _kept(keep: KeepList) -> Iterator[str]:
+    cost = "" if isnan(keep.bits) else f": {keep.bits:.2f} → {keep.kept_bits:.2f} bits per weight"
+    chosen, n = keep.choice.linears, len(keep.kept)
     yield f"{n} linear{'s' * (n != 1)} in float16{cost}."
-    yield f"Why so many: {found.choice.why}."
-    yield from (f"- {name}{'' if name in chosen else ' (completes a group)'}" for name in found.kept)
-    options = found.forms["llama_cpp_options"]
+    yield f"Why so many: {keep.choice.why}."
+    yield from (f"- {name}{'' if name in chosen else ' (completes a group)'}" for name in keep.kept)
+    options = keep.forms["llama_cpp_options"]
     assert isinstance(options, list)
-    yield f"GPTQModel       dynamic={json.dumps(found.forms['gptqmodel_dynamic'])}"
-    yield f"llm-compressor  ignore={json.dumps(found.forms['llm_compressor_ignore'])}"
+    yield f"GPTQModel       dynamic={json.dumps(keep.forms['gptqmodel_dynamic'])}"
+    yield f"llm-compressor  ignore={json.dumps(keep.forms['llm_compressor_ignore'])}"
     yield f"llama-quantize  {' '.join(map(shlex.quote, options))}"
-    yield f"Runtimes that fuse q, k and v, or gate and up (vLLM), need such a group kept whole: {_groups(found)}."
+    yield f"Runtimes that fuse q, k and v, or gate and up (vLLM), need such a group kept whole: {_groups(keep)}."
 
 
-def _groups(found: Explanation) -> str:
+def _groups(keep: KeepList) -> str:
     """Whether the list splits groups, and what it would cost to complete them."""
-    missing = len(found.whole) - len(found.kept)
+    missing = len(keep.whole) - len(keep.kept)
     if not missing:
         return "here they are"
-    bits = "" if isnan(found.whole_bits) else f", {found.whole_bits:.2f} bits per weight"
-    return f"--fused adds the {missing} missing here ({len(found.whole)} linears{bits})"
+    bits = "" if isnan(keep.whole_bits) else f", {keep.whole_bits:.2f} bits per weight"
+    return f"--fused adds the {missing} missing here ({len(keep.whole)} linears{bits})"
 
 
 def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -157,15 +157,15 @@ def _smallest_p(n: int) -> Iterator[str]:
 
 
 def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if _includes_zero(found.shift):
+    if found.margin.within_chance:
         yield "- The shift is within chance on these prompts: nothing has to be acted upon."
-    gap = abs(found.total["gap"])
-    state = "complete" if found.complete else "NOT complete: allow more steps"
-    yield f"- The attribution misses {gap:.1e} of the shift after {found.steps} steps ({state})."
-    clear = int((found.modules["p"] < ALPHA).sum())
+    gap = abs(found.blame.total["gap"])
+    state = "complete" if found.blame.complete else "NOT complete: allow more steps"
+    yield f"- The attribution misses {gap:.1e} of the shift after {found.blame.steps} steps ({state})."
+    clear = int((found.blame.modules["p"] < ALPHA).sum())
     yield (
-        f"- {clear} of {len(found.modules)} parts have shares beyond errors with random signs (p < {ALPHA:g}; "
-        f"{ALPHA * len(found.modules):.0f} expected by chance)."
+        f"- {clear} of {len(found.blame.modules)} parts have shares beyond errors with random signs (p < {ALPHA:g}; "
+        f"{ALPHA * len(found.blame.modules):.0f} expected by chance)."
     )
     yield f"- {_list_is(found)}"
     if not variants:
@@ -178,17 +178,17 @@ def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator
 
 def _list_is(found: Explanation) -> str:
     """What the random lists say of the chosen one."""
-    curve = found.curve[(found.curve["kind"] == "module") & (found.curve["ranking"] == "attribution")]
-    p = curve.loc[curve["k"] == len(found.choice.linears), "p"] if "p" in curve else pd.Series(dtype=float)
+    curve = found.restoration.by("attribution")
+    p = curve.loc[curve["k"] == len(found.keep.choice.linears), "p"] if "p" in curve else pd.Series(dtype=float)
     if not len(p) or not p.iloc[0] <= ALPHA:
         return "The list is a guess: it is not shown to do more than random linears of the same sizes."
     if not found.held_out:
         return "The list does more than random ones, on the prompts that it was chosen by, which flatters it."
-    if not found.choice.supported:
+    if not found.keep.choice.supported:
         return (
             "The list moves the margin more than random ones of its sizes do, but there is no loss that it gives back."
         )
-    chosen = "" if found.given else "; its length was chosen on these, which flatters the share and p"
+    chosen = "" if found.keep.given else "; its length was chosen on these, which flatters the share and p"
     return (
         "The list gives back more than random ones when it is exchanged, on prompts that its order does not come from"
         f"{chosen}."
@@ -197,10 +197,6 @@ def _list_is(found: Explanation) -> str:
 
 def _of(row: Mapping[str, Any], name: str) -> Estimate:
     return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"])
-
-
-def _includes_zero(value: Estimate) -> bool:
-    return not (value.low > 0 or value.high < 0)
 
 
 def _interval(value: Estimate, digits: int = 2) -> str:

@@ -145,14 +145,14 @@ def measure(
             )  # fmt: skip
             if rewriting is not None:
                 original, copy = _checkpoints(baseline, cell)
-                linears, parts = explained[name].kept, Parts.of(baseline)
+                linears, parts = explained[name].keep.kept, Parts.of(baseline)
                 written = rewrite(
                     original, copy, linears, parts, rewriting.out, rewriting.calibration, rewriting.sets, seed
                 )
                 variants[name] = measure_variants(written, baseline, sample, found, batch_size)
         except Unmeasurable as error:
             comparison.undefined[name] = str(error)
-    comparison.warnings += [f"{name}: {said}" for name, about in explained.items() for said in about.warnings]
+    comparison.warnings += [f"{name}: {said}" for name, about in explained.items() for said in about.blame.warnings]
     settings: dict[str, Any] = {
         "openings": found.describe(),
         "prompts": prompts,
@@ -160,14 +160,14 @@ def measure(
         "fused": fused,
         "draws": draws,
         "seed": seed,
-        "choice": {name: about.choice.why for name, about in explained.items()},
-        "forms": {name: dict(about.forms) for name, about in explained.items()},
+        "choice": {name: about.keep.choice.why for name, about in explained.items()},
+        "forms": {name: dict(about.keep.forms) for name, about in explained.items()},
     }
     result = comparison.result("why", [_row(about) for about in explained.values()], **settings)
     result.table = result.table.reindex(columns=list(COLUMNS))
     beside = {
-        "why_modules": [about.parts_table() for about in explained.values()],
-        "why_restore": [about.curve.assign(cell=name) for name, about in explained.items()],
+        "why_modules": [about.blame.table() for about in explained.values()],
+        "why_restore": [about.restoration.curve.assign(cell=name) for name, about in explained.items()],
         "why_keep": [_kept(about) for about in explained.values()],
         "why_rewrite": [pd.DataFrame(rows).assign(cell=name) for name, rows in variants.items()],
     }
@@ -189,25 +189,25 @@ def _checkpoints(baseline: HookedModel, cell: HookedModel) -> tuple[Checkpoint, 
 def _row(about: Explanation) -> dict[str, Any]:
     return {
         "cell": about.cell,
-        "n_prompts": about.n,
-        "margin_baseline": about.before.value,
-        "margin_cell": about.after.value,
-        **intervals.interval_columns("shift", about.shift),
-        **intervals.interval_columns("harmless_shift", about.harmless_shift),
-        "to_answer": about.to_answer,
-        "to_refusal": about.to_refusal,
-        "attribution": float(about.total["attribution"]),
-        "gap": float(about.total["gap"]),
-        "complete": about.complete,
-        "n_keep": len(about.kept),
-        "supported": about.choice.supported,
-        "bits_per_weight": about.bits,
-        "kept_bits_per_weight": about.kept_bits,
+        "n_prompts": about.margin.n,
+        "margin_baseline": about.margin.before.value,
+        "margin_cell": about.margin.after.value,
+        **intervals.interval_columns("shift", about.margin.shift),
+        **intervals.interval_columns("harmless_shift", about.margin.harmless_shift),
+        "to_answer": about.margin.to_answer,
+        "to_refusal": about.margin.to_refusal,
+        "attribution": float(about.blame.total["attribution"]),
+        "gap": float(about.blame.total["gap"]),
+        "complete": about.blame.complete,
+        "n_keep": len(about.keep.kept),
+        "supported": about.keep.choice.supported,
+        "bits_per_weight": about.keep.bits,
+        "kept_bits_per_weight": about.keep.kept_bits,
         "reason": "",
     }
 
 
 def _kept(about: Explanation) -> pd.DataFrame:
-    chosen = [linear in about.choice.linears for linear in about.kept]
-    places = range(1, len(about.kept) + 1)
-    return pd.DataFrame({"cell": about.cell, "place": places, "linear": about.kept, "chosen": chosen})
+    chosen = [linear in about.keep.choice.linears for linear in about.keep.kept]
+    places = range(1, len(about.keep.kept) + 1)
+    return pd.DataFrame({"cell": about.cell, "place": places, "linear": about.keep.kept, "chosen": chosen})

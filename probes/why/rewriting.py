@@ -106,7 +106,7 @@ def measure_variants(
 ) -> list[dict[str, Any]]:
     """Margins and refusals of every variant and of the baseline, on prompts that no linear was blamed by.
 
-    The length of the list may have been chosen by these (`probes.why.explanation.choose`); random lists have the same.
+    The length of the list may have been chosen by these (`probes.why.keep_list.choose`); random lists have the same.
 
     Returns:
         A row a model, the baseline's first, the plain cell's second, with variant, n_kept, kept, bits_per_weight;

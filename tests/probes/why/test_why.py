@@ -27,8 +27,10 @@ from probes.causal.experiments import Sample
 from probes.harness.prompts import PromptSet
 from probes.margin import openings
 from probes.margin.refusal_margin import margins
-from probes.why.explanation import Explanation, choose, explain
+from probes.why.explanation import Explanation, explain
+from probes.why.keep_list import choose
 from probes.why.page import page
+from probes.why.restored import Restoration
 from probes.why.rewriting import KEPT, PLAIN, _with_p, measure_variants, rewrite
 from tests.attributed import OPENINGS
 from tests.exchanges import HARMFUL, HARMLESS
@@ -55,17 +57,18 @@ def explained(pair: tuple[HookedModel, HookedModel]) -> Explanation:
 
 
 def test_the_damaged_linear_alone_is_blamed(explained: Explanation) -> None:
-    assert list(explained.modules["module"]) == [GUILTY]
-    assert explained.total["attribution"] == pytest.approx(explained.total["shift"], abs=0.01)
-    assert explained.complete
+    assert list(explained.blame.modules["module"]) == [GUILTY]
+    assert explained.blame.total["attribution"] == pytest.approx(explained.blame.total["shift"], abs=0.01)
+    assert explained.blame.complete
 
 
 def test_putting_it_back_gives_everything_back(pair: tuple[HookedModel, HookedModel], explained: Explanation) -> None:
-    assert explained.after.value != pytest.approx(explained.before.value, abs=1e-4)
-    first = explained.curve[(explained.curve["ranking"] == "attribution") & (explained.curve["k"] == 1)].iloc[0]
-    assert first["margin"] == pytest.approx(explained.before.value, abs=1e-5)
-    assert first["gain"] == pytest.approx(-explained.shift.value, abs=1e-5)
-    assert explained.choice.linears == [GUILTY]
+    assert explained.margin.after.value != pytest.approx(explained.margin.before.value, abs=1e-4)
+    by_blame = explained.restoration.by("attribution")
+    first = by_blame[by_blame["k"] == 1].iloc[0]
+    assert first["margin"] == pytest.approx(explained.margin.before.value, abs=1e-5)
+    assert first["gain"] == pytest.approx(-explained.margin.shift.value, abs=1e-5)
+    assert explained.keep.choice.linears == [GUILTY]
 
 
 def test_the_cell_is_as_it_was(pair: tuple[HookedModel, HookedModel], tiny: Callable[[str], Path]) -> None:
@@ -81,19 +84,19 @@ def test_page_says_what_was_found(explained: Explanation) -> None:
     assert f"- {GUILTY}" in text
     assert "^blk\\.1\\.ffn_up\\.weight$=f16" in text
     assert f'ignore=["lm_head", "{GUILTY}"]' in text
-    assert f"{explained.shift.value:+.2f}" in text
+    assert f"{explained.margin.shift.value:+.2f}" in text
     assert "Written again" not in text
 
 
 def test_fused_groups_are_kept_whole_and_counted(pair: tuple[HookedModel, HookedModel], explained: Explanation) -> None:
     gate = GUILTY.replace("up_proj", "gate_proj")
-    assert (list(explained.kept), list(explained.whole)) == ([GUILTY], [GUILTY, gate])
-    assert explained.whole_bits == mean_bits(explained_checkpoint(pair), [GUILTY, gate])
+    assert (list(explained.keep.kept), list(explained.keep.whole)) == ([GUILTY], [GUILTY, gate])
+    assert explained.keep.whole_bits == mean_bits(explained_checkpoint(pair), [GUILTY, gate])
     assert "--fused adds the 1 missing here (2 linears, " in page(explained)
     whole = explain("cell", *pair, SAMPLE, OPENINGS, draws=1, fused=True)
-    assert (list(whole.kept), whole.choice.linears) == ([GUILTY, gate], [GUILTY])
-    assert whole.kept_bits == explained.whole_bits
-    assert whole.forms["llm_compressor_ignore"] == ["lm_head", GUILTY, gate]
+    assert (list(whole.keep.kept), whole.keep.choice.linears) == ([GUILTY, gate], [GUILTY])
+    assert whole.keep.kept_bits == explained.keep.whole_bits
+    assert whole.keep.forms["llm_compressor_ignore"] == ["lm_head", GUILTY, gate]
     assert f"- {gate} (completes a group)" in page(whole)
     assert "kept whole: here they are." in page(whole)
 
@@ -106,15 +109,18 @@ def explained_checkpoint(pair: tuple[HookedModel, HookedModel]) -> Checkpoint:
 
 def test_page_does_not_claim_what_the_random_lists_do_not_show(explained: Explanation) -> None:
     def said(p: float, supported: bool, held_out: bool = True) -> str:
-        told = explained.curve.assign(p=p)
-        chosen = replace(explained.choice, supported=supported)
-        return page(replace(explained, curve=told, choice=chosen, held_out=held_out))
+        told = explained.restoration.curve.assign(p=p)
+        chosen = replace(explained.keep.choice, supported=supported)
+        keep = replace(explained.keep, choice=chosen)
+        return page(replace(explained, restoration=Restoration(told), keep=keep, held_out=held_out))
 
     assert "not shown to do more than random" in said(0.2, supported=False)
     assert "no loss that it gives back" in said(0.04, supported=False)
     assert "its length was chosen on these" in said(0.04, supported=True)
-    supported = replace(explained.choice, supported=True)
-    asked_for = replace(explained, curve=explained.curve.assign(p=0.04), choice=supported, given=True)
+    supported = replace(explained.keep.choice, supported=True)
+    restoration = Restoration(explained.restoration.curve.assign(p=0.04))
+    keep = replace(explained.keep, choice=supported, given=True)
+    asked_for = replace(explained, restoration=restoration, keep=keep)
     assert "its length was chosen" not in page(asked_for)
     assert "which flatters it" in said(0.04, supported=True, held_out=False)
 
