@@ -64,12 +64,13 @@ def batches(
     batch_size: int | None,
     device: torch.device,
     at_most: int | None = None,
+    budget: int | None = None,
 ) -> Iterator[Batch]:
     """Batches of texts of similar length, longest first so that running out of memory shows at once.
 
     The rows of a batch stand in the order of the texts.
 
-    `batch_size` texts each, by default as many as `BATCH_TOKENS` allow; never more than `at_most`.
+    `batch_size` texts each, by default as many as a budget of tokens allows, pads included; never more than `at_most`.
 
     Raises:
         InputError: a text has no token at `position`.
@@ -79,7 +80,7 @@ def batches(
     start = 0
     while start < len(order):
         longest = len(token_ids[order[start]])
-        size = batch_size or max(1, BATCH_TOKENS // longest)
+        size = batch_size or max(1, (budget or BATCH_TOKENS) // longest)
         indices = sorted(order[start : start + min(size, at_most or size)])
         yield Batch(
             torch.tensor(indices),

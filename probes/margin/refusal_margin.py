@@ -74,14 +74,7 @@ def margins(
         InputError: no texts; one that is empty or, with an opening, longer than the context.
         NotFinite: a margin is NaN or infinite.
     """
-    found = torch.empty(len(texts))
-    for batch in prompt_batches(model, texts, batch_size):
-        with torch.no_grad():
-            ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-            found[batch.indices] = refusal_margin(model, ids, mask, openings).cpu()
-    if not torch.isfinite(found).all():
-        raise NotFinite("The refusal margin holds NaN or infinity", do="Load the model with dtype=torch.float32")
-    return found
+    return MarginRuns.of(model, texts, openings, batch_size).margins(model)
 
 
 def _children(sequences: Sequence[Tokens]) -> dict[Tokens, list[int]]:

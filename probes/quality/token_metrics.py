@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.batching import PAD
+from interp.batching import batches
 from interp.errors import InputError, NotFinite
 from interp.model import HookedModel
 
@@ -87,9 +87,11 @@ def score(baseline: HookedModel, cell: HookedModel, passages: Sequence[Passage])
         NotFinite: one of the two computes NaN or infinity.
     """
     parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    for indices, tokens, mask in _batches(passages):
+    ids = [passage.ids for passage in passages]
+    for batch in batches(ids, -1, None, torch.device("cpu"), budget=BATCH_TOKENS):
+        tokens, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
         left, right = (_logits(model, tokens, mask) for model in (baseline, cell))
-        for row, which in enumerate(indices):
+        for row, which in enumerate(batch.indices.tolist()):
             scored = slice(passages[which].start - 1, len(passages[which].ids) - 1)
             parts[which] = _scores(left[row, scored], right[row, scored], tokens[row, 1:][scored])
     nll, kl, flips = (torch.cat([parts[which][i] for which in range(len(passages))]).numpy() for i in range(3))
@@ -114,20 +116,3 @@ def _logits(
     with torch.no_grad():
         logits = model.hf(tokens.to(device), attention_mask=mask.to(device), use_cache=False).logits
     return logits.float().cpu()
-
-
-def _batches(passages: Sequence[Passage]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Passages of similar length together, padded on the right, where a causal model never sees the pads."""
-    order = sorted(range(len(passages)), key=lambda which: -len(passages[which].ids))
-    start = 0
-    while start < len(order):
-        width = len(passages[order[start]].ids)
-        indices = order[start : start + max(1, BATCH_TOKENS // width)]
-        tokens = torch.full((len(indices), width), PAD, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, which in enumerate(indices):
-            ids = passages[which].ids
-            tokens[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = 1
-        yield indices, tokens, mask
-        start += len(indices)
