@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.architectures import Architecture, architecture
-from interp.batching import TEXTS_AT_ONCE, Batch, batches
+from interp.batching import Batch, batches
 from interp.cache import ActivationCache, finite
 from interp.chat import as_texts, encode, render
 from interp.errors import InputError
@@ -162,7 +162,7 @@ class HookedModel:
             chat: render each text through the chat template, with the generation prompt.
         """
         parts, rows = [], []
-        for batch in self._batches(texts, position, chat, None):
+        for batch in self.batches(texts, position, chat):
             with torch.no_grad(), self.unembed_only(partial(_at_position, batch)):
                 parts.append(self.hf(**batch.inputs, use_cache=False).logits[:, 0].float().cpu())
             rows.append(batch.indices)
@@ -191,7 +191,7 @@ class HookedModel:
             InputError: as `activations`.
         """
         names = self.hooks.select(names)
-        for batch in self._batches(texts, position, chat, batch_size):
+        for batch in self.batches(texts, position, chat, batch_size):
             with torch.no_grad(), self.hooks.capture(names, batch.at_position) as acts:
                 self.hf.base_model(**batch.inputs, use_cache=False)
             consume({name: acts[name].float().cpu() for name in names}, batch.indices)
@@ -374,6 +374,31 @@ class HookedModel:
         """
         return generate_with_cache(self, texts, names, max_new_tokens, hooks, chat, batch_size)
 
+    def batches(
+        self,
+        texts: str | Sequence[str],
+        position: int = -1,
+        chat: bool = False,
+        batch_size: int | None = None,
+        at_most: int | None = None,
+    ) -> Iterator[Batch]:
+        """Texts as padded batches of similar length on the model's device, for a forward pass each.
+
+        Args:
+            texts: prompts, or a single one.
+            position: which token of each text is asked for.
+            chat: render through the chat template.
+            batch_size: texts per batch; by default as many as fit a budget of tokens, `interp.batching.BATCH_TOKENS`.
+            at_most: never more than so many: `interp.batching.TEXTS_AT_ONCE` keeps logits small.
+
+        Raises:
+            InputError: no texts; one without tokens, longer than the context, or without a token at the position.
+        """
+        texts = as_texts(texts)
+        if not texts:
+            raise InputError("There are no prompts", "at least one")
+        return batches(self.token_ids(texts, chat), position, batch_size, self.hf.device, at_most)
+
     def token_ids(self, texts: str | Sequence[str], chat: bool = False) -> list[list[int]]:
         """Tokens of every text, with exactly one BOS where the model has one.
 
@@ -438,13 +463,6 @@ class HookedModel:
         from interp.views import to_nnsight
 
         return to_nnsight(self)
-
-    def _batches(
-        self, texts: str | Sequence[str], position: int, chat: bool, batch_size: int | None
-    ) -> Iterator[Batch]:
-        if not len(texts):
-            raise InputError("There are no prompts", "at least one")
-        return batches(self.token_ids(texts, chat), position, batch_size, self.hf.device)
 
 
 def load(
@@ -523,20 +541,3 @@ def _fill_and_dispatch(
         raise InputError("The model does not fit into memory, spread over all devices", do="Use a larger machine")
     fill(hf, checkpoint, dtype, device_of(placed))
     dispatch_model(hf, placed)
-
-
-def prompt_batches(model: HookedModel, texts: str | Sequence[str], batch_size: int | None = None) -> list[Batch]:
-    """Batches of similar length that ask for the last token: at most 64 prompts each, so that logits stay small.
-
-    Args:
-        model: its tokenizer, pad token and device.
-        texts: rendered prompts, or a single one.
-        batch_size: prompts per batch; by default as many as fit the budget of tokens, `interp.batching.BATCH_TOKENS`.
-
-    Raises:
-        InputError: no texts; one that is empty or longer than the context.
-    """
-    texts = as_texts(texts)
-    if not texts:
-        raise InputError("There are no prompts", "at least one")
-    return list(batches(model.token_ids(texts), -1, batch_size, model.hf.device, at_most=TEXTS_AT_ONCE))

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from interp.batching import Batch
-from interp.model import HookedModel, prompt_batches
+from interp.batching import TEXTS_AT_ONCE, Batch
+from interp.model import HookedModel
 from probes.attribution.parts import Part, Parts, WeightAxis
 from probes.attribution.settings import PartKind
 
@@ -50,7 +50,7 @@ class AttributedPrompts:
 
     def batches(self, model: HookedModel, batch_size: int | None) -> list[Batch]:
         """The prompts as batches for this model."""
-        return prompt_batches(model, self.texts, batch_size)
+        return list(model.batches(self.texts, batch_size=batch_size, at_most=TEXTS_AT_ONCE))
 
 
 Sums = dict[str, Float64[Tensor, "stratum unit"]]

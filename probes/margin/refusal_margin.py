@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.batching import Batch
+from interp.batching import TEXTS_AT_ONCE, Batch
 from interp.errors import InputError, NotFinite
-from interp.model import HookedModel, prompt_batches
+from interp.model import HookedModel
 from probes.margin.openings import Openings, Tokens
 
 
@@ -154,7 +154,8 @@ class MarginRuns:
         Raises:
             InputError: no texts; one that is empty or longer than the context.
         """
-        return cls(len(texts), tuple(prompt_batches(model, texts, batch_size)), openings)
+        prompts = model.batches(texts, batch_size=batch_size, at_most=TEXTS_AT_ONCE)
+        return cls(len(texts), tuple(prompts), openings)
 
     def margins(
         self, model: HookedModel, around: Callable[[int], AbstractContextManager[Any]] | None = None

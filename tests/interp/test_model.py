@@ -22,7 +22,6 @@ from interp import HookedModel, complete, load, open_checkpoint
 from interp.chat import render
 from interp.errors import InputError, NotFinite
 from interp.loading import empty_model, fill
-from interp.model import prompt_batches
 from interp.quantize.write import gguf_f16
 from interp.running_stats import RunningStats
 from interp.surroundings import own_surroundings
@@ -285,7 +284,7 @@ def test_a_string_is_one_text_and_not_its_characters(llama: HookedModel) -> None
     assert_close(llama.activations(text, [RESID])[RESID], llama.activations([text], [RESID])[RESID], 0)
     assert_close(llama.logits(text, chat=True), llama.logits([text], chat=True), 0)
     assert llama.token_ids(text) == llama.token_ids([text])
-    assert [batch.indices.tolist() for batch in prompt_batches(llama, text)] == [[0]]
+    assert [batch.indices.tolist() for batch in llama.batches(text)] == [[0]]
     assert complete(llama, text, max_new_tokens=3) == complete(llama, [text], max_new_tokens=3)
     assert render(llama.tokenizer, text) == render(llama.tokenizer, [text])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from interp.batching import TEXTS_AT_ONCE
 from interp.errors import InputError
-from interp.model import prompt_batches
 from tests.exchanges import baseline
 
 TEXTS = [f"Why {'so ' * (i % 7)}late?" for i in range(150)]
@@ -17,7 +17,7 @@ def test_no_batch_exceeds_the_cap_and_the_budget(batch_size: int | None, monkeyp
     longest = max(map(len, model.token_ids(TEXTS)))
     for budget, cap in ((8192, 64), (10 * longest, 64)):
         monkeypatch.setattr("interp.batching.BATCH_TOKENS", budget)
-        found = prompt_batches(model, TEXTS, batch_size)
+        found = list(model.batches(TEXTS, batch_size=batch_size, at_most=TEXTS_AT_ONCE))
         shapes = [tuple(batch.inputs["input_ids"].shape) for batch in found]
         assert max(rows for rows, _ in shapes) <= min(cap, batch_size or cap)
         if batch_size is None:
@@ -29,4 +29,4 @@ def test_no_batch_exceeds_the_cap_and_the_budget(batch_size: int | None, monkeyp
 
 def test_no_prompts() -> None:
     with pytest.raises(InputError, match="no prompts"):
-        prompt_batches(baseline(), [])
+        baseline().batches([])
