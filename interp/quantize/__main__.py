@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from interp import cli
-from interp.quantize.settings import CELLS
+from interp.quantize.settings import BITS, CELLS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,7 +20,11 @@ def main(
     cells: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(CELLS),
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Texts for AWQ and GPTQ: one a line, or .jsonl with `text`."),
+        typer.Option(
+            metavar="FILE",
+            help="Texts for AWQ and GPTQ: one a line, or .jsonl with `text`.",
+            show_default="built-in chats",
+        ),
     ] = None,
     f16: Annotated[Path | None, typer.Option(metavar="FILE", help="The baseline as an F16 GGUF file.")] = None,
     converter: Annotated[
@@ -29,19 +33,41 @@ def main(
     keep: Annotated[
         list[str], typer.Option(metavar="LINEAR", help="A linear that stays in float16; give it again for more.")
     ] = [],  # noqa: B006
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Inputs per scale of AWQ and GPTQ; −1: one group a row.",
+            show_default="the largest of 128, 64, 32 that divides all inputs",
+        ),
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Of GPTQ: 2, 3, 4 or 8; AWQ has 4.")] = BITS,
 ) -> None:
     """Write the quantized cells of a baseline, those that are not up to date."""
     import sys
 
     from interp.progress import Stages
+    from interp.quantize.calibration import calibration_of
     from interp.quantize.cells import read_record
-    from interp.quantize.write import calibration_of, check_cells, write_cells
+    from interp.quantize.settings import KINDS
+    from interp.quantize.write import check_cells, write_cells
 
     chosen = [cell.strip() for cell in cells.split(",") if cell.strip()]
     check_cells(chosen)
-    texts = calibration_of(baseline, calibration)
+    texts = calibration_of(baseline, calibration) if set(chosen) - set(KINDS) else []
     with Stages() as stages:
-        written = write_cells(baseline, out, texts, chosen, stages.show, f16=f16, converter=converter, keep=keep)
+        written = write_cells(
+            baseline,
+            out,
+            texts,
+            chosen,
+            stages.show,
+            f16=f16,
+            converter=converter,
+            keep=keep,
+            group_size=group_size,
+            bits=bits,
+        )
     for cell, path in written.items():
         print(f"{cell}\t{path}")
         for note in record.notes if (record := read_record(path)) else ():

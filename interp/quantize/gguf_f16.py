@@ -57,6 +57,18 @@ def write_f16(source: Path, out: Path, report: Callable[[int, int], None] | None
     writer.close()
 
 
+def check_convertible(checkpoint: Checkpoint) -> None:
+    """Find out from config and tokenizer alone whether `write_f16` can write a checkpoint.
+
+    Raises:
+        InputError: it cannot, and why.
+    """
+    _check_supported(checkpoint)
+    tokenizer = open_tokenizer(checkpoint.path)
+    _byte_level_bpe(tokenizer, checkpoint.path)
+    _vocabulary(tokenizer, checkpoint.config.vocab_size)
+
+
 def _check_supported(checkpoint: Checkpoint) -> None:
     config, path = checkpoint.config, checkpoint.path
     if checkpoint.format != "dense":

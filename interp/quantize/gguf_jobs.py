@@ -57,8 +57,7 @@ def gguf_job(process: WriterProcess, f16: Path, out: Path, kind: str, keep: Sequ
     need("llama_cpp", "llama-cpp-python", "gguf", "Writing quantized GGUF files")
     if kind not in KINDS:
         raise InputError(f"There is no GGUF kind {kind!r}", f"one of {', '.join(KINDS)}")
-    if not f16.is_file():
-        raise InputError(f"{f16} is not a file", "an F16 GGUF file", "Write one with interp.quantize.write.gguf_f16")
+    check_file(f16)
     used = versions("llama-cpp-python")
     settings: dict[str, Any] = {"kind": kind}
     request: dict[str, Any] = {"kind": kind, "source": str(f16.resolve())}
@@ -72,6 +71,12 @@ def gguf_job(process: WriterProcess, f16: Path, out: Path, kind: str, keep: Sequ
         return {"tensor_types": _tensor_types(weights)}, _type_notes(weights, kind)
 
     return Job(CellRecord(mixed_name(kind, keep), "llama.cpp", used, settings, key, weights=f"{kind}.gguf"), out, fill)
+
+
+def check_file(f16: Path) -> None:
+    """Raise `InputError` where there is no such file."""
+    if not f16.is_file():
+        raise InputError(f"{f16} is not a file", "an F16 GGUF file", "Write one with interp.quantize.write.gguf_f16")
 
 
 def _stored(f16: Path, keep: Sequence[str]) -> list[str]:

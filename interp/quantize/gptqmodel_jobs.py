@@ -9,10 +9,12 @@ from typing import Any
 from interp.architectures import Architecture
 from interp.checkpoint import Checkpoint
 from interp.errors import InputError
+from interp.quantize.calibration import BuiltinChats
 from interp.quantize.cells import CellRecord, Job, Outcome, content_hash, content_key, need, text_hash, versions
-from interp.quantize.gptqmodel_worker import BITS, ENVIRONMENT
+from interp.quantize.gptqmodel_worker import ENVIRONMENT
 from interp.quantize.mixed_precision import gptqmodel_dynamic, mixed_name
 from interp.quantize.process import JobReport, WriterProcess
+from interp.quantize.settings import BITS, GROUP_SIZES, WRITABLE_BITS
 
 
 def gptqmodel_process() -> WriterProcess:
@@ -29,16 +31,30 @@ def gptqmodel_job(
     settings: dict[str, Any],
     keep: Sequence[str] = (),
 ) -> Job:
-    """The job of writing the cell "AWQ" or "GPTQ" of a dense checkpoint; `settings` as in `interp.quantize`.
+    """The job of writing the cell "AWQ" or "GPTQ" of a dense checkpoint; the linears of `keep` stay in float16.
 
-    The linears of `keep` stay in float16.
+    Args:
+        process: where GPTQModel runs.
+        cell: "AWQ" or "GPTQ".
+        checkpoint: the baseline.
+        out: the cell's directory.
+        calibration: texts.
+        settings: `group_size`, `act_order` (of GPTQ) and, if not 4, `bits`.
+        keep: linears.
+
+    Raises:
+        InputError: no texts; bits or a group size that cannot be written.
+        MissingExtra: GPTQModel is not installed.
     """
     need("gptqmodel", "gptqmodel", "quantize", "Writing AWQ and GPTQ")
     if not any(text.strip() for text in calibration):
         raise InputError(f"{cell} needs calibration texts and got none", "texts like those the model will see")
+    settings = {"bits": BITS} | settings
+    _check_bits(cell, settings["bits"])
     _check_groups(checkpoint, settings["group_size"])
     texts = {"calibration_texts": len(calibration), "calibration_sha256": text_hash(calibration)}
-    described = settings | texts | {"bits": BITS} | ({"keep": list(keep)} if keep else {})
+    builtin = {"calibration": BuiltinChats.NAME} if isinstance(calibration, BuiltinChats) else {}
+    described = settings | texts | builtin | ({"keep": list(keep)} if keep else {})
     used = versions("gptqmodel", "torch", "transformers")
     key = content_key(cell=cell, baseline=content_hash(checkpoint.path), settings=described, versions=used)
     request: dict[str, Any] = {"method": cell.lower(), "source": str(checkpoint.path.resolve())}
@@ -61,18 +77,49 @@ def _fold_notes(folds: Sequence[Sequence[Any]], architecture: Architecture) -> l
     ]
 
 
-def _check_groups(checkpoint: Checkpoint, group_size: int) -> None:
-    """Blocks have the same shapes, so the first one speaks for all."""
+def _check_bits(cell: str, bits: int) -> None:
+    if bits not in WRITABLE_BITS[cell]:
+        others = [f"{other} of {bits}" for other, possible in WRITABLE_BITS.items() if bits in possible]
+        raise InputError(
+            f"{cell} of {bits} bits cannot be written",
+            f"{' or '.join(map(str, WRITABLE_BITS[cell]))} bits",
+            f"Ask for {' or '.join(others)} bits alone, --cells {others[0].split()[0]}" if others else "",
+        )
+
+
+def group_size_for(checkpoint: Checkpoint) -> int:
+    """The largest usual group size that divides every linear's inputs.
+
+    Raises:
+        InputError: none does.
+    """
+    widths = _widths(checkpoint)
+    fitting = [size for size in GROUP_SIZES if not any(width % size for width in widths.values())]
+    if not fitting:
+        name, width = next((name, width) for name, width in widths.items() if width % GROUP_SIZES[-1])
+        raise InputError(
+            f"The linear {name!r} of {checkpoint.path} has {width} inputs, which none of "
+            f"{', '.join(map(str, GROUP_SIZES))} divides",
+            "a group size that divides every linear's inputs",
+            "Choose one with --group-size; −1 is one group a row",
+        )
+    return fitting[0]
+
+
+def _widths(checkpoint: Checkpoint) -> dict[str, int]:
+    """Inputs of the linears of the first block, which has the shapes of all."""
     first = f"{checkpoint.architecture.blocks}.0."
-    for name in checkpoint.linears():
-        if name.startswith(first) and group_size != -1:
-            width = checkpoint.weight(name).shape[1]
-            if group_size <= 0 or width % group_size:
-                raise InputError(
-                    f"The linear {name!r} of {checkpoint.path} has {width} inputs, which {group_size} does not divide",
-                    "a group size that divides every linear's inputs",
-                    "Choose a smaller one, e.g. 64 or 32",
-                )
+    return {name: checkpoint.weight_shape(name)[1] for name in checkpoint.linears() if name.startswith(first)}
+
+
+def _check_groups(checkpoint: Checkpoint, group_size: int) -> None:
+    for name, width in _widths(checkpoint).items() if group_size != -1 else ():
+        if group_size <= 0 or width % group_size:
+            raise InputError(
+                f"The linear {name!r} of {checkpoint.path} has {width} inputs, which {group_size} does not divide",
+                "a group size that divides every linear's inputs",
+                "Choose a smaller one, e.g. 64 or 32, or leave it out",
+            )
 
 
 def unsound_folds(folds: Sequence[Sequence[Any]], architecture: Architecture) -> list[str]:

@@ -10,7 +10,6 @@ import torch
 
 from interp.quantize.process import JobReport, serve
 
-BITS = 4
 BATCH_SIZE = 8
 ENVIRONMENT = {
     "GPTQMODEL_CPU_WORKERS": "2",  # its default on two cores is one, and one worker waits for itself
@@ -22,7 +21,7 @@ ENVIRONMENT = {
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
     """GPTQModel's settings. Without a fallback it cannot replace GPTQ by rounding where calibration was too thin."""
-    common = {"bits": BITS, "group_size": job["group_size"], "offload_to_disk": False, "fallback": None}
+    common = {"bits": job["bits"], "group_size": job["group_size"], "offload_to_disk": False, "fallback": None}
     common |= {"dynamic": job["dynamic"]} if job.get("dynamic") else {}
     if job["method"] == "awq":
         return common | {"quant_method": "awq", "format": "gemm", "sym": False}
@@ -64,8 +63,8 @@ def _recorded_folds() -> Iterator[set[tuple[str, tuple[str, ...]]]]:
 def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:
     """Quantize `source` into `out` with `method` "awq" or "gptq" and say which scales were moved where.
 
-    The job's other fields: `calibration` (texts), `group_size`, `act_order` (GPTQ only), `dynamic` (modules that are
-    left as they are, where there are any).
+    The job's other fields: `calibration` (texts), `bits`, `group_size`, `act_order` (GPTQ only), `dynamic` (modules
+    that are left as they are, where there are any).
     """
     from gptqmodel import GPTQModel, QuantizeConfig
 

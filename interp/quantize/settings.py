@@ -7,4 +7,9 @@ KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
 
 
 CELLS = ("AWQ", "GPTQ", *KINDS)
-GROUP_SIZE = 128
+GROUP_SIZES = (128, 64, 32)
+"""Input channels per scale: without one given, the first that divides every linear's inputs."""
+BITS = 4
+"""Of AWQ and GPTQ, where nothing else is asked for."""
+WRITABLE_BITS = {"AWQ": (4,), "GPTQ": (2, 3, 4, 8)}
+"""What GPTQModel writes and this project reads."""

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from interp.checkpoint import Checkpoint, open_checkpoint
-from interp.documents import json_lines, read_text, text_lines
 from interp.errors import InputError
-from interp.quantize.cells import Job
-from interp.quantize.gguf_jobs import f16_job, gguf_job, llama_cpp_process
-from interp.quantize.gptqmodel_jobs import gptqmodel_job, gptqmodel_process
+from interp.quantize.cells import Job, need
+from interp.quantize.gguf_f16 import check_convertible
+from interp.quantize.gguf_jobs import check_file, f16_job, gguf_job, llama_cpp_process
+from interp.quantize.gptqmodel_jobs import gptqmodel_job, gptqmodel_process, group_size_for
 from interp.quantize.mixed_precision import checked, mixed_name
 from interp.quantize.process import JobReport
-from interp.quantize.settings import CELLS, GROUP_SIZE, KINDS
+from interp.quantize.settings import BITS, CELLS, KINDS
 
-ORGANISM_CALIBRATION = 128
-"""How many of its own texts an organism is calibrated on."""
 CellProgress = Callable[[str, float], None]
 """Called with a cell and the share of it that is done, 0 to 1; at 1 it is there."""
 
@@ -26,7 +24,7 @@ def awq(
     source: Path,
     out: Path,
     calibration: Sequence[str],
-    group_size: int = GROUP_SIZE,
+    group_size: int | None = None,
     report: JobReport | None = None,
 ) -> Path:
     """Write `source` as 4-bit AWQ (GEMM layout, with zero points) into the directory `out`, and return it.
@@ -35,7 +33,8 @@ def awq(
         source: a dense checkpoint directory with its tokenizer.
         out: the cell's directory.
         calibration: texts; those that begin with the tokenizer's BOS are taken as rendered chats and get no second one.
-        group_size: input channels per scale; must divide every linear's input width.
+        group_size: input channels per scale; must divide every linear's inputs. By default the largest of 128, 64, 32
+            that does.
         report: called with the blocks done and the blocks in all.
 
     Raises:
@@ -43,7 +42,9 @@ def awq(
         MissingExtra: GPTQModel is not installed.
     """
     with gptqmodel_process() as process:
-        job = gptqmodel_job(process, "AWQ", _dense(source), out, calibration, {"group_size": group_size})
+        checkpoint = _dense(source)
+        settings = {"group_size": _group_size(checkpoint, group_size)}
+        job = gptqmodel_job(process, "AWQ", checkpoint, out, calibration, settings)
         return job.result if job.is_current() else job.write(report)
 
 
@@ -51,9 +52,10 @@ def gptq(
     source: Path,
     out: Path,
     calibration: Sequence[str],
-    group_size: int = GROUP_SIZE,
+    group_size: int | None = None,
     act_order: bool = False,
     report: JobReport | None = None,
+    bits: int = BITS,
 ) -> Path:
     """Write `source` as 4-bit symmetric GPTQ into the directory `out`, and return it; errors as for `awq`.
 
@@ -61,13 +63,15 @@ def gptq(
         source: a dense checkpoint directory with its tokenizer.
         out: the cell's directory.
         calibration: texts, as for `awq`.
-        group_size: input channels per scale; −1 is one group per output channel.
+        group_size: input channels per scale, as for `awq`; −1 is one group per output channel.
+        bits: 2, 3, 4 or 8.
         act_order: quantize input channels in the order of their activations' size (`desc_act`).
         report: called with the blocks done and the blocks in all.
     """
-    settings = {"group_size": group_size, "act_order": act_order}
+    checkpoint = _dense(source)
+    settings = {"group_size": _group_size(checkpoint, group_size), "act_order": act_order, "bits": bits}
     with gptqmodel_process() as process:
-        job = gptqmodel_job(process, "GPTQ", _dense(source), out, calibration, settings)
+        job = gptqmodel_job(process, "GPTQ", checkpoint, out, calibration, settings)
         return job.result if job.is_current() else job.write(report)
 
 
@@ -115,8 +119,12 @@ def write_cells(
     f16: Path | None = None,
     converter: Path | None = None,
     keep: Sequence[str] = (),
+    group_size: int | None = None,
+    bits: int = BITS,
 ) -> dict[str, Path]:
     """Write the cells of a baseline into `out/<cell>`, those that are not up to date, and return what to open for each.
+
+    Whatever can be known before is checked before the first cell is written.
 
     Args:
         baseline: a dense checkpoint directory with its tokenizer.
@@ -127,6 +135,9 @@ def write_cells(
         f16: the baseline as an F16 GGUF file, where there is one already.
         converter: see `gguf_f16`.
         keep: linears that stay in float16; the cells then go to `out/<mixed_name>`, beside the plain ones.
+        group_size: of AWQ and GPTQ, input channels per scale; by default the largest of 128, 64, 32 that divides every
+            linear's inputs. Another one goes to a directory of its own, `out/GPTQ-g32`.
+        bits: of GPTQ: 2, 3, 4 or 8; others than 4 go to a directory of their own, `out/GPTQ-3bit`.
 
     Raises:
         InputError: no such linear to keep; as for the single writers; cells finished before the error are kept.
@@ -139,6 +150,9 @@ def write_cells(
     check_cells(cells)
     checkpoint = _dense(baseline)
     keep = checked(checkpoint, keep) if keep else []
+    kinds = [cell for cell in cells if cell in KINDS]
+    if kinds:
+        _check_ladder(checkpoint, f16, converter)
     written: dict[str, Path] = {}
 
     def finish(cell: str, job: Job) -> None:
@@ -148,17 +162,39 @@ def write_cells(
             progress(cell, 1.0)
         written[cell] = job.result
 
-    with gptqmodel_process() as process:
-        for cell in [cell for cell in cells if cell not in KINDS]:
-            settings = {"group_size": GROUP_SIZE} | ({"act_order": False} if cell == "GPTQ" else {})
-            place = out / mixed_name(cell, keep)
-            finish(cell, gptqmodel_job(process, cell, checkpoint, place, calibration, settings, keep))
-    kinds = [cell for cell in cells if cell in KINDS]
-    with llama_cpp_process() as process:
+    with gptqmodel_process() as gptqmodel, llama_cpp_process() as llama_cpp:
+        packed = [cell for cell in cells if cell not in KINDS]
+        jobs = {}
+        for cell in packed:
+            settings: dict[str, Any] = {"group_size": _group_size(checkpoint, group_size), "bits": bits}
+            settings |= {"act_order": False} if cell == "GPTQ" else {}
+            place = out / mixed_name(_called(cell, checkpoint, group_size, bits), keep)
+            jobs[cell] = gptqmodel_job(gptqmodel, cell, checkpoint, place, calibration, settings, keep)
+        for cell, job in jobs.items():
+            finish(cell, job)
         file = f16 or (gguf_f16(baseline, out / "F16", converter) if kinds else out)
         for kind in kinds:
-            finish(kind, gguf_job(process, file, out / mixed_name(kind, keep), kind, keep))
+            finish(kind, gguf_job(llama_cpp, file, out / mixed_name(kind, keep), kind, keep))
     return {cell: written[cell] for cell in cells}
+
+
+def _group_size(checkpoint: Checkpoint, asked: int | None) -> int:
+    return group_size_for(checkpoint) if asked is None else asked
+
+
+def _called(cell: str, checkpoint: Checkpoint, group_size: int | None, bits: int) -> str:
+    """The cell's name, with what is not as it would be without being asked for."""
+    name = cell if bits == BITS else f"{cell}-{bits}bit"
+    return name if group_size is None or group_size == group_size_for(checkpoint) else f"{name}-g{group_size}"
+
+
+def _check_ladder(checkpoint: Checkpoint, f16: Path | None, converter: Path | None) -> None:
+    """Raise where no GGUF could be written."""
+    need("llama_cpp", "llama-cpp-python", "gguf", "Writing quantized GGUF files")
+    if f16 is not None:
+        check_file(f16)
+    elif converter is None:
+        check_convertible(checkpoint)
 
 
 def check_cells(cells: Sequence[str]) -> None:
@@ -173,41 +209,7 @@ def _dense(source: Path) -> Checkpoint:
         raise InputError(
             f"{source} cannot be quantized: it is {checkpoint.format}",
             "a dense checkpoint directory",
-            "Give the baseline",
+            "Give the model from before quantization, or, knowing that it is not that one, what "
+            "`python -m interp.dequantize` makes of it",
         )
     return checkpoint
-
-
-def read_calibration(file: Path) -> list[str]:
-    """Calibration texts from a file: .jsonl with a `text` field, anything else one text a line.
-
-    Raises:
-        InputError: the file cannot be read, a line is malformed, or there is no text in it.
-    """
-    expected = "calibration texts: one a line, or .jsonl with a `text` field"
-    content = read_text(file, expected)
-    if file.suffix == ".jsonl":
-        texts = [_calibration_text(record, where) for where, record in json_lines(content, str(file))]
-    else:
-        texts = [line for _, line in text_lines(content, str(file))]
-    if not texts:
-        raise InputError(f"{file} holds no calibration text", expected)
-    return texts
-
-
-def _calibration_text(record: Any, where: str) -> str:
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise InputError(f"{where} has no calibration text", "an object with a field `text`", "Correct that line")
-    return text
-
-
-def calibration_of(baseline: Path, file: Path | None) -> list[str]:
-    """The file's texts; an organism has its own."""
-    if file is not None:
-        return read_calibration(file)
-    if (baseline / "organism.json").is_file():
-        from interp.organisms.training import calibration_texts
-
-        return calibration_texts(ORGANISM_CALIBRATION)
-    return []

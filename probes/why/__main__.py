@@ -42,7 +42,7 @@ def main(
     from rich.console import Group
     from rich.text import Text
 
-    from interp.quantize.write import calibration_of
+    from interp.quantize.calibration import calibration_of
     from probes.harness.options import finish
     from probes.why.probe import Rewriting, measure
 

@@ -15,8 +15,8 @@ from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.model import HookedModel
 from interp.progress import track
-from interp.quantize.cells import read_record, text_hash
-from interp.quantize.settings import CELLS, GROUP_SIZE
+from interp.quantize.cells import CellRecord, read_record, text_hash
+from interp.quantize.settings import CELLS
 from interp.quantize.write import write_cells
 from probes.attribution.parts import Part, Parts
 from probes.attribution.settings import PartKind
@@ -63,7 +63,8 @@ def rewrite(
         InputError: a cell of another writer, with other settings than `interp.quantize.write_cells` gives, or with
             other calibration texts: what they change would be taken for what keeping linears does.
     """
-    kind = _kind(cell, calibration)
+    record = _record(cell, calibration)
+    kind, settings = record.cell, _settings(record)
     chosen = [Part(PartKind.MODULE, parts.layer_of(name), module=name) for name in keep]
     drawn = [[part.module for part in parts_] for parts_ in matched_draws(chosen, parts, sets, seed)]
     lists = {KEPT: list(keep)} | {f"random {number + 1}": names for number, names in enumerate(drawn)}
@@ -71,12 +72,22 @@ def rewrite(
     f16 = beside if cell.format == "gguf" and beside.is_file() else None
     variants: list[Variant] = [(PLAIN, [], cell.path)]
     for name, linears in track(list(lists.items()), "writing cells"):
-        written = write_cells(baseline.path, out, calibration, [kind], f16=f16, keep=linears)
+        written = write_cells(baseline.path, out, calibration, [kind], f16=f16, keep=linears, **settings)
         variants.append((name, linears, written[kind]))
     return variants
 
 
-def _kind(cell: Checkpoint, calibration: Sequence[str]) -> str:
+def _settings(record: CellRecord) -> dict[str, Any]:
+    """What `write_cells` was told of it."""
+    return {name: record.settings[name] for name in ("group_size", "bits") if name in record.settings}
+
+
+def _record(cell: Checkpoint, calibration: Sequence[str]) -> CellRecord:
+    """The cell's own record.
+
+    Raises:
+        InputError: see `rewrite`.
+    """
     record = read_record(cell.path)
     if record is None or record.cell not in CELLS:
         raise InputError(
@@ -84,17 +95,15 @@ def _kind(cell: Checkpoint, calibration: Sequence[str]) -> str:
             f"one of {', '.join(CELLS)}, with its quantscope.json",
             "Quantize it with the list that is printed, in the program that wrote it",
         )
-    if record.settings.get("group_size", GROUP_SIZE) != GROUP_SIZE or record.settings.get("act_order", False):
-        raise InputError(
-            f"{cell.path} was written with {dict(record.settings)}", f"groups of {GROUP_SIZE}, no act-order"
-        )
+    if record.settings.get("act_order", False) or record.settings.get("keep"):
+        raise InputError(f"{cell.path} was written with {dict(record.settings)}", "no act-order, and no linears kept")
     if record.settings.get("calibration_sha256") not in (None, text_hash(calibration)):
         raise InputError(
             f"{cell.path} was written with other calibration texts than the {len(calibration)} given now",
             "the same, so that nothing but the list differs",
             "Give its texts with --calibration, or write the cell anew",
         )
-    return record.cell
+    return record
 
 
 def measure_variants(

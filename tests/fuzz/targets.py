@@ -18,8 +18,7 @@ from inspect_ai.model import get_model
 from interp import loading
 from interp.chat import encode, render
 from interp.checkpoint import open_checkpoint
-from interp.quantize import cells
-from interp.quantize import write as quantize_write
+from interp.quantize import calibration, cells
 from probes.harness import prompts, results, table_files
 from probes.judges.judge import Judge, JudgedResponse
 from probes.judges.settings import Patience
@@ -409,7 +408,7 @@ def calibration_texts(root: Path) -> Reader:
     )
 
     def read(directory: Path) -> Any:
-        return "".join(quantize_write.read_calibration(next(directory.iterdir())))
+        return "".join(calibration.read_calibration(next(directory.iterdir())))
 
     return Reader("calibration-texts", seeds, read)
 

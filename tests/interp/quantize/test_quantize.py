@@ -25,8 +25,8 @@ from interp.checkpoint import open_checkpoint
 from interp.errors import InputError, MissingExtra
 from interp.files import sha256
 from interp.quantize import __main__ as quantize_command
+from interp.quantize import calibration, write
 from interp.quantize import settings as quantize_settings
-from interp.quantize import write
 from interp.quantize.cells import CellRecord, Job, content_hash, read_record
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, unsound_folds
 from interp.quantize.gptqmodel_worker import ENVIRONMENT
@@ -372,9 +372,9 @@ def test_calibration_files(tmp_path: Path, name: str, content: str, texts: list[
     file.write_text(content)
     if texts is None:
         with pytest.raises(InputError, match=r"calibration text|line 1, is not valid JSON"):
-            write.read_calibration(file)
+            calibration.read_calibration(file)
     else:
-        assert write.read_calibration(file) == texts
+        assert calibration.read_calibration(file) == texts
 
 
 def test_command_lists_the_cells(cells: dict[str, Path], ladder: dict[str, Path], sources: dict[str, Path]) -> None:
