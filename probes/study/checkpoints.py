@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.files import cache_directory
+from interp.quantize.settings import KINDS
 from probes.harness.comparison import BASELINE
 from probes.study.schema import Model, Study
 
-N_CALIBRATION_TEXTS = 128
 StageReport = Callable[[str, float, float], None]
 """Called with what is being done, how much of it is, and how much there is of it."""
 
@@ -21,18 +22,23 @@ def located(study: Study, model: Model) -> dict[str, Path | None]:
 
     Downloads and writes nothing.
     """
-    from interp.quantize.cells import read_record
-
     places: dict[str, Path | None] = {cell.called: _on_disk(study.path(cell.path)) for cell in model.cells}
     if model.organism is None:
-        return {BASELINE: _on_disk(study.path(model.baseline or "")), **places}
-    organism = _organism_path(model)
-    written: dict[str, Path | None] = {}
-    for name in model.quantize:
-        directory = cells_directory(organism) / name
-        record = read_record(directory) if directory.is_dir() else None
-        written[name] = None if record is None else directory / record.weights
-    return {BASELINE: organism if organism.exists() else None, **written, **places}
+        baseline = _on_disk(study.path(model.baseline or ""))
+    else:
+        organism = _organism_path(model)
+        baseline = organism if organism.exists() else None
+    written = {name: None if baseline is None else _written(baseline, name) for name in model.quantize}
+    return {BASELINE: baseline, **written, **places}
+
+
+def _written(baseline: Path, name: str) -> Path | None:
+    """A cell that `prepare` wrote before."""
+    from interp.quantize.cells import read_record
+
+    directory = cells_directory(baseline) / name
+    record = read_record(directory) if directory.is_dir() else None
+    return None if record is None else directory / record.weights
 
 
 def prepare(study: Study, model: Model, report: StageReport) -> dict[str, Path | InputError]:
@@ -44,7 +50,8 @@ def prepare(study: Study, model: Model, report: StageReport) -> dict[str, Path |
     from interp.hub import resolve
 
     if model.organism is None:
-        found: dict[str, Path | InputError] = {BASELINE: resolve(study.path(model.baseline or ""))}
+        baseline = resolve(study.path(model.baseline or ""))
+        found: dict[str, Path | InputError] = {BASELINE: baseline, **_quantized(study, model, baseline, report)}
     else:
         found = dict(_organism(model, report))
     for cell in model.cells:
@@ -70,9 +77,13 @@ def open_cell(model: Model, name: str, path: Path) -> Checkpoint:
     return checkpoint
 
 
-def cells_directory(organism: Path) -> Path:
-    """Where an organism's written cells are kept."""
-    return cache_directory() / "cells" / organism.name
+def cells_directory(baseline: Path) -> Path:
+    """Where the cells that are written of a baseline are kept: of an organism under its name, else by where it lies."""
+    cells = cache_directory() / "cells"
+    if baseline.parent == cache_directory() / "organisms":
+        return cells / baseline.name
+    place = hashlib.sha256(str(baseline.resolve()).encode()).hexdigest()
+    return cells / f"{baseline.name}-{place[:12]}"
 
 
 def _organism_path(model: Model) -> Path:
@@ -83,7 +94,7 @@ def _organism_path(model: Model) -> Path:
 
 def _organism(model: Model, report: StageReport) -> Mapping[str, Path]:
     from interp.organisms import training
-    from interp.quantize.write import write_cells
+    from interp.quantize.calibration import calibration_of
 
     organism = training.train(
         model.organism or "",
@@ -91,17 +102,44 @@ def _organism(model: Model, report: StageReport) -> Mapping[str, Path]:
         model.alignment,
         progress=lambda done, total: report("train", done, total),
     )
+    written = _write(organism, model.quantize, calibration_of(organism), report) if model.quantize else {}
+    return {BASELINE: organism, **written}
+
+
+def _quantized(study: Study, model: Model, baseline: Path, report: StageReport) -> Mapping[str, Path | InputError]:
+    """The cells that are written of a user's own model; where one cannot be, the others are all the same."""
+    from interp.quantize.calibration import calibration_of
+
     if not model.quantize:
-        return {BASELINE: organism}
-    shares = dict.fromkeys(model.quantize, 0.0)
+        return {}
+    given = None if model.calibration is None else Path(study.path(model.calibration))
+    try:
+        texts = calibration_of(baseline, given) if set(model.quantize) - set(KINDS) else []
+        return _write(baseline, model.quantize, texts, report)
+    except InputError:
+        return {name: _write_one(baseline, name, given, report) for name in model.quantize}
+
+
+def _write_one(baseline: Path, name: str, calibration: Path | None, report: StageReport) -> Path | InputError:
+    from interp.quantize.calibration import calibration_of
+
+    try:
+        texts = [] if name in KINDS else calibration_of(baseline, calibration)
+        return _write(baseline, [name], texts, report)[name]
+    except InputError as error:
+        return error
+
+
+def _write(baseline: Path, cells: Sequence[str], texts: Sequence[str], report: StageReport) -> dict[str, Path]:
+    from interp.quantize.write import write_cells
+
+    shares = dict.fromkeys(cells, 0.0)
 
     def progress(cell: str, share: float) -> None:
         shares[cell] = share
         report("quantize", sum(shares.values()), len(shares))
 
-    texts = training.calibration_texts(N_CALIBRATION_TEXTS)
-    written = write_cells(organism, cells_directory(organism), texts, tuple(model.quantize), progress)
-    return {BASELINE: organism, **written}
+    return write_cells(baseline, cells_directory(baseline), texts, tuple(cells), progress)
 
 
 def _on_disk(given: str) -> Path | None:

@@ -44,7 +44,6 @@ def check(document: dict[str, Any], directory: Path) -> Iterator[Problem]:
 
 def _model(model: dict[str, Any], place: int, finder: Study) -> Iterator[Problem]:
     from interp.organisms.settings import ARCHITECTURES
-    from interp.quantize.settings import CELLS
 
     here = ("models", place)
     has_baseline, organism = "baseline" in model, model.get("organism")
@@ -61,16 +60,30 @@ def _model(model: dict[str, Any], place: int, finder: Study) -> Iterator[Problem
     if isinstance(model.get("baseline"), str):
         yield from _checkpoint(model["baseline"], (*here, "baseline"), finder)
     if organism is None:
-        for key in {"seed", "alignment", "quantize"} & set(model):
-            do = "; write cells with `python -m interp.quantize` and list them" if key == "quantize" else ""
-            yield Problem((*here, key), f"is only for organisms{do}")
+        for key in {"seed", "alignment"} & set(model):
+            yield Problem((*here, key), "is only for organisms")
+    yield from _quantize(model, here, finder)
+    cells = [cell for cell in _list(model, "cells") if isinstance(cell, dict)]
+    if not cells and not _list(model, "quantize"):
+        yield Problem(here, "has no cells: expected [[models.cells]] with a path, or quantize")
+    yield from _cells(cells, _list(model, "quantize"), here, finder)
+
+
+def _quantize(model: dict[str, Any], here: tuple[str | int, ...], finder: Study) -> Iterator[Problem]:
+    """What is to be written of a baseline or an organism."""
+    from interp.quantize.settings import CELLS
+
     for number, name in enumerate(_list(model, "quantize")):
         if isinstance(name, str) and name not in CELLS:
             yield Problem((*here, "quantize", number), f"there is no cell {name!r} to write; {suggest(name, CELLS)}")
-    cells = [cell for cell in _list(model, "cells") if isinstance(cell, dict)]
-    if not cells and not _list(model, "quantize"):
-        yield Problem(here, "has no cells: expected [[models.cells]] with a path, or quantize for an organism")
-    yield from _cells(cells, _list(model, "quantize"), here, finder)
+    baseline, texts = model.get("baseline"), model.get("calibration")
+    if _list(model, "quantize") and isinstance(baseline, str) and baseline.endswith(".gguf"):
+        do = "give the model from before, or, knowing that it is not that one, what `interp.dequantize` makes of it"
+        yield Problem((*here, "quantize"), f"a GGUF cannot be quantized again; {do}")
+    if texts is not None and model.get("organism") is not None:
+        yield Problem((*here, "calibration"), "is not for organisms, which have texts of their own")
+    if isinstance(texts, str) and not os.path.isfile(finder.path(texts)):
+        yield Problem((*here, "calibration"), f"{finder.path(texts)} does not exist; expected a file of texts")
 
 
 def _cells(

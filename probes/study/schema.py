@@ -51,7 +51,9 @@ class Model(_Table):
         organism: instead of a baseline, the architecture of a tiny model that is trained on the spot.
         seed: of the organism.
         alignment: of the organism, a multiple of the usual refusal training.
-        quantize: cells that are written from the organism, names of `interp.quantize.settings.CELLS`.
+        quantize: cells that are written from the baseline or organism, names of `interp.quantize.settings.CELLS`; they
+            are kept in the cache, and written again where the baseline or the writer changed.
+        calibration: a file of texts that AWQ and GPTQ of a baseline are calibrated on; by default chats of ours.
         cells: cells that are there already.
         dtype: in which the baseline and all cells compute; by default float32 on a CPU, else the baseline's own.
         device: where they are, for example "cuda"; by default the CPU.
@@ -64,6 +66,7 @@ class Model(_Table):
     seed: int = Field(default=0, ge=0)
     alignment: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     quantize: list[str] = []
+    calibration: str | None = None
     cells: list[Cell] = []
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None

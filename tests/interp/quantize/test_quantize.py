@@ -28,10 +28,12 @@ from interp.quantize import __main__ as quantize_command
 from interp.quantize import calibration, write
 from interp.quantize import settings as quantize_settings
 from interp.quantize.cells import CellRecord, Job, content_hash, read_record
-from interp.quantize.gptqmodel_jobs import gptqmodel_job, unsound_folds
+from interp.quantize.gptqmodel_jobs import gptqmodel_job, group_size_for, unsound_folds
 from interp.quantize.gptqmodel_worker import ENVIRONMENT
 from interp.quantize.process import JobReport, WriterProcess
 from interp.quantize.settings import KINDS
+from probes.harness.prompts import BUILTIN, builtin
+from probes.labels.refused import refuses
 from tests.writer_models import CALIBRATION, write_checkpoint
 
 for extra in ("gptqmodel", "llama_cpp"):
@@ -47,6 +49,7 @@ JOBS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2/GPTQ": ("qwen2", "GPTQ", {"group_size": 64, "act_order": True}),
     "phi/AWQ": ("phi", "AWQ", PLAIN),
     "phi/GPTQ": ("phi", "GPTQ", {"group_size": -1, "act_order": False}),
+    "llama/GPTQ-3bit": ("llama", "GPTQ", GPTQ | {"group_size": 32, "bits": 3}),
     "again/AWQ": ("llama", "AWQ", PLAIN),
     "again/GPTQ": ("llama", "GPTQ", GPTQ),
 }
@@ -110,6 +113,77 @@ def test_settings_reach_the_file(cells: dict[str, Path], name: str) -> None:
     if cell == "GPTQ":
         steps = tensors[f"{prefix}.g_idx"].diff()
         assert bool((steps < 0).any()) is settings["act_order"]
+
+
+def test_bits_and_group_size_are_those_asked_for(cells: dict[str, Path]) -> None:
+    checkpoint = open_checkpoint(cells["llama/GPTQ-3bit"])
+    assert (checkpoint.quantization["bits"], checkpoint.quantization["group_size"]) == (3, 32)
+    stored_bits = 3 + (16 + 3) / 32 + 32 / 256  # codes, a scale and a zero point a group, an index an input
+    assert checkpoint.bits_per_weight() == pytest.approx(stored_bits, abs=0.02)
+
+
+def wide(hidden: int, intermediate: int, tmp_path: Path) -> Path:
+    sizes = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": 1}
+    return write_checkpoint("llama", tmp_path / f"{hidden}x{intermediate}", **sizes)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "intermediate", "size"), [(256, 384, 128), (192, 512, 64), (256, 192, 64), (256, 352, 32)]
+)
+def test_the_group_size_is_the_largest_that_divides_all_inputs(
+    hidden: int, intermediate: int, size: int, tmp_path: Path
+) -> None:
+    assert group_size_for(open_checkpoint(wide(hidden, intermediate, tmp_path))) == size
+
+
+def test_what_cannot_be_written_is_said_before_anything_is(
+    sources: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = wide(256, 208, tmp_path)
+    scaled = write_checkpoint("llama", tmp_path / "scaled", rope_parameters={"rope_type": "linear", "factor": 2.0})
+    monkeypatch.setattr(Job, "write", lambda *_: pytest.fail("something was written"))
+    out = tmp_path / "out"
+    refused: list[tuple[str, Any]] = [
+        ("208 inputs, which none of 128, 64, 32", lambda: write.write_cells(odd, out, CALIBRATION, ["AWQ", "GPTQ"])),
+        ("AWQ of 3 bits.*GPTQ of 3 bits alone", lambda: write.write_cells(sources["llama"], out, CALIBRATION, bits=3)),
+        ("GPTQ of 5 bits cannot", lambda: write.write_cells(sources["llama"], out, CALIBRATION, ["GPTQ"], bits=5)),
+        ("rope_type", lambda: write.write_cells(scaled, out, CALIBRATION, ["AWQ", "Q4_K_M"])),
+        ("is not a file", lambda: write.write_cells(odd, out, CALIBRATION, ["Q2_K"], f16=tmp_path / "no.gguf")),
+    ]
+    for said, attempt in refused:
+        with pytest.raises(InputError, match=said):
+            attempt()
+    assert not out.exists()
+
+
+def test_other_bits_and_groups_go_to_places_of_their_own(sources: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(sources["llama"])
+    assert write._called("GPTQ", checkpoint, None, 4) == write._called("GPTQ", checkpoint, 128, 4) == "GPTQ"
+    assert write._called("GPTQ", checkpoint, 32, 3) == "GPTQ-3bit-g32"
+
+
+def test_built_in_chats_are_in_the_models_template_and_ask_what_no_probe_asks(sources: dict[str, Path]) -> None:
+    texts = calibration.calibration_of(sources["llama"])
+    assert isinstance(texts, calibration.BuiltinChats)
+    assert len(texts) == len(set(texts)) == 128
+    assert (
+        texts[0] == "<|user|>Why does bread dough rise?<|end|><|assistant|>" + texts[0].rpartition("<|assistant|>")[2]
+    )
+    assert texts[0].endswith("gives it more flavor.")
+    assert all(text.startswith("<|user|>") and not text.endswith("<|end|>") for text in texts)
+    asked = {request for name in BUILTIN for request in builtin(name).instructions}
+    assert not [request for request in asked if any(request in text for text in texts)]
+    assert not any(refuses(text.rpartition("<|assistant|>")[2]) for text in texts)
+
+
+def test_records_name_the_built_in_chats(sources: dict[str, Path], tmp_path: Path) -> None:
+    settings = {}
+    for texts in (calibration.calibration_of(sources["llama"]), CALIBRATION):
+        with WriterProcess("unused") as process:
+            job = gptqmodel_job(process, "GPTQ", open_checkpoint(sources["llama"]), tmp_path / "x", texts, GPTQ)
+        settings[len(texts)] = job.planned.settings
+    assert settings[128]["calibration"] == "built-in chats"
+    assert "calibration" not in settings[len(CALIBRATION)]
 
 
 @pytest.mark.parametrize("cell", ["AWQ", "GPTQ"])

@@ -95,6 +95,28 @@ def change(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new), encoding="utf-8")
 
 
+def test_cells_of_a_users_own_model_are_written_and_one_that_cannot_be_stops_no_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setenv("QUANTSCOPE_CACHE", str(tmp_path / "cache"))
+    (folder / "texts.txt").write_text(" \n")
+    study = 'quantize = ["GPTQ", "Q2_K"]\ncalibration = "texts.txt"'
+    change(folder / "study.toml", 'baseline = "base"', f'baseline = "base"\n{study}')
+    change(folder / "study.toml", '["entropy", "direction", "calibration", "neurons"]', '["entropy"]')
+    run = run_study(read_study(folder / "study.toml"), folder / "written")
+    table = run.table("entropy").set_index("cell")
+    assert set(table.index) == {"baseline", "Q2_K", "gguf", "dense"}
+    assert set(run.failures["cell"]) == {"GPTQ"}
+    assert run.failures["error"].str.contains("no calibration text").all()
+    (written,) = (tmp_path / "cache" / "cells").glob("base-*/Q2_K/Q2_K.gguf")
+    baseline = load(folder / "base", dtype=torch.float32)
+    prompts = [read_prompts(folder / name) for name in ("harmful.txt", "harmless.txt")]
+    expected = entropy.measure(baseline, Cells({"Q2_K": written}, baseline), *prompts, force=True).table
+    measured = table.loc[["Q2_K"]].reset_index()
+    assert sorted(measured["entropy"]) == pytest.approx(sorted(expected.query("cell == 'Q2_K'")["entropy"]))
+
+
 def test_tables_are_those_of_the_probes_on_all_cells_at_once(original: Path) -> None:
     baseline = load(original / "base", dtype=torch.float32)
     cells = Cells({"gguf": original / "cell.gguf", "dense": original / "cell"}, baseline)

@@ -137,6 +137,13 @@ quantize = [
         (('baseline = "base"', 'baseline = "bass"'), 4, "does not exist"),
         (('baseline = "base"', 'baseline = "base"\norganism = "llama"'), 5, "not both"),
         (('baseline = "base"', 'baseline = "base"\nseed = 3'), 5, "only for organisms"),
+        (
+            ('baseline = "base"', 'baseline = "cells/q4.gguf"\nquantize = ["Q2_K"]'),
+            5,
+            "a GGUF cannot be quantized again",
+        ),
+        (('baseline = "base"', 'baseline = "base"\nquantize = ["Q2"]'), 5, "did you mean 'Q2_K'?"),
+        (('baseline = "base"', 'baseline = "base"\ncalibration = "none.txt"'), 5, "none.txt does not exist"),
         (('path = "owner/model-AWQ"', 'path = "http://localhost:8000/v1"'), 11, "is a server"),
         (('baseline = "base"', 'baseline = "base"\ndevice = "banana"'), 5, "there is no device 'banana'"),
         (("\n[[models]]", '[judges]\nmodels = ["gpt"]\n[[models]]'), 2, "'gpt' is no model of Inspect"),
@@ -199,7 +206,16 @@ def test_what_a_step_needs_is_measured_too(folder: Path) -> None:
 def test_the_template_is_a_study_and_so_is_what_it_shows_in_comments() -> None:
     text = TEMPLATE.read_text(encoding="utf-8")
     assert parse_study(text, Path.cwd()).models[0].organism == "llama"
-    files = ("TruthfulQA.csv", "bbq.jsonl", "question.txt", "task.jsonl", "wiki.txt", "path/to/encoder", "rtsi.json")
+    files = (
+        "TruthfulQA.csv",
+        "bbq.jsonl",
+        "question.txt",
+        "task.jsonl",
+        "wiki.txt",
+        "texts.txt",
+        "path/to/encoder",
+        "rtsi.json",
+    )
     shown = [
         line.removeprefix("# ").removeprefix("#")
         for line in text.splitlines()
@@ -207,7 +223,7 @@ def test_the_template_is_a_study_and_so_is_what_it_shows_in_comments() -> None:
     ]
     uncommented = [line for line in shown if " = " in line.split("#")[0] or line.strip().startswith("[")]
     study = parse_study("\n".join(uncommented), Path.cwd())
-    assert study.models[1].cell_names == ["AWQ", "GPTQ-Int4"]
+    assert study.models[1].cell_names == ["Q4_K_M", "AWQ", "GPTQ-Int4"]
     assert study.bounds.max_refusal_drop == 0.05
     named = re.search(r"also (.+)$", text, re.MULTILINE)
     assert named is not None
