@@ -118,8 +118,11 @@ def test_settings_reach_the_file(cells: dict[str, Path], name: str) -> None:
 def test_bits_and_group_size_are_those_asked_for(cells: dict[str, Path]) -> None:
     checkpoint = open_checkpoint(cells["llama/GPTQ-3bit"])
     assert (checkpoint.quantization["bits"], checkpoint.quantization["group_size"]) == (3, 32)
-    stored_bits = 3 + (16 + 3) / 32 + 32 / 256  # codes, a scale and a zero point a group, an index an input
-    assert checkpoint.bits_per_weight() == pytest.approx(stored_bits, abs=0.02)
+    weights = 5 * 256 * 256 + 2 * 128 * 256  # k and v have half as many outputs
+    stored_bits = (
+        3 + (16 + 3) / 32 + 7 * 32 * 256 / weights
+    )  # codes, a scale and a zero point a group, an index an input
+    assert checkpoint.bits_per_weight() == pytest.approx(stored_bits)
 
 
 def wide(hidden: int, intermediate: int, tmp_path: Path) -> Path:
@@ -166,14 +169,12 @@ def test_built_in_chats_are_in_the_models_template_and_ask_what_no_probe_asks(so
     texts = calibration.calibration_of(sources["llama"])
     assert isinstance(texts, calibration.BuiltinChats)
     assert len(texts) == len(set(texts)) == 128
-    assert (
-        texts[0] == "<|user|>Why does bread dough rise?<|end|><|assistant|>" + texts[0].rpartition("<|assistant|>")[2]
-    )
+    assert texts[0].startswith("<|user|>Why does bread dough rise?<|end|><|assistant|>Yeast")
     assert texts[0].endswith("gives it more flavor.")
     assert all(text.startswith("<|user|>") and not text.endswith("<|end|>") for text in texts)
     asked = {request for name in BUILTIN for request in builtin(name).instructions}
     assert not [request for request in asked if any(request in text for text in texts)]
-    assert not any(refuses(text.rpartition("<|assistant|>")[2]) for text in texts)
+    assert not refuses([text.rpartition("<|assistant|>")[2] for text in texts]).any()
 
 
 def test_records_name_the_built_in_chats(sources: dict[str, Path], tmp_path: Path) -> None:
