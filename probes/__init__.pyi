@@ -9,6 +9,7 @@ from . import judges as judges
 from . import labels as labels
 from . import margin as margin
 from . import matrix as matrix
+from . import measurements as measurements
 from . import neurons as neurons
 from . import predict as predict
 from . import quality as quality
@@ -27,6 +28,8 @@ from .harness.prompts import read_prompts as read_prompts
 from .harness.results import Result as Result
 from .harness.results import read_result as read_result
 from .labels.outcomes import read_outcomes as read_outcomes
+from .measurements.measurements import Measurements as Measurements
+from .measurements.measurements import measure as measure
 from .refusal.ask import ask as ask
 from .study.reader import read_study as read_study
 from .study.run import run_study as run_study

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.model import HookedModel
-from probes.harness.comparison import BASELINE, Models, compare
+from probes.harness.comparison import BASELINE, Models, compare, require_models
 from probes.harness.first_token import first_token
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
@@ -124,6 +124,7 @@ def measure(
         >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
         >>> calibration.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
+    require_models(baseline, cells)
     _check_refusals(refusals or {}, len(harmful.instructions), {BASELINE, *cells})
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
 

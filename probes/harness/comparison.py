@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
@@ -188,6 +189,7 @@ def compare(
         >>> comparison = compare(baseline, cells, builtin("harmful"), builtin("harmless"))
         >>> comparison.observe(lambda model: model.logits(comparison.texts["harmful"]))
     """
+    require_models(baseline, cells)
     warnings: list[str] = []
     if not cells:
         raise InputError("There is nothing to compare with the baseline", "at least one quantized checkpoint")
@@ -211,6 +213,37 @@ def compare(
     comparison.warnings += [f"{BASELINE}: {warning}" for warning in said]
     comparison.of_baseline("first token", lambda: require_answer(baseline, sample))
     return comparison
+
+
+def require_models(baseline: object, cells: object) -> None:
+    """Tell who gives a probe paths, a list or one model what it takes.
+
+    Raises:
+        InputError: the baseline is no loaded model, or the cells are no mapping of loaded ones.
+    """
+    for what, value, expected in (
+        ("baseline", baseline, HookedModel),
+        ("cells", cells, Mapping),
+        *((f"cell {name}", value, HookedModel) for name, value in _in_memory(cells)),
+    ):
+        if not isinstance(value, expected):
+            found = "are" if what == "cells" else "is"
+            raise InputError(
+                f"The {what} {found} {_named(value)}",
+                "a loaded model" if expected is HookedModel else "loaded models by name",
+                "Call probes.measure(baseline, cells), which takes paths, lists and single cells, or open them: "
+                "baseline = interp.load(path), cells = probes.Cells({name: path}, baseline)",
+            )
+
+
+def _in_memory(cells: object) -> Iterable[tuple[str, object]]:
+    """Cells that are there already; those of `Cells` are opened one at a time."""
+    return cells.items() if isinstance(cells, Mapping) and type(cells) in (dict, MappingProxyType) else ()
+
+
+def _named(value: object) -> str:
+    kind = type(value).__name__
+    return f"a {kind}, {value!r}" if isinstance(value, (str, Path)) else f"a {kind}"
 
 
 def _checkpoint(cells: Models, name: str) -> Checkpoint | None:
@@ -293,9 +326,13 @@ _memory: ContextVar[dict[Hashable, Any] | None] = ContextVar("memory", default=N
 
 
 @contextmanager
-def remembering() -> Iterator[None]:
-    """Keep what `remembered` computes until the end of the block; inside another block, until the end of this one."""
-    token = _memory.set({})
+def remembering(memory: dict[Hashable, Any] | None = None) -> Iterator[None]:
+    """Keep what `remembered` computes until the end of the block; inside another block, until the end of this one.
+
+    Args:
+        memory: where it is kept, to go on with it in a later block.
+    """
+    token = _memory.set({} if memory is None else memory)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy import stats
 
 from probes.report import svg
@@ -33,7 +34,7 @@ def build(run: Run) -> list[dict[str, Any]] | None:
     """Plots and verdicts per model; None without the direction and neuron tables."""
     blocks = []
     for place, model in enumerate(run.models):
-        direction, neurons = _observed(run.table(model, "direction")), run.table(model, "neurons")
+        direction, neurons = observed(run.table(model, "direction")), run.table(model, "neurons")
         if direction is None and neurons is None:
             continue
         cells = run.cell_names(model)
@@ -42,19 +43,19 @@ def build(run: Run) -> list[dict[str, Any]] | None:
                 "model": model,
                 "angle": None
                 if direction is None
-                else draw_angles(direction, cells, _width(neurons), f"angle-{place}"),
+                else draw_angles(direction, cells, width_of(neurons), f"angle-{place}"),
                 "sites": [] if neurons is None else _sites(neurons, cells, place),
                 "study_layer": _study_layer(direction),
                 "cosines": None if direction is None else _table(direction, cells, "cosine"),
                 "verdicts": [] if neurons is None else _verdicts(neurons, cells),
                 "survives": None if neurons is None else _survives(neurons, cells),
-                "random_angle": _random_angle(_width(neurons)),
+                "random_angle": _random_angle(width_of(neurons)),
             }
         )
     return blocks or None
 
 
-def _observed(direction: pd.DataFrame | None) -> pd.DataFrame | None:
+def observed(direction: pd.DataFrame | None) -> pd.DataFrame | None:
     """Without the row of a cell that could not be measured, which has no layer."""
     rows = None if direction is None else direction[direction["layer"].notna()]
     return None if rows is None or rows.empty else rows
@@ -62,7 +63,15 @@ def _observed(direction: pd.DataFrame | None) -> pd.DataFrame | None:
 
 @svg.styled
 def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None, key: str) -> svg.Plot:
-    """Angle to the baseline's refusal direction, degrees on a logarithmic axis."""
+    """`angles` for the page."""
+    figure, said = angles(direction, cells, width)
+    title = "Angle between a cell's refusal direction and the baseline's, by layer"
+    return svg.Plot(svg.inline(figure, key, title, said), said)
+
+
+@svg.styled
+def angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None) -> tuple[Figure, str]:
+    """Angle to the baseline's refusal direction, degrees on a logarithmic axis, and what is to be seen, in words."""
     figure, axes = svg.panel(height=264)
     layers = sorted(direction["layer"].unique())
     axes.set_yscale("log")
@@ -79,14 +88,20 @@ def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None
     last = {cell: float(curve.iloc[-1]) for cell, curve in curves.items() if len(curve)}
     worst = max(last, key=lambda cell: last[cell], default="")
     said = f"At the last layer the largest angle is {number(last[worst], '.1f')} degrees ({worst})." if worst else ""
-    return svg.Plot(
-        svg.inline(figure, key, "Angle between a cell's refusal direction and the baseline's, by layer", said), said
-    )
+    return figure, said
 
 
 @svg.styled
 def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str, key: str) -> svg.Plot:
-    """Error on safety units / on the rest, with the range of the matched nulls over the cells."""
+    """`ratios` for the page."""
+    figure, said = ratios(rows, cells, ratio, site)
+    title = f"Error on safety {SITES.get(site, site)}, {RATIOS[ratio][1]}, by layer"
+    return svg.Plot(svg.inline(figure, key, title, said), said)
+
+
+@svg.styled
+def ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str) -> tuple[Figure, str]:
+    """Error on safety units / on the rest, with the range of the matched nulls over the cells; and it in words."""
     null, what = RATIOS[ratio]
     figure, axes = svg.panel(height=264)
     layers = sorted(rows["layer"].unique())
@@ -103,7 +118,7 @@ def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str,
     _curves(axes, curves, lambda value: number(value, ".2f"))
     above = (rows[ratio] > rows[null]).sum()
     said = f"Safety {SITES.get(site, site)}, {what}: {above} of {len(rows)} points lie above their matched random sets."
-    return svg.Plot(svg.inline(figure, key, f"Error on safety {SITES.get(site, site)}, {what}, by layer", said), said)
+    return figure, said
 
 
 def angle(cosine: float) -> float:
@@ -122,7 +137,7 @@ def _random_angle(width: int | None) -> float | None:
     return float(np.degrees(np.arccos(2 * stats.beta.ppf(0.975, half, half) - 1)))
 
 
-def _width(neurons: pd.DataFrame | None) -> int | None:
+def width_of(neurons: pd.DataFrame | None) -> int | None:
     """Dimensions of the residual stream, where the neuron table tells."""
     if neurons is None:
         return None

@@ -79,6 +79,15 @@ class Plot(NamedTuple):
     said: str
 
 
+class Picture(Figure):
+    """A figure that a notebook shows, in a page's colours on white."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=2 * POINTS_PER_INCH, facecolor="white")
+        return buffer.getvalue()
+
+
 class Look(NamedTuple):
     """How one series is drawn, by colour, marker and dash."""
 
@@ -120,7 +129,7 @@ def panel(
     bottom: int = 38,
 ) -> tuple[Figure, Axes]:
     """A figure with one pair of axes; all in points."""
-    figure = Figure(figsize=(width / POINTS_PER_INCH, height / POINTS_PER_INCH))
+    figure = Picture(figsize=(width / POINTS_PER_INCH, height / POINTS_PER_INCH))
     axes = figure.add_axes(
         (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from probes.matrix.regimes import RegimeRule
@@ -33,6 +34,12 @@ def build(run: Run) -> list[dict[str, Any]] | None:
 
 @svg.styled
 def draw(cells: list[Loss], rule: RegimeRule, key: str) -> Markup:
+    """`scatter` for the page."""
+    return svg.inline(scatter(cells, rule), key, f"Quality against refusal, {cells[0].model}", describe(cells))
+
+
+@svg.styled
+def scatter(cells: list[Loss], rule: RegimeRule) -> Figure:
     """Change of quality (x) and of refusals (y) in points, with both intervals."""
     figure, axes = svg.panel(width=460, height=330, right=74)
     xs, ys = ([100 * interval.value for interval in of] for of in _intervals(cells))
@@ -47,7 +54,7 @@ def draw(cells: list[Loss], rule: RegimeRule, key: str) -> Markup:
                               f"quality {points(cell.quality.value)} {bounds(cell.quality)} points"))  # fmt: skip
     svg.name_points(axes, [cell.cell for cell in cells], list(zip(xs, ys, strict=True)), looks)
     axes.set(xlabel="Change of quality (points)", ylabel="Change of refusals (points)")
-    return svg.inline(figure, key, f"Quality against refusal, {cells[0].model}", describe(cells))
+    return figure
 
 
 def describe(cells: list[Loss]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from interp.quantize.cells import content_key
 from probes.harness.comparison import BASELINE, compare
+from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.labels.language import unread_by
 from probes.labels.refused import SIDES, decide, with_outcomes
@@ -38,7 +40,7 @@ def completions(bench: StepContext) -> list[Result]:
         outcomes, settings = ask_through_inspect(bench)
     unread, warnings = unread_by((str(cell), rows["response"]) for cell, rows in outcomes.groupby("cell", sort=False))
     return [
-        Result("completions", _completions(outcomes, bench), settings),
+        Result("completions", completions_of(outcomes, bench.asked.sets), settings),
         Result("refusal", outcomes, settings | {"not_english": unread}, warnings),
     ]
 
@@ -83,20 +85,25 @@ def _ask(bench: StepContext, name: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).assign(cell=name)
 
 
-def _completions(outcomes: pd.DataFrame, bench: StepContext) -> pd.DataFrame:
-    """In the order of the prompt sets."""
+def completions_of(outcomes: pd.DataFrame, prompts: Mapping[str, PromptSet]) -> pd.DataFrame:
+    """The answers to the two prompt sets, in their order, with what each of them is; see `completions`.
+
+    Args:
+        outcomes: one row per (cell, task, prompt), as `probes.refusal.ask` gives them.
+        prompts: "harmful" and "harmless", of which some may not have been asked.
+    """
     parts = []
     for task, side in SIDES.items():
-        prompts = list(getattr(bench.asked, side).instructions)
+        asked = list(prompts[side].instructions)
         for cell, rows in outcomes[outcomes["task"] == task].groupby("cell", sort=False):
-            answered = rows.drop_duplicates("prompt").set_index("prompt").reindex(prompts)
+            answered = rows.drop_duplicates("prompt").set_index("prompt").reindex(asked)
             texts = answered["response"].fillna("").astype(str).str.strip()
             parts.append(
                 pd.DataFrame(
                     {
                         "cell": cell,
                         "prompts": side,
-                        "prompt": prompts,
+                        "prompt": asked,
                         "text": texts.to_list(),
                         "n_tokens": answered["n_tokens"].to_list(),
                         "finished": (answered["stop_reason"] == "stop").to_list(),

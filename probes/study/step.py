@@ -36,6 +36,11 @@ class Asked:
     template: str
     batch_size: int | None
 
+    @property
+    def sets(self) -> dict[str, PromptSet]:
+        """Both prompt sets by their names in tables."""
+        return {"harmful": self.harmful, "harmless": self.harmless}
+
     @classmethod
     def of(cls, study: Study) -> Asked:
         """Read a study's prompts.

@@ -228,6 +228,24 @@ def _model_rows(
     study: Study, model: Model, joined: Mapping[str, Result], index: RTSI, failed: Mapping[str, str]
 ) -> pd.DataFrame:
     """One row per cell of a model, failed ones last."""
+    places = located(study, model)
+    measured = joined["completions"].table["cell"].drop_duplicates()
+    described = describe_cells({name: open_checkpoint(places[name] or "") for name in map(str, measured)})
+    return cell_rows(model.name, described, joined, index, failed)
+
+
+def cell_rows(
+    model: str, described: pd.DataFrame, joined: Mapping[str, Result], index: RTSI, failed: Mapping[str, str]
+) -> pd.DataFrame:
+    """The rows of a matrix before regimes: one per cell of a model, failed ones last.
+
+    Args:
+        model: its name.
+        described: see `probes.study.summary.describe_cells`, of the cells that were measured.
+        joined: name → result over all cells; "completions" and "refusal" at least.
+        index: of the RTSI score.
+        failed: cell → why it could not be measured.
+    """
     answers = joined["completions"].table
     behaviour = [refusal_table(answers, index)]
     if (answers["prompts"] == "harmless").any():
@@ -237,8 +255,6 @@ def _model_rows(
     if "judges" in joined:
         behaviour.append(_judge_rates(joined["judges"].table))
     measured = list(behaviour[0]["cell"])
-    places = located(study, model)
-    described = describe_cells({name: open_checkpoint(places[name] or "") for name in measured})
     probes = {name: joined[name].table for name in PROBES_OF_THE_MATRIX if name in joined}
     rows = summarize(described, behaviour, **probes)
     unscored = np.where(rows["n_total"] == 0, "no answer to a harmful prompt is scored", "")
@@ -246,7 +262,7 @@ def _model_rows(
     lost = [{"cell": cell, "reason": error} for cell, error in failed.items() if cell not in measured]
     rows = pd.concat([rows, pd.DataFrame(lost)], ignore_index=True) if lost else rows
     rows = marked(rows, across_engines(joined["refusal"].table, BASELINE))
-    rows.insert(0, "model", model.name)
+    rows.insert(0, "model", model)
     return rows
 
 
