@@ -1,6 +1,12 @@
 """The measurements. A probe takes hooked models (or completions) and prompts and returns one tidy table.
 
-`python -m probes` lists them; each is a module with a `measure` of its own. What a notebook starts with is here:
+`python -m probes` lists them. What a notebook starts with, tables that are measured when they are asked for:
+
+    >>> import probes
+    >>> study = probes.measure("path/to/model", {"AWQ": "path/to/model-AWQ"})
+    >>> study.entropy, study.direction.plot(), study.report("out.html")
+
+Each probe is a module with a `measure` of its own, for those who want one of them:
 
     >>> from interp import load
     >>> from probes import Cells, builtin, entropy

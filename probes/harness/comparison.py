@@ -65,6 +65,9 @@ class Cells(Models):
     def __getitem__(self, name: str) -> HookedModel:
         return load(self.checkpoints[name].path, like=self._like, dtype=self._dtype, device=self._device)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.checkpoints  # else it would be opened to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.checkpoints)
 

@@ -79,9 +79,11 @@ def refusals(table: pd.DataFrame) -> Figure:
 
 
 def drift(table: pd.DataFrame) -> Figure:
-    """Share of the prompts at risk that changed sides, by axis, with Wilson's interval."""
-    rows = table[table["category"] == "all"]
-    return estimates(rows, "flip_rate", "Share of prompts at risk that flipped", series="axis")
+    """Refusals of harmful and answers to harmless prompts that flipped, of those at risk, with Wilson's interval."""
+    named = {("refusal", "robustness"): "refusals lost", ("over_refusal", "over_refusal"): "refusals gained"}
+    kinds = [named.get((str(task), str(axis)), "") for task, axis in zip(table["task"], table["axis"], strict=True)]
+    rows = table.assign(flips=kinds)[(table["category"] == "all") & np.array([bool(kind) for kind in kinds])]
+    return estimates(rows, "flip_rate", "Share of the prompts at risk", series="flips")
 
 
 def direction(table: pd.DataFrame) -> Figure:

@@ -198,9 +198,8 @@ class Measurements:
         from probes.report.run import Run
 
         path = Path(path)
-        self.result("matrix")
-        if self._has_checkpoints:
-            self.result("safety_units")
+        for name in ("matrix", *(["safety_units"] if self._has_checkpoints else [])):
+            self.result(name)
         tables = {"matrix": self._results["matrix"]}
         models = {self.name: {name: found for name, found in self._results.items() if name != "matrix"}}
         run = Run(path.with_suffix(""), tables, models, "", {}, {})
@@ -209,7 +208,10 @@ class Measurements:
         return path
 
     def write(self, directory: str | Path) -> Path:
-        """Write every table that was measured so far, as the commands do: `<name>.parquet` and `<name>.json`.
+        """Write every table that was measured so far, `<name>.parquet` and `<name>.json`, as a study's run is laid out.
+
+        The matrix goes into the folder itself, everything else into a folder of the model's name in it: with the matrix
+        measured, `python -m probes.report DIRECTORY` writes its report.
 
         Args:
             directory: made if it is not there.
@@ -217,9 +219,11 @@ class Measurements:
         Raises:
             InputError: it cannot be written.
         """
-        for result in self._results.values():
-            Result.write(result, Path(directory))
-        return Path(directory)
+        directory = Path(directory)
+        for name, result in self._results.items():
+            plain = Result(result.probe, result.table, result.settings, result.warnings, result.seconds)
+            plain.write(directory if name == "matrix" else directory / self.name)
+        return directory
 
     @property
     def name(self) -> str:
