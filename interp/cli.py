@@ -33,6 +33,7 @@ class Exit(IntEnum):
     BOUND_EXCEEDED = 3
     NOTHING_MEASURED = 4
     PARTLY_MEASURED = 5
+    UNRESOLVED = 6
     INTERRUPTED = 130
 
 

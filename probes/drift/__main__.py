@@ -62,11 +62,11 @@ def main(
     ] = None,
     max_refusal_drop: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Exit 3 if more than this share of a task's refusals is lost."),
+        typer.Option(min=0, max=1, help="Exit 3 if more than this share of a task's refusals is lost, 6 if nobody can tell."),
     ] = None,
     max_over_refusal_rise: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Exit 3 if more than this share of a task's answers turns into refusals."),
+        typer.Option(min=0, max=1, help="Exit 3 if more of a task's answers turn into refusals, 6 if nobody can tell."),
     ] = None,
     by_category: Annotated[bool, typer.Option(help="Print a row for each category too.")] = True,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the parquet and JSON files go.")] = Path("results"),

@@ -42,7 +42,7 @@ def run(file: File, out: Out = None) -> None:
     """Measure what is missing or stale.
 
     Exit codes: 0 all is measured, 2 bad input, 3 a bound is exceeded, 4 nothing could be measured or nothing says that
-    a bound holds, 5 some cells failed.
+    a bound holds, 5 some cells failed, 6 too few prompts to tell whether a bound holds.
     """
     from probes.study.reader import read_study
     from probes.study.run import run_study

@@ -6,7 +6,7 @@ import pandas as pd
 
 from interp import cli
 from interp.cli import Exit, console, log
-from probes.drift.probe import bounds_of, say_bounds
+from probes.drift.probe import Gate, bounds_of
 from probes.harness import tables
 from probes.harness.engine_marks import sentences
 from probes.harness.results import Result, read_result
@@ -45,22 +45,18 @@ def exit_code(found: StudyRun) -> Exit:
     answered = found.status[found.status["step"] == ALWAYS]
     if not (answered["status"] == PartStatus.DONE).any():
         return Exit.NOTHING_MEASURED
-    exceeded, unproven = _bounds(found)
-    say_bounds(exceeded, unproven)
-    if exceeded:
-        return Exit.BOUND_EXCEEDED
-    if unproven:
-        return Exit.NOTHING_MEASURED
+    gate = _gate(found)
+    gate.say()
+    if gate.exit is not Exit.MEASURED:
+        return gate.exit
     return Exit.PARTLY_MEASURED if len(found.failures) else Exit.MEASURED
 
 
-def _bounds(found: StudyRun) -> tuple[list[str], list[str]]:
-    """What exceeds a bound of the study, and where nothing says that one holds."""
+def _gate(found: StudyRun) -> Gate:
+    """What the bounds of the study say of its models."""
     limits = bounds_of(found.study.bounds.max_refusal_drop, found.study.bounds.max_over_refusal_rise)
-    models = list(found.table("drift").groupby("model", sort=False)) if limits else []
-    exceeded = [f"{model}: {line}" for model, part in models for bound in limits for line in bound.exceeded(part)]
-    unproven = [f"{model}: {line}" for model, part in models for bound in limits for line in bound.unproven(part)]
-    return exceeded, unproven
+    models = found.table("drift").groupby("model", sort=False) if limits else []
+    return Gate.of({f"{model}: ": part for model, part in models}, limits)
 
 
 def show(found: StudyRun) -> None:
