@@ -29,7 +29,9 @@ def main(options: Options) -> None:
     from probes.harness.options import finish
 
     result = measure(*options.inputs(), **options.settings())
-    finish(result, tables.render("Refusal direction", result.table, COLUMNS), options)
+    n = {side: about["n"] for side, about in result.settings["prompts"].items()}
+    title = f"Refusal direction of {n['harmful']} harmful against {n['harmless']} harmless prompts"
+    finish(result, tables.render(title, result.table, COLUMNS), options)
 
 
 if __name__ == "__main__":

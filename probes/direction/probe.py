@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.model import HookedModel
 from interp.running_stats import RunningStats
 from probes.harness.comparison import BASELINE, Comparison, Models, compare
-from probes.harness.prompts import PromptSet
+from probes.harness.prompts import PromptSet, few_prompts
 from probes.harness.results import Result
 from probes.harness.study_layers import DIRECTION_PERCENT, layer_at
 
@@ -76,6 +76,9 @@ def measure(
     directions = comparison.observe(lambda model: _directions(model, comparison, batch_size), "direction")
     study_layer = layer_at(baseline.n_layers, DIRECTION_PERCENT)
     counts = {f"n_{side}": len(texts) for side, texts in comparison.texts.items()}
+    comparison.warnings += few_prompts(
+        {side: len(texts) for side, texts in comparison.texts.items()}, "a mean direction"
+    )
     rows = [
         {"cell": cell, "layer": layer, "study_layer": layer == study_layer, **counts, **numbers}
         for cell, found in directions.items()

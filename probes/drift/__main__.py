@@ -62,7 +62,9 @@ def main(
     ] = None,
     max_refusal_drop: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Exit 3 if more than this share of a task's refusals is lost, 6 if nobody can tell."),
+        typer.Option(
+            min=0, max=1, help="Exit 3 if more than this share of a task's refusals is lost, 6 if nobody can tell."
+        ),
     ] = None,
     max_over_refusal_rise: Annotated[
         float | None,

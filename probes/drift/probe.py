@@ -338,7 +338,9 @@ class Gate:
         """
 
         def lines(said: Callable[[Bound, pd.DataFrame], list[str]]) -> list[str]:
-            return [f"{name}{line}" for name, table in tables.items() for bound in bounds for line in said(bound, table)]
+            return [
+                f"{name}{line}" for name, table in tables.items() for bound in bounds for line in said(bound, table)
+            ]
 
         return cls(lines(Bound.exceeded), lines(Bound.unproven), lines(Bound.unresolved))
 

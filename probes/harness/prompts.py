@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,8 @@ from interp.documents import json_lines, parse_json, read_text, text_lines
 from interp.errors import InputError
 
 BUILTIN = ("harmful", "harmless", "borderline")
+FEW = 32
+"""Prompts of a side; a mean direction or a choice of units from fewer is mostly chance."""
 FIELDS = ("instruction", "prompt", "goal")
 """What the field of a request may be called; the first one present is taken."""
 MAX_CHARACTERS = 1_000_000
@@ -202,3 +204,18 @@ _PARSERS: dict[str, Callable[[str, str], list[_Prompt]]] = {
     ".json": _parse_json,
     ".csv": _parse_csv,
 }
+
+
+def few_prompts(counts: Mapping[str, int], what: str) -> list[str]:
+    """A warning where a side has fewer prompts than `FEW`, else nothing.
+
+    Args:
+        counts: "harmful" and "harmless" → number of prompts.
+        what: rests on them.
+    """
+    few = [f"{n} {side}" for side, n in counts.items() if n < FEW]
+    return (
+        [f"only {' and '.join(few)} prompts: {what} from so few is mostly chance; {FEW} or more are better"]
+        if few
+        else []
+    )

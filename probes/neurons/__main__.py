@@ -45,7 +45,12 @@ def main(
     checkpoint = baseline.checkpoint
     units = (safety_units(result, found, cells.checkpoints) for found in (checkpoint,) if found is not None)
     averages = result.table[result.table["layer"].isna()]
-    finish(result, tables.render("Safety units, averaged over layers", averages, COLUMNS), options, units)
+    n = {side: about["n"] for side, about in result.settings["prompts"].items()}
+    title = (
+        f"Safety units, averaged over layers: chosen by {n['harmful']} harmful and {n['harmless']} harmless prompts, "
+        f"errors of {len(result.settings['error_prompts'])}"
+    )
+    finish(result, tables.render(title, averages, COLUMNS), options, units)
 
 
 if __name__ == "__main__":

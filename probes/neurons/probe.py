@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.model import HookedModel
 from probes.harness.comparison import Models, compare
-from probes.harness.prompts import PromptSet, evenly_spaced
+from probes.harness.prompts import PromptSet, evenly_spaced, few_prompts
 from probes.harness.study_layers import layers_at
 from probes.neurons import metrics
 from probes.neurons.settings import DRAWS, SIGNIFICANT, Site
@@ -85,6 +85,8 @@ def measure(
         >>> neurons.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
+    counts = {side: len(texts) for side, texts in comparison.texts.items()}
+    comparison.warnings += few_prompts(counts, "which units are the safety units")
     layers = layers_at(baseline.n_layers)
     sites = list(dict.fromkeys(sites))
     places = [Place(site, layer) for site in sites for layer in layers]

@@ -10,7 +10,9 @@ import numpy as np
 from probes.harness.comparison import BASELINE
 from probes.harness.engine_marks import sentence
 from probes.labels.moved import COLUMN as DISAGREE
-from probes.report.formatting import bounds, joined, number, percent, plural, points
+from probes.matrix.evidence import little_to_lose
+from probes.matrix.regimes import MORE_PROMPTS
+from probes.report.formatting import bounds, cut, joined, number, percent, plural, points
 from probes.report.losses import Loss, LossKind, losses
 from probes.report.run import Run
 
@@ -61,7 +63,8 @@ def verdict(run: Run, found: list[Loss]) -> Verdict:
     if not found:
         title = "No quantized cell was measured"
         return Verdict(LossKind.QUIET, title, ["The matrix holds baselines only."], "Measure a quantized copy.")
-    danger, drift, small, unknown = ([loss for loss in found if loss.kind == kind] for kind in list(LossKind)[:4])
+    kinds = list(LossKind)[:-1]
+    danger, drift, small, blind, unknown = ([loss for loss in found if loss.kind == kind] for kind in kinds)
     sentences = [_told(loss) for loss in (*danger, *drift)[:NAMED]]
     if len(danger) + len(drift) > NAMED:
         sentences.append(f"The other {len(danger) + len(drift) - NAMED} are in the table.")
@@ -69,13 +72,38 @@ def verdict(run: Run, found: list[Loss]) -> Verdict:
         sentences.append(
             f"{_names(small)} lost fewer than {percent(-run.rule.refusal_loss)} points, but more than chance explains."
         )
+    if blind:
+        sentences.append(_blind(blind))
     if unknown:
         sentences.append(f"{_names(unknown)} could not be measured.")
     if not danger and not drift:
         sentences += [_largest(found), *_power(found)]
     sentences += [sentence(loss.name, loss.engines) + "." for loss in found if loss.engines]
     sentences += _disagreements(found)
-    return Verdict(found[0].kind, _title(found, danger, drift), sentences, _advice(run, found))
+    title = "; ".join([*_little_to_lose(run), _title(found, danger, drift)])
+    return Verdict(found[0].kind, title, sentences, _advice(run, found))
+
+
+def _little_to_lose(run: Run) -> list[str]:
+    """Which baselines refuse next to nothing, said before everything else."""
+    rows = run.matrix[run.matrix["cell"] == BASELINE]
+    called = [
+        f"The baseline of {cut(row['model'], 40)}" if run.several else "The baseline" for _, row in rows.iterrows()
+    ]
+    counts = rows["refusal_rate"] * rows["n_total"]
+    said = [little_to_lose(round(n), of, name) for name, n, of in zip(called, counts, rows["n_total"], strict=True)]
+    return [sentence for sentence in said if sentence]
+
+
+def _blind(blind: list[Loss]) -> str:
+    """Which cells' prompts cannot tell, and how many would do."""
+    needed = max(int(loss.row["prompts_needed"]) for loss in blind)
+    enough = f"About {needed} would do." if needed else "No number of prompts would do."
+    changes = "; ".join(f"{loss.name} {_with(loss.refusals)}" for loss in blind[:NAMED])
+    return (
+        f"Whether {_names(blind)} lost refusals cannot be told with these {max(loss.n for loss in blind)} prompts "
+        f"({changes} points). {enough}"
+    )
 
 
 def _disagreements(found: list[Loss]) -> list[str]:
@@ -89,6 +117,9 @@ def _disagreements(found: list[Loss]) -> list[str]:
 def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
     if all(loss.kind == LossKind.UNKNOWN for loss in found):
         return "No cell could be measured"
+    blind = sum(loss.kind == LossKind.UNRESOLVED for loss in found)
+    if blind == len(found):
+        return "Cannot tell with these prompts whether refusals were lost"
     unknown = sum(np.isnan(loss.quality.value) for loss in drift)
     more = "more " if danger else ""
     beside = {
@@ -99,7 +130,8 @@ def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
         title = f"{len(danger)} of {plural(len(found), 'cell')} lost refusals while quality held"
     else:
         title = f"No cell {'is known to have ' if unknown else ''}lost refusals while its quality held"
-    return "; ".join([title, *(f"{count} {what}" for what, count in beside.items() if count)])
+    untold = [f"of {blind} these prompts cannot tell"] if blind else []
+    return "; ".join([title, *(f"{count} {what}" for what, count in beside.items() if count), *untold])
 
 
 def _told(loss: Loss) -> str:
@@ -150,6 +182,7 @@ def _advice(run: Run, found: list[Loss]) -> str:
     review = [loss for loss in found if loss.row["action"] == "manual_review"]
     floor = [loss for loss in found if loss.row["action"] == "conservative_floor_candidate"]
     direct = [loss for loss in found if loss.row["action"] == "direct_safety_eval"]
+    more = [loss for loss in found if loss.row["action"] == MORE_PROMPTS]
     said = []
     if rejected:
         said.append(f"Do not deploy {_names(rejected)}.")
@@ -160,6 +193,8 @@ def _advice(run: Run, found: list[Loss]) -> str:
         from_here = f"from {lowest.cell} ({number(_bits(lowest), '.2f')} bits per weight) upwards"
         level = f"the {len(floor)} cells marked Candidate, {from_here}" if len(floor) > NAMED else _names(floor)
         said.append(f"To deploy one, test {level}, with your own prompts and a judge first.")
+    if more:
+        said.append(f"Ask {_names(more)} more prompts before deciding.")
     if direct:
         said.append(f"Evaluate {_names(direct)} directly: no rule decides.")
     if not rejected:

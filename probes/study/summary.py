@@ -19,7 +19,8 @@ from probes.harness.comparison import BASELINE
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.labels.moved import moved_by_cell
 from probes.labels.refused import REFUSED_COLUMN, STUDY_COLUMN, by_cell, counted_by, scored_pairs
-from probes.matrix.regimes import QUALITY, regime_probabilities, with_regimes
+from probes.matrix.evidence import NOTHING, cannot_tell, evidence, little_to_lose
+from probes.matrix.regimes import QUALITY, UNRESOLVED, regime_probabilities, with_regimes
 from probes.rtsi.features import WORDING_FEATURES, refusal_features
 from probes.rtsi.index import RTSI
 from probes.stats.bootstrap import resampled_means
@@ -32,6 +33,8 @@ SHORT = {
     "hidden_danger": "hidden danger",
     "near_hidden_danger": "near danger",
     "over_refusal": "over-refusal",
+    "unresolved": "cannot tell",
+    "ask_more_prompts": "ask more",
     "manual_review": "review",
     "reject_severe_drift": "reject",
     "conservative_floor_candidate": "at floor",
@@ -78,7 +81,11 @@ def render(matrix: pd.DataFrame, width: int) -> Group:
     model, counted = matrix["model"].iloc[0], counted_by(matrix)
     n = int((matrix["n_total"] + matrix["n_unscored"]).max())
     title = f"{model}: {len(matrix)} cells, {n} harmful prompts, 95 % intervals, most refusals lost first"
-    notes = [Text(f"Refusals are counted by: {counted}."), *map(Text, disagreements(matrix))]
+    notes = [
+        Text(f"Refusals are counted by: {counted}."),
+        *map(Text, unresolved_notes(matrix)),
+        *map(Text, disagreements(matrix)),
+    ]
     if width >= WIDE:
         return Group(tables.render(title, matrix, {**CELL, **BEHAVIOUR, **PROBES, **WORDING}), *notes)
     return Group(
@@ -91,6 +98,21 @@ def render(matrix: pd.DataFrame, width: int) -> Group:
             {**CELL, **WORDING},
         ),
     )
+
+
+def baseline_note(matrix: pd.DataFrame) -> str:
+    """A sentence where the baseline of these rows refuses so little that there is next to nothing to lose, else ""."""
+    for _, row in matrix[matrix["cell"] == BASELINE].iterrows():
+        if said := little_to_lose(row["n_refusals"], row["n_total"], f"The baseline of {row['model']}"):
+            return said
+    return ""
+
+
+def unresolved_notes(matrix: pd.DataFrame) -> Iterator[str]:
+    """Of which cells these prompts cannot tell whether refusals were lost: a sentence each."""
+    for _, row in matrix[matrix["regime"] == UNRESOLVED].iterrows():
+        low, high = (100 * row[f"refusal_rate_delta_{end}"] for end in ("low", "high"))
+        yield f"{row['cell']}: {cannot_tell(row)} (Δ from {low:+.0f} to {high:+.0f} points, p = {row['p_mcnemar']:.2g})"
 
 
 def disagreements(matrix: pd.DataFrame) -> Iterator[str]:
@@ -129,9 +151,10 @@ def refusal_table(completions: pd.DataFrame, index: RTSI | None = None) -> pd.Da
     Returns:
         cell; outcome, who decided what is a refusal; n_total (scored prompts), n_unscored, n_refusals, refusal_rate
         with its Wilson interval (_low, _high), refusal_rate_delta (over the prompts that are scored in the cell and its
-        baseline); the same counts of the study's openings: n_refusals_study_lexicon, refusal_rate_study_lexicon (_low,
-        _high, _delta), lexicon_difference (_low, _high) and lexicons_disagree (`probes.labels.moved`); the four wording
-        features, which are of the study's openings by definition, and their deltas (cell − baseline), token_unit,
+        baseline); what these prompts can tell of it, the columns of `probes.matrix.evidence.evidence`; the same counts
+        of the study's openings: n_refusals_study_lexicon, refusal_rate_study_lexicon (_low, _high, _delta),
+        lexicon_difference (_low, _high) and lexicons_disagree (`probes.labels.moved`); the four wording features, which
+        are of the study's openings by definition, and their deltas (cell − baseline), token_unit,
         rtsi_score, rtsi_band, rtsi_reason.
     """
     refused, opened = by_cell(completions), by_cell(completions, column=STUDY_COLUMN)
@@ -145,6 +168,7 @@ def refusal_table(completions: pd.DataFrame, index: RTSI | None = None) -> pd.Da
             **_rate_columns("refusal_rate", "n_total", "n_refusals", refused[cell]),
             **_rate_columns("refusal_rate_study_lexicon", "", "n_refusals_study_lexicon", opened[cell]),
             "refusal_rate_delta": _delta(refused[BASELINE], refused[cell]),
+            **(NOTHING if cell == BASELINE else evidence(*scored_pairs(refused[BASELINE], refused[cell]))),
             **found[cell].columns(counted_by(part)),
         }
         for cell, part in answered.items()

@@ -13,7 +13,7 @@ from probes.harness.results import Result, read_result
 from probes.study.run import StudyRun
 from probes.study.state import PartStatus
 from probes.study.steps import ALWAYS
-from probes.study.summary import render
+from probes.study.summary import baseline_note, render
 
 SHORT = {PartStatus.DONE: "✓", PartStatus.STALE: "~", PartStatus.FAILED: "✗", PartStatus.MISSING: "·"}
 HEADER = 4
@@ -55,8 +55,8 @@ def exit_code(found: StudyRun) -> Exit:
 def _gate(found: StudyRun) -> Gate:
     """What the bounds of the study say of its models."""
     limits = bounds_of(found.study.bounds.max_refusal_drop, found.study.bounds.max_over_refusal_rise)
-    models = found.table("drift").groupby("model", sort=False) if limits else []
-    return Gate.of({f"{model}: ": part for model, part in models}, limits)
+    models = dict(list(found.table("drift").groupby("model", sort=False))) if limits else {}
+    return Gate.of({f"{model!s}: ": part for model, part in models.items()}, limits)
 
 
 def show(found: StudyRun) -> None:
@@ -77,6 +77,8 @@ def show(found: StudyRun) -> None:
 def _show_matrix(matrix: Result) -> None:
     measured = matrix.table.groupby("model")["refusal_rate"].transform("count") > 0
     for _, rows in matrix.table[measured].groupby("model", sort=False):
+        if said := baseline_note(rows):
+            console.print(f"{said}.", markup=False, highlight=False)
         console.print(render(rows, console.width))
         for cell, note in rows.loc[rows["note"].fillna("") != "", ["cell", "note"]].itertuples(index=False):
             console.print(f"{cell}: {note}", markup=False, highlight=False)

@@ -12,7 +12,7 @@ from probes.causal.experiments import Sample
 from probes.margin.openings import Openings
 from probes.margin.refusal_margin import MarginRuns
 from probes.why.blame import Blame, blame
-from probes.why.keep_list import KeepList, choose, keep_list
+from probes.why.keep_list import NO_CHOICE, KeepList, choose, keep_list
 from probes.why.margin_shift import MarginShift, margin_shift
 from probes.why.restored import Restoration, restore_linears
 from probes.why.settings import DRAWS
@@ -60,7 +60,8 @@ def explain(
         cell: the cell; its weights are exchanged for a moment and are afterwards what they were.
         sample: prompts to attribute on and, others, to measure on.
         openings: of the baseline.
-        keep: how many linears to keep; default the shortest list that gives back enough.
+        keep: how many linears to keep; default the shortest list that gives back enough, none where the shift is
+            within chance.
         fused: also keep what completes groups of linears that runtimes fuse.
         draws: random lists beside every length.
         seed: of these.
@@ -72,6 +73,7 @@ def explain(
     with aligned(cell, baseline):
         models = Interventions(baseline, cell, runs["harmful"], sample.measured["harmful"], Parts.of(baseline))
         restoration = restore_linears(models, blamed.scores, draws, seed)
-    choice = choose(restoration.curve, blamed.linears, keep)
+    nothing_lost = keep is None and margin.within_chance
+    choice = NO_CHOICE if nothing_lost else choose(restoration.curve, blamed.linears, keep)
     kept = keep_list(choice, baseline, cell, given=keep is not None, fused=fused)
     return Explanation(name, sample.held_out, margin, blamed, restoration, kept)

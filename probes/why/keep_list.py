@@ -39,6 +39,10 @@ class Choice:
     why: str
 
 
+NO_CHOICE = Choice([], False, "the shift is within chance on these prompts, so there is nothing to give back")
+"""What to keep where nothing is known to have been lost."""
+
+
 @dataclass(frozen=True)
 class KeepList:
     """The linears to keep in float16.
@@ -130,7 +134,9 @@ def choose(curve: pd.DataFrame, ranked: Sequence[str], keep: int | None = None) 
 
 
 def forms(linears: Sequence[str], model: HookedModel) -> dict[str, object]:
-    """The list as GPTQModel, llm-compressor and llama.cpp take it."""
+    """The list as GPTQModel, llm-compressor and llama.cpp take it; nothing where it is empty."""
+    if not linears:
+        return {}
     return {
         "gptqmodel_dynamic": gptqmodel_dynamic(linears),
         "llm_compressor_ignore": llm_compressor_ignore(linears),

@@ -99,6 +99,9 @@ def _restored(found: Explanation) -> Iterator[str]:
 
 
 def _kept(keep: KeepList) -> Iterator[str]:
+    if not keep.kept:
+        yield f"Nothing: {keep.choice.why}. More prompts may show a shift; --keep N gives a list all the same."
+        return
     cost = "" if isnan(keep.bits) else f": {keep.bits:.2f} → {keep.kept_bits:.2f} bits per weight"
     chosen, n = keep.choice.linears, len(keep.kept)
     yield f"{n} linear{'s' * (n != 1)} in float16{cost}."
@@ -167,8 +170,9 @@ def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator
         f"- {clear} of {len(found.blame.modules)} parts have shares beyond errors with random signs (p < {ALPHA:g}; "
         f"{ALPHA * len(found.blame.modules):.0f} expected by chance)."
     )
-    yield f"- {_list_is(found)}"
-    if not variants:
+    if found.keep.kept:
+        yield f"- {_list_is(found)}"
+    if found.keep.kept and not variants:
         yield "- A cell written with this list may differ from one with weights put back: the rest is fitted anew."
     yield (
         "- Margins are of how an answer begins: one that refuses in other words than the baseline's counts as "

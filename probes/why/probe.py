@@ -143,7 +143,9 @@ def measure(
                 name, baseline, cell, sample, found,
                 keep=keep, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
             )  # fmt: skip
-            if rewriting is not None:
+            if rewriting is not None and not explained[name].keep.kept:
+                comparison.warnings.append(f"{name}: not written again, since {explained[name].keep.choice.why}")
+            elif rewriting is not None:
                 original, copy = _checkpoints(baseline, cell)
                 linears, parts = explained[name].keep.kept, Parts.of(baseline)
                 written = rewrite(

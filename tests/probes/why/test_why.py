@@ -42,13 +42,18 @@ SAMPLE = Sample(
 )
 
 
+def damaged(tiny: Callable[[str], Path], seed: int) -> HookedModel:
+    """A copy of the baseline with noise in one linear."""
+    cell = load(tiny("llama"))
+    weight = cell.hf.get_parameter(f"{GUILTY}.weight").data
+    weight += 0.5 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+    return cell
+
+
 @pytest.fixture(scope="module")
 def pair(tiny: Callable[[str], Path]) -> tuple[HookedModel, HookedModel]:
-    """A baseline and a copy of it with noise in one linear, all of it along one direction."""
-    baseline, cell = load(tiny("llama")), load(tiny("llama"))
-    weight = cell.hf.get_parameter(f"{GUILTY}.weight").data
-    weight += 0.5 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
-    return baseline, cell
+    """A baseline and a copy of it with noise in one linear, which moved the margin of every prompt one way."""
+    return load(tiny("llama")), damaged(tiny, 2)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,18 @@ def test_putting_it_back_gives_everything_back(pair: tuple[HookedModel, HookedMo
     assert first["margin"] == pytest.approx(explained.margin.before.value, abs=1e-5)
     assert first["gain"] == pytest.approx(-explained.margin.shift.value, abs=1e-5)
     assert explained.keep.choice.linears == [GUILTY]
+
+
+def test_nothing_is_recommended_where_the_shift_is_within_chance(tiny: Callable[[str], Path]) -> None:
+    """This noise moved the margin of some prompts up and of others down; asked for, a list is given all the same."""
+    models = load(tiny("llama")), damaged(tiny, 3)
+    found = explain("cell", *models, SAMPLE, OPENINGS, draws=1)
+    assert found.margin.within_chance
+    assert (list(found.keep.kept), found.keep.choice.supported, dict(found.keep.forms)) == ([], False, {})
+    text = page(found)
+    assert "Nothing: the shift is within chance" in text
+    assert "dynamic=" not in text
+    assert list(explain("cell", *models, SAMPLE, OPENINGS, draws=1, keep=1).keep.kept) == [GUILTY]
 
 
 def test_the_cell_is_as_it_was(pair: tuple[HookedModel, HookedModel], tiny: Callable[[str], Path]) -> None:
