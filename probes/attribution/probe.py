@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import Field
 
 from interp.errors import Unmeasurable
 from interp.model import HookedModel
@@ -31,13 +32,13 @@ def measure(
     *,
     objective: Objectives = Objectives.MARGIN,
     openings: Source = "baseline",
-    steps: int = STEPS,
-    max_steps: int = MAX_STEPS,
+    steps: Annotated[int, Field(ge=1)] = STEPS,
+    max_steps: Annotated[int, Field(ge=1)] = MAX_STEPS,
     categories: bool = False,
-    units: int | None = UNITS,
-    group_size: int | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
+    units: Annotated[int, Field(ge=1)] | None = UNITS,
+    group_size: Annotated[int, Field(ge=1)] | None = None,
+    draws: Annotated[int, Field(ge=0)] = DRAWS,
+    seed: Annotated[int, Field(ge=0)] = 0,
     template: str | Path = "auto",
     force: bool = False,
     batch_size: int | None = None,

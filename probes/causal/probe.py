@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import Field
 
 from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel
@@ -59,7 +60,7 @@ def measure(
     experiments: Sequence[Experiment] = (Experiment.ALL,),
     attribution: pd.DataFrame | None = None,
     plan: Plan = PLAN,
-    prompts: int = PROMPTS,
+    prompts: Annotated[int, Field(ge=2)] = PROMPTS,
     openings: Source = "baseline",
     template: str | Path = "auto",
     force: bool = False,

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from interp.errors import InputError
@@ -58,9 +59,9 @@ def measure(
     harmful: PromptSet,
     harmless: PromptSet,
     *,
-    components: int = COMPONENTS,
-    draws: int = DRAWS,
-    seed: int = 0,
+    components: Annotated[int, Field(ge=0)] = COMPONENTS,
+    draws: Annotated[int, Field(ge=FEWEST_DRAWS)] = DRAWS,
+    seed: Annotated[int, Field(ge=0)] = 0,
     template: str | Path = "auto",
     force: bool = False,
     batch_size: int | None = None,

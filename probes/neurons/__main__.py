@@ -9,7 +9,7 @@ import typer
 from interp import cli
 from probes.harness import tables
 from probes.harness.options import Options, with_options
-from probes.neurons.settings import DRAWS, MOST_DRAWS, Site
+from probes.neurons.settings import DRAWS, FEWEST_DRAWS, MOST_DRAWS, Site
 
 COLUMNS: tables.Columns = {
     "cell": tables.text("cell"),
@@ -32,7 +32,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     options: Options,
     site: Annotated[list[Site], typer.Option(help="Which units; give the option again for more.")] = list(Site),  # noqa: B006
-    draws: Annotated[int, typer.Option(min=1000, max=MOST_DRAWS, help="Random matched sets per layer.")] = DRAWS,
+    draws: Annotated[
+        int, typer.Option(min=FEWEST_DRAWS, max=MOST_DRAWS, help="Random matched sets per layer.")
+    ] = DRAWS,
     seed: Annotated[int, typer.Option(min=0, help="Of the random sets.")] = 0,
 ) -> None:
     """Error on safety units against the rest: raw, normalized by scale, and against matched random units."""

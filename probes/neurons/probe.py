@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from interp.model import HookedModel
@@ -16,7 +17,7 @@ from probes.harness.comparison import Models, compare
 from probes.harness.prompts import PromptSet, evenly_spaced, few_prompts
 from probes.harness.study_layers import layers_at
 from probes.neurons import metrics
-from probes.neurons.settings import DRAWS, SIGNIFICANT, Site
+from probes.neurons.settings import DRAWS, FEWEST_DRAWS, MOST_DRAWS, SIGNIFICANT, Site
 from probes.neurons.sites import Place
 from probes.neurons.units import NeuronResult, Units, baseline_units, unit_errors
 from probes.stats import random_draws
@@ -37,8 +38,8 @@ def measure(
     harmless: PromptSet,
     *,
     sites: Sequence[Site] = tuple(Site),
-    draws: int = DRAWS,
-    seed: int = 0,
+    draws: Annotated[int, Field(ge=FEWEST_DRAWS, le=MOST_DRAWS)] = DRAWS,
+    seed: Annotated[int, Field(ge=0)] = 0,
     template: str | Path = "auto",
     force: bool = False,
     batch_size: int | None = None,

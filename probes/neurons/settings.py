@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-DRAWS = 1000
+DRAWS = FEWEST_DRAWS = 1000
 MOST_DRAWS = 10_000
 """Memory grows with the draws: 17 bytes for each unit of a layer, 2.4 GB for 14,336 neurons."""
 SIGNIFICANT = 0.05

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from interp.chat import encode, render
@@ -92,7 +93,7 @@ def measure(
     encoder: Encoder | None = None,
     template: str | Path = "auto",
     force: bool = False,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: Annotated[int, Field(ge=1)] = MAX_NEW_TOKENS,
     window: int = WINDOW,
 ) -> Result:
     """Quality of the cells beside the baseline's, on the same text and the same requests.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from interp.chat import NAMED_TEMPLATES
 from interp.errors import InputError
@@ -221,8 +222,6 @@ def _probes(probes: dict[str, Any], finder: Study) -> Iterator[Problem]:
 
 
 def _options(known: Any, probe: str, options: dict[str, Any], finder: Study) -> Iterator[Problem]:
-    from pydantic import TypeAdapter, ValidationError
-
     for key, value in options.items():
         where = ("probes", probe, key)
         if key not in known:
@@ -232,31 +231,20 @@ def _options(known: Any, probe: str, options: dict[str, Any], finder: Study) -> 
         try:
             converted = TypeAdapter(known[key].annotation).validate_python(value)
         except ValidationError as error:
-            yield Problem(where, f"is {value!r:.60}: {error.errors()[0]['msg']}")
+            yield Problem(where, f"is {value!r:.60}: {_wrong(error)}")
             continue
-        if wrong := _out_of_bounds(probe, key, converted):
-            yield Problem(where, f"is {value!r:.60}: {wrong}")
         if isinstance(converted, Path) and not os.path.isfile(finder.path(str(converted))):
             yield Problem(where, f"{finder.path(str(converted))} is no file")
 
 
-def _out_of_bounds(probe: str, key: str, value: Any) -> str:
-    """What the probe's command says of a number: the bounds of its options hold in a study too."""
-    from importlib import import_module
+_BOUNDS = {"greater_than_equal": "expected at least {ge}", "less_than_equal": "expected at most {le}"}
+"""Pydantic's kind of error → what is said of it."""
 
-    from typer.models import OptionInfo
 
-    command = import_module(f"probes.{probe}.__main__").main
-    parameter = inspect.signature(command, eval_str=True).parameters.get(key)
-    if parameter is None or isinstance(value, bool) or not isinstance(value, int | float):
-        return ""
-    options = [about for about in getattr(parameter.annotation, "__metadata__", ()) if isinstance(about, OptionInfo)]
-    for option in options:
-        if option.min is not None and not value >= option.min:
-            return f"expected at least {option.min}"
-        if option.max is not None and not value <= option.max:
-            return f"expected at most {option.max}"
-    return ""
+def _wrong(error: ValidationError) -> str:
+    first = error.errors()[0]
+    bound = _BOUNDS.get(first["type"])
+    return first["msg"] if bound is None else bound.format(**first["ctx"])
 
 
 def _repeated(names: list[Any], message: str, where: tuple[str | int, ...], named: bool = True) -> Iterator[Problem]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from interp.documents import read_text
 from probes.calibration.probe import refusals_from
 from probes.harness.results import Result
 from probes.labels.refused import counted_by, decide
+from probes.quality.settings import MAX_NEW_TOKENS
 from probes.study.schema import Study
 from probes.study.step import Step, StepContext, probe
 
@@ -45,7 +48,7 @@ def _quality(
     references: Path | None = None,
     text: Path | None = None,
     encoder: str | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: Annotated[int, Field(ge=1)] = MAX_NEW_TOKENS,
 ) -> Result:
     from probes.quality import probe as quality
     from probes.quality.text_metrics import load_encoder

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import tomllib
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+from typer.models import OptionInfo
 
 from interp.errors import InputError
 from probes.causal.settings import Experiment
@@ -280,3 +284,26 @@ def test_every_key_is_found_on_its_line(tables: list[tuple[bool, dict[str, Any]]
     found = key_lines(text)
     assert {where: found[where] for where in expected} == expected
     assert line_of(found, ("many", 99, "none")) == 1
+
+
+def command_bounds() -> Iterator[tuple[str, str, OptionInfo]]:
+    """Probe, option and what its command says of it, of every number that a study may set and a command bounds."""
+    for step in STEPS:
+        if step.name not in PROBES:
+            continue
+        command = import_module(f"probes.{step.name}.__main__").main
+        for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+            for about in getattr(parameter.annotation, "__metadata__", ()):
+                if isinstance(about, OptionInfo) and about.min is not None and name in step.options:
+                    yield step.name, name, about
+
+
+@pytest.mark.parametrize(("probe", "name", "about"), list(command_bounds()))
+def test_a_study_has_the_bounds_of_the_command(probe: str, name: str, about: OptionInfo) -> None:
+    adapter = TypeAdapter(BY_NAME[probe].options[name].annotation)
+    ends = [(about.min, -1), (about.max, 1)]
+    for bound, outwards in ends:
+        if bound is not None:
+            assert adapter.validate_python(bound) == bound
+            with pytest.raises(ValidationError):
+                adapter.validate_python(bound + outwards)
