@@ -19,9 +19,9 @@ from . import reproduce as reproduce
 from . import rtsi as rtsi
 from . import study as study
 from . import why as why
-from .harness.comparison import BASELINE as BASELINE
 from .harness.comparison import Cells as Cells
 from .harness.comparison import compare as compare
+from .harness.names import BASELINE as BASELINE
 from .harness.prompts import PromptSet as PromptSet
 from .harness.prompts import builtin as builtin
 from .harness.prompts import read_prompts as read_prompts

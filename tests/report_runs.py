@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from interp.generation import Completion
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.harness.results import Result
 from probes.labels.refused import by_cell, decide, with_outcomes
 from probes.study.summary import add_regimes, over_refusal_table, refusal_table

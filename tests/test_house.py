@@ -114,6 +114,9 @@ def test_help_loads_nothing_heavy(name: str) -> None:
         "import probes.drift.probe",
         "import probes.reproduce.recompute",
         "import probes.labels.errors",
+        "import probes.predict.probe",
+        "import probes.study.summary",
+        "import probes.report.files",
     ],
 )
 def test_what_works_on_tables_loads_no_torch(code: str) -> None:

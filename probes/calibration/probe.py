@@ -15,8 +15,9 @@ from torch import Tensor
 
 from interp.errors import InputError
 from interp.model import HookedModel
-from probes.harness.comparison import BASELINE, Models, compare, require_models
+from probes.harness.comparison import Models, compare, require_models
 from probes.harness.first_token import first_token
+from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.labels.refused import by_cell, refused

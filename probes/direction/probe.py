@@ -12,7 +12,8 @@ from torch import Tensor
 
 from interp.model import HookedModel
 from interp.running_stats import RunningStats
-from probes.harness.comparison import BASELINE, Comparison, Models, compare
+from probes.harness.comparison import Comparison, Models, compare
+from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet, few_prompts
 from probes.harness.results import Result
 from probes.harness.study_layers import DIRECTION_PERCENT, layer_at

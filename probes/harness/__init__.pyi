@@ -1,9 +1,9 @@
 from . import tables as tables
-from .comparison import BASELINE as BASELINE
 from .comparison import Cells as Cells
 from .comparison import Comparison as Comparison
 from .comparison import Models as Models
 from .comparison import compare as compare
+from .names import BASELINE as BASELINE
 from .options import Options as Options
 from .options import finish as finish
 from .options import with_options as with_options

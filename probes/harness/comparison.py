@@ -22,13 +22,11 @@ from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel, load
 from interp.pairs.weight_error import check_pair
 from interp.progress import track
+from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.harness.silence import require_speech
 from probes.harness.thought_check import LOOKED_AT, require_answer
-
-BASELINE = "baseline"
-"""The name of the baseline among the cells of a table."""
 
 Observation = TypeVar("Observation")
 

@@ -8,13 +8,14 @@ from pathlib import Path
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}$"
 """Of models and cells."""
 EXPECTED = "1 to 100 letters, digits and _ . + = -, the first a letter or a digit"
-BASELINE_NAME = "baseline"
+BASELINE = "baseline"
+"""What the unquantized model is called among the cells."""
 REPEAT = "baseline-again"
 """What the baseline asked again is called; its conditions follow."""
 CONTROL = "control"
 """What the baseline on the cells' engine is called."""
 RESERVED = {
-    BASELINE_NAME: "the baseline's name",
+    BASELINE: "the baseline's name",
     REPEAT: "what the baseline asked again is called",
     CONTROL: "what the baseline on another engine is called",
 }

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.model import HookedModel
-from probes.harness.comparison import BASELINE, Comparison, Models, compare
+from probes.harness.comparison import Comparison, Models, compare
+from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.margin.d_prime import separations

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import InputError
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.harness.results import Result, read_result
 from probes.labels.refused import AGAIN, by_cell, check_completions, counted_by, scored_pairs
 from probes.labels.refused import OUTCOME as COUNTED_BY

@@ -44,7 +44,7 @@ def main(
     from interp.documents import read_text
     from interp.errors import InputError
     from interp.files import sha256
-    from probes.harness.comparison import BASELINE
+    from probes.harness.names import BASELINE
     from probes.quality.probe import TASK_SIZE, measure, organism_task, read_task
     from probes.quality.text_metrics import load_encoder
 

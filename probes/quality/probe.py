@@ -18,7 +18,8 @@ from interp.documents import json_lines, read_text
 from interp.errors import InputError
 from interp.generation import complete
 from interp.model import HookedModel
-from probes.harness.comparison import BASELINE, Comparison, Models, checked
+from probes.harness.comparison import Comparison, Models, checked
+from probes.harness.names import BASELINE
 from probes.harness.prompts import FIELDS
 from probes.harness.results import Result
 from probes.labels.degenerate import repetition_rate

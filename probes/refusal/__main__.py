@@ -102,8 +102,7 @@ def main(
 
     A path may be the URL of an OpenAI-compatible server, http://HOST:PORT/v1[#MODEL].
     """
-    from probes.harness.comparison import BASELINE
-    from probes.harness.names import CONTROL
+    from probes.harness.names import BASELINE, CONTROL
     from probes.harness.options import cell_paths, check_writable
     from probes.labels.label import Label
     from probes.labels.refused import counted_by

@@ -13,8 +13,9 @@ from interp.errors import InputError
 from interp.generation import BATCH_SIZE, MAX_NEW_TOKENS, Completion, complete
 from interp.model import HookedModel
 from interp.progress import track
-from probes.harness.comparison import BASELINE, Models
+from probes.harness.comparison import Models
 from probes.harness.engine_marks import across_engines, marked
+from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.labels.label import REFUSED, classify
 from probes.refusal.request_sets import Request, prompt_sha256, requests

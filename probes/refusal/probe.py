@@ -9,9 +9,8 @@ import pandas as pd
 import torch
 
 from interp.errors import InputError
-from probes.harness.comparison import BASELINE
 from probes.harness.engine_marks import across_engines, marked, sentences
-from probes.harness.names import CONTROL, name_problem
+from probes.harness.names import BASELINE, CONTROL, name_problem
 from probes.harness.results import Result
 from probes.labels.label import Label
 from probes.labels.language import unread_by

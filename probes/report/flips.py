@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.report.formatting import cut
 from probes.report.losses import losses
 from probes.report.run import Run

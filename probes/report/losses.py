@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.harness.comparison import BASELINE
 from probes.harness.engine_marks import COLUMN as ACROSS_ENGINES
+from probes.harness.names import BASELINE
 from probes.labels.refused import by_cell, scored_pairs
 from probes.matrix.regimes import QUALITY
 from probes.matrix.regimes import UNRESOLVED as REGIME_UNRESOLVED

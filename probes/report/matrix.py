@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.harness.comparison import BASELINE
 from probes.harness.engine_marks import COLUMN as ACROSS_ENGINES
+from probes.harness.names import BASELINE
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.report.formatting import ACTIONS, REGIMES, number, percent, points
 from probes.report.run import Run

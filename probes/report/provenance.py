@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.harness.results import Result
 from probes.report.run import Run
 

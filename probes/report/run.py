@@ -12,7 +12,7 @@ import pandas as pd
 
 from interp.documents import read_json, read_text
 from interp.errors import InputError
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.harness.results import Result, read_result
 from probes.labels.refused import AGAIN, check_completions, counted_by
 from probes.matrix.regimes import STUDY, RegimeRule

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from probes.harness.comparison import BASELINE
 from probes.harness.engine_marks import sentence
+from probes.harness.names import BASELINE
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.matrix.evidence import little_to_lose
 from probes.matrix.regimes import MORE_PROMPTS

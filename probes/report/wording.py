@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.labels.study_lexicon import factorize_prefixes
 from probes.report import svg
 from probes.report.formatting import number, points, visible

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from interp.quantize.cells import content_key
-from probes.harness.comparison import BASELINE, compare
+from probes.harness.comparison import compare
+from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.labels.language import unread_by

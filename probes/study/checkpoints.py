@@ -10,7 +10,7 @@ from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.files import cache_directory
 from interp.quantize.settings import KINDS
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.study.schema import Model, Study
 
 StageReport = Callable[[str, float, float], None]

@@ -22,7 +22,8 @@ from interp.cli import log
 from interp.errors import InputError
 from interp.model import HookedModel, load
 from interp.progress import Lines, Stages, line
-from probes.harness.comparison import BASELINE, Cells, remembering
+from probes.harness.comparison import Cells, remembering
+from probes.harness.names import BASELINE
 from probes.study.checkpoints import StageReport, located, open_cell, prepare
 from probes.study.schema import Model, Study
 from probes.study.state import Keys, PartStatus, Record, RunFolder, StudyPart, parts_of, reason_of, records

@@ -24,8 +24,7 @@ from interp.errors import InputError
 from interp.files import atomic_file, locked
 from interp.quantize.cells import content_hash, content_key
 from interp.redaction import redact
-from probes.harness.comparison import BASELINE
-from probes.harness.names import NAME
+from probes.harness.names import BASELINE, NAME
 from probes.harness.results import SCHEMA_VERSION as RESULT_SCHEMA
 from probes.harness.results import Result, read_result, versions
 from probes.study.schema import Model, Study, sha256_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,9 @@ from jaxtyping import Float
 from rich.console import Group
 from rich.text import Text
 
-from interp.checkpoint import Checkpoint
 from interp.quantize.cells import read_record
 from probes.harness import tables
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.labels.moved import moved_by_cell
 from probes.labels.refused import REFUSED_COLUMN, STUDY_COLUMN, by_cell, counted_by, scored_pairs
@@ -25,6 +24,9 @@ from probes.rtsi.features import WORDING_FEATURES, refusal_features
 from probes.rtsi.index import RTSI
 from probes.stats.bootstrap import resampled_means
 from probes.stats.intervals import interval_columns, rate_interval
+
+if TYPE_CHECKING:
+    from interp.checkpoint import Checkpoint
 
 UNQUANTIZED = "FP16"
 """What the baseline is called among quantizations."""
@@ -143,7 +145,7 @@ def refusal_table(completions: pd.DataFrame, index: RTSI | None = None) -> pd.Da
     """Refusals of harmful prompts and the stability of their wording, a row per cell.
 
     Args:
-        completions: of a model, the baseline's under `probes.harness.comparison.BASELINE`, as
+        completions: of a model, the baseline's under `probes.harness.names.BASELINE`, as
             `probes.labels.refused.with_outcomes` gives
             them; the same prompts for all.
         index: calibration of the RTSI score; default the one fitted on the study's published rows.

@@ -16,8 +16,8 @@ from interp.cli import log
 from interp.errors import InputError
 from interp.redaction import redact
 from probes.drift import probe as drift
-from probes.harness.comparison import BASELINE
 from probes.harness.engine_marks import across_engines, marked
+from probes.harness.names import BASELINE
 from probes.harness.results import Result
 from probes.labels.label import Label
 from probes.labels.refused import BROADER, OUTCOME, by_cell, counted_by, decide, refused, with_outcomes

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.stats.intervals import ALPHA, Estimate
 from probes.why.blame import Blame, labelled
 from probes.why.explanation import Explanation

@@ -24,7 +24,8 @@ from probes.causal.exchange import refused as refused_by
 from probes.causal.experiments import Sample
 from probes.causal.rankings import matched_draws
 from probes.causal.recovery import recoveries
-from probes.harness.comparison import BASELINE, Cells
+from probes.harness.comparison import Cells
+from probes.harness.names import BASELINE
 from probes.margin.openings import Openings
 from probes.margin.refusal_margin import MarginRuns
 from probes.stats import intervals

@@ -10,7 +10,7 @@ import pytest
 
 from interp.errors import InputError
 from probes.drift import probe as drift
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.labels.label import REFUSED, Label, classify
 from probes.labels.moved import moved_by_cell
 from probes.labels.refused import (
