@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from interp.errors import InputError
-from probes.harness.comparison import BASELINE
+from probes.harness.names import BASELINE
 from probes.report import layers, svg
 from probes.report.formatting import visible
 

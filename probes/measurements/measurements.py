@@ -17,7 +17,8 @@ from interp.files import atomic_file
 from interp.generation import MAX_NEW_TOKENS
 from interp.model import HookedModel
 from probes.drift import probe as drift_probe
-from probes.harness.comparison import BASELINE, Cells, compare, remembering
+from probes.harness.comparison import Cells, compare, remembering
+from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.labels.refused import SIDES, by_cell, counted_by
