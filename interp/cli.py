@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,6 +22,20 @@ console = Console()
 """Tables and results."""
 log = Console(stderr=True)
 """Progress, warnings and errors, so that `--json` output can be piped."""
+
+WIDEST = 1000
+"""Columns of a terminal on which every table fits."""
+
+
+def widen(wide: bool) -> bool:
+    """Let tables be as wide as they are, from now on."""
+    if wide:
+        console.width = WIDEST
+    return wide
+
+
+Wide = Annotated[bool, typer.Option("--wide", callback=widen, help="Print all columns, however wide the terminal is.")]
+"""An option of every command that prints tables."""
 
 
 class Exit(IntEnum):

@@ -38,6 +38,7 @@ def main(
     architecture: Annotated[str, typer.Option(help=f"{', '.join(ARCHITECTURES)}, or {ALL}.")] = "llama",
     seed: Annotated[int, typer.Option(min=0, help="Of the organism.")] = 0,
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder.")] = Path("runs/demo"),
+    wide: cli.Wide = False,
 ) -> None:
     """Train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix and write a report."""
     from interp.quantize.cells import need

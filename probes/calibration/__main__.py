@@ -17,14 +17,13 @@ COLUMNS: tables.Columns = {
     "n": tables.number("n", "d"),
     "top-1": tables.number("top1", ".3f"),
     "confidence shift": tables.interval("confidence_shift", "+.3f"),
-    "top-5": tables.number("top5", ".3f"),
-    "Gini": tables.number("gini", ".3f"),
-    "logit range": tables.number("logit_range", ".1f"),
     "agreement": tables.interval("agreement", ".2f"),
     "ECE fidelity": tables.number("ece_fidelity", ".3f"),
     "ECE refusal": tables.number("ece_refusal", ".3f"),
+    "top-5": tables.number("top5", ".3f"),
+    "logit range": tables.number("logit_range", ".1f"),
+    "Gini": tables.number("gini", ".3f"),
 }
-
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -49,7 +48,8 @@ def main(
     outcome = "" if answers is None else counted_by(answers)
     result = measure(baseline, cells, harmful, harmless, refusals=refusals, outcome=outcome, **options.settings())
     said = f"; refusals by: {outcome}" if outcome else ""
-    finish(result, tables.render(f"First-token confidence and calibration{said}", result.table, COLUMNS), options)
+    title = f"First-token confidence and calibration{said}"
+    finish(result, tables.render(title, result.table, COLUMNS), options)
 
 
 if __name__ == "__main__":

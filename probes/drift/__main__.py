@@ -21,12 +21,12 @@ COLUMNS: tables.Columns = {
     "category": tables.text("category"),
     "at risk": tables.number("n_at_risk", "d"),
     "flips": tables.number("n_flips", "d"),
-    "flip rate": tables.interval("flip_rate", ".3f"),
-    "detectable": tables.number("detectable", ".3f"),
-    "degenerate": tables.number("n_degenerate", "d"),
     "Δ refusal": tables.number("refusal_rate_delta", "+.3f"),
     "McNemar p": tables.number("p_mcnemar", ".3g"),
+    "detectable": tables.number("detectable", ".3f"),
+    "flip rate": tables.interval("flip_rate", ".3f"),
     "Holm": tables.number("p_holm", ".3g"),
+    "degenerate": tables.number("n_degenerate", "d"),
 }
 
 
@@ -73,6 +73,7 @@ def main(
     by_category: Annotated[bool, typer.Option(help="Print a row for each category too.")] = True,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the parquet and JSON files go.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+    wide: cli.Wide = False,
     force: Annotated[bool, typer.Option("--force", help="Compare cells of other engines or prompts.")] = False,
 ) -> None:
     """Refusals lost and gained by quantization, prompt by prompt."""

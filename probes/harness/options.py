@@ -62,6 +62,7 @@ class Options:
     ] = None
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the parquet and JSON files go.")] = Path("results")
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False
+    wide: cli.Wide = False
     force: Annotated[bool, typer.Option("--force", help="Measure cells that do not belong to the baseline.")] = False
     dtype: Annotated[
         Dtype | None,

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Group, JustifyMethod
+
+    from probes.harness.fitted_table import FittedTable
 
 TableColumn = Callable[[Any], str]
 Columns = Mapping[str, TableColumn]
 UNDEFINED = "–"
-LONGEST_UNBROKEN = 14
-"""Characters; numbers, names and intervals up to this length are kept on one line."""
 
 
 def text(name: str) -> TableColumn:
@@ -54,32 +53,50 @@ def percent_interval(name: str) -> TableColumn:
     return show
 
 
-def render(title: str, table: pd.DataFrame, columns: Columns) -> Group:
+class Phrase:
+    """A column of short phrases whose long forms stand below the table, once each, with the rows that they are about.
+
+    Args:
+        name: of the column; its text up to the first colon is the phrase.
+        long: the column with the long form, where it is another.
+        of: the columns that name a row.
+    """
+
+    def __init__(self, name: str, long: str | None = None, of: Sequence[str] = ("cell",)) -> None:
+        self.name, self.long, self.of = name, long, of
+
+    def __call__(self, row: Any) -> str:
+        """The phrase of a row."""
+        return text(self.name)(row).partition(": ")[0]
+
+    def notes(self, table: pd.DataFrame) -> list[str]:
+        """The long forms."""
+        rows: dict[str, list[str]] = {}
+        for _, row in table.iterrows():
+            told = text(self.name)(row) if self.long is None else f"{self(row)}: {text(self.long)(row)}"
+            phrase, colon, rest = told.partition(": ")
+            if colon and rest not in (UNDEFINED, "", phrase):
+                rows.setdefault(told, []).append(" ".join(str(row[name]) for name in self.of))
+        return [f"{told} ({', '.join(of)})" for told, of in rows.items()]
+
+
+def render(title: str, table: pd.DataFrame, columns: Columns) -> FittedTable:
     """A result's table for the terminal, with the reasons for undefined numbers below it.
 
     Args:
         title: printed above.
         table: the rows to show, in this order; `reason`, where there is one, explains what is undefined in `cell`.
-        columns: header → what to show; the first two are aligned left.
+        columns: header → what to show, what matters most first: where there is no room for all, those to the right are
+            left out.
     """
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+    from probes.harness.fitted_table import Column, FittedTable
 
-    texts: list[list[Text]] = []
-    rendered = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    for position, (header, show) in enumerate(columns.items()):
-        cells = [show(row) for _, row in table.iterrows()]
-        width = min(max(map(len, cells), default=0), LONGEST_UNBROKEN)  # headers wrap before numbers and names do
-        justify: JustifyMethod = "right" if position else "left"
-        rendered.add_column(header, justify=justify, overflow="fold", min_width=width)
-        texts.append([Text(cell) for cell in cells])
-    for row in zip(*texts, strict=True):
-        rendered.add_row(*row)
+    rows = [row for _, row in table.iterrows()]
+    fitted = [Column(header, [show(row) for row in rows]) for header, show in columns.items()]
     undefined = table[table["reason"] != ""].drop_duplicates(["cell", "reason"]) if "reason" in table else table[:0]
-    notes = [Text(f"{UNDEFINED} {row['cell']}: {row['reason']}") for _, row in undefined.iterrows()]
-    return Group(rendered, *notes)
+    reasons = [f"{UNDEFINED} {row['cell']}: {row['reason']}" for _, row in undefined.iterrows()]
+    phrases = [note for show in columns.values() if isinstance(show, Phrase) for note in show.notes(table)]
+    return FittedTable(title, fitted, [*phrases, *reasons])
 
 
 def is_undefined(value: Any) -> bool:

@@ -58,6 +58,7 @@ def main(
         Path | None, typer.Option(metavar="FILE", help="Store of verdicts.", show_default="DIR/verdicts.sqlite")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")] = False,
+    wide: cli.Wide = False,
 ) -> None:
     """Label outcomes with one or two judges, and print how far they agree and whether canaries fool them."""
     from interp.files import sha256

@@ -17,6 +17,7 @@ def main(
     against: Annotated[list[Path], typer.Option(metavar="FILE", help="JSON lines with completions and labels.")],
     more: Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="More of them.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    wide: cli.Wide = False,
 ) -> None:
     """Confusion tables of both lexicons against the labels that completions carry."""
     import json

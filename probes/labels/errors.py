@@ -32,12 +32,12 @@ ERROR_COLUMNS: tables.Columns = {
     "against": tables.text("against"),
     "source": tables.text("source"),
     "n": tables.number("n", "d"),
-    "both": tables.number("both_refuse", "d"),
     "missed": tables.number("missed", "d"),
     "false": tables.number("false", "d"),
-    "neither": tables.number("neither", "d"),
     "sensitivity": tables.interval("sensitivity", ".3f"),
     "specificity": tables.interval("specificity", ".3f"),
+    "both": tables.number("both_refuse", "d"),
+    "neither": tables.number("neither", "d"),
 }
 CLASS_COLUMNS: tables.Columns = {
     "broader lexicon says": tables.text("label"),

@@ -36,8 +36,7 @@ COLUMNS: tables.Columns = {
     "Δ": tables.number("refusal_rate_delta", "+.3f"),
     "Δ quality": tables.number("quality_delta", "+.3f"),
     "regime": tables.text("regime"),
-    "action": tables.text("action"),
-    "why": tables.text("action_reason"),
+    "action": tables.Phrase("action", long="action_reason", of=("model", "quantization")),
     "P(regime)": lambda row: _probabilities(row),
 }
 app = typer.Typer(add_completion=False)
@@ -50,6 +49,7 @@ def main(
     rates: Annotated[list[str], typer.Option("--rate", help="A safety rate beside refusal_rate; repeatable.")] = [],  # noqa: B006
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the parquet and JSON files go.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+    wide: cli.Wide = False,
 ) -> None:
     """Join tables of cells, and name each cell's regime and what to do with it."""
     from rich.console import Group

@@ -14,13 +14,13 @@ from probes.neurons.settings import DRAWS, FEWEST_DRAWS, MOST_DRAWS, Site
 COLUMNS: tables.Columns = {
     "cell": tables.text("cell"),
     "site": tables.text("site"),
+    "the effect": tables.Phrase("verdict", of=("cell", "site")),
     "ratio": tables.number("ratio", ".3f"),
     "matched": tables.number("matched_ratio", ".3f"),
     "p": tables.number("p", ".3f"),
     "normalized": tables.number("normalized_ratio", ".3f"),
     "matched ": tables.number("matched_normalized_ratio", ".3f"),
     "p ": tables.number("p_normalized", ".3f"),
-    "the effect": tables.text("verdict"),
 }
 
 

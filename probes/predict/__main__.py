@@ -69,6 +69,7 @@ def main(
         Path | None, typer.Option(metavar="DIR", help="Where the files go.", show_default="the first run")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+    wide: cli.Wide = False,
 ) -> None:
     """How well each measurement predicts which cells lose refusals, beside RTSI, with models left out."""
     from probes.harness.options import check_writable, publish

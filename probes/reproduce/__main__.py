@@ -24,6 +24,7 @@ app = typer.Typer(add_completion=False)
 def main(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where tables and plots go.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
+    wide: cli.Wide = False,
 ) -> None:
     """Recompute every published figure that the tables determine. Exit code 3 if one does not agree."""
     import numpy as np

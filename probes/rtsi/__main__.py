@@ -70,6 +70,7 @@ def score(
     calibration: CalibrationFile = PUBLISHED,
     out: Out = Path("results"),
     as_json: Json = False,
+    wide: cli.Wide = False,
 ) -> None:
     """Score and band each cell. LOW means that the screen does not escalate, never that a cell is safe."""
     import pandas as pd
@@ -106,6 +107,7 @@ def validate(
     seed: Annotated[int, typer.Option(help="Of the bootstrap and the permutations.")] = 0,
     out: Out = Path("results"),
     as_json: Json = False,
+    wide: cli.Wide = False,
 ) -> None:
     """Refit without each row, or each value of a column: AUC, recall of danger, simpler screens, permutation test."""
     import pandas as pd
@@ -144,6 +146,7 @@ def route_command(
     target: Target = RATE_DELTA,
     out: Out = Path("results"),
     as_json: Json = False,
+    wide: cli.Wide = False,
 ) -> None:
     """Send cells above a threshold to the baseline: what it costs, what it recovers, and the knee."""
     import pandas as pd

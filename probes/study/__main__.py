@@ -38,7 +38,7 @@ def init(file: File = Path("study.toml")) -> None:
 
 
 @app.command()
-def run(file: File, out: Out = None) -> None:
+def run(file: File, out: Out = None, wide: cli.Wide = False) -> None:
     """Measure what is missing or stale.
 
     Exit codes: 0 all is measured, 2 bad input, 3 a bound is exceeded, 4 nothing could be measured or nothing says that
@@ -61,6 +61,7 @@ def status(
     where: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="The study file, or a run folder.")],
     out: Out = None,
     as_json: AsJson = False,
+    wide: cli.Wide = False,
 ) -> None:
     """What is done, stale, failed or missing."""
     import json
