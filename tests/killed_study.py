@@ -49,11 +49,11 @@ def main(file: str, out: str, seed: str) -> None:
 
 
 def run(file: str, folder: Path, journal: Path, seconds: float) -> None:
-    def journaled(self: Step, bench: StepContext, options: Mapping[str, Any]) -> list[Result]:
+    def journaled(self: Step, context: StepContext, options: Mapping[str, Any]) -> list[Result]:
         with journal.open("a") as lines:
-            lines.write(f"{bench.cell} {self.name}\n")
+            lines.write(f"{context.cell} {self.name}\n")
         time.sleep(seconds)
-        return measured(self, bench, options)
+        return measured(self, context, options)
 
     Step.results = journaled  # type: ignore[method-assign]
     study_run._report = lambda path: None  # type: ignore[assignment]

@@ -8,7 +8,7 @@ from math import isnan
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from probes.stats.intervals import Estimate
 
@@ -111,8 +111,3 @@ def joined(names: list[str]) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 cell`, `2 cells`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def nonbreaking(text: str) -> Markup:
-    """Kept on one line."""
-    return Markup('<span class="nowrap">{}</span>').format(escape(visible(text)))

@@ -25,7 +25,7 @@ from probes.study.schema import DIRECT, Study
 from probes.study.step import StepContext, prompt_source
 
 
-def completions(bench: StepContext) -> list[Result]:
+def completions(context: StepContext) -> list[Result]:
     """The answers of the baseline and one cell, in two tables.
 
     `completions`: one row per (cell, prompts, prompt), for the two prompt sets of the study, with columns cell, prompts
@@ -35,53 +35,53 @@ def completions(bench: StepContext) -> list[Result]:
 
     `refusal`: one row per (cell, task, sample_id), for all tasks, as `probes.refusal` writes them.
     """
-    if bench.study.behaviour.runner == DIRECT:
-        outcomes, settings = _direct(bench)
+    if context.study.behaviour.runner == DIRECT:
+        outcomes, settings = _direct(context)
     else:
-        outcomes, settings = ask_through_inspect(bench)
+        outcomes, settings = ask_through_inspect(context)
     unread, warnings = unread_by((str(cell), rows["response"]) for cell, rows in outcomes.groupby("cell", sort=False))
     return [
-        Result("completions", completions_of(outcomes, bench.asked.sets), settings),
+        Result("completions", completions_of(outcomes, context.asked.sets), settings),
         Result("refusal", outcomes, settings | {"not_english": unread}, warnings),
     ]
 
 
-def _direct(bench: StepContext) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _direct(context: StepContext) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Ask while the models are open; the baseline's answers are those of another cell's finished part, if any."""
     comparison = compare(
-        bench.baseline,
-        {bench.cell: bench.open_cell()},
-        bench.asked.harmful,
-        bench.asked.harmless,
-        template=bench.asked.template,
-        force=bench.model.forced,
+        context.baseline,
+        {context.cell: context.open_cell()},
+        context.asked.harmful,
+        context.asked.harmless,
+        template=context.asked.template,
+        force=context.model.forced,
     )
-    limit = bench.study.behaviour.max_new_tokens
-    own = bench.of_baseline("refusal")
+    limit = context.study.behaviour.max_new_tokens
+    own = context.of_baseline("refusal")
     if own.empty:
-        own = comparison.of_baseline("answers", lambda: _ask(bench, BASELINE), max_new_tokens=limit)
-    comparison.cell(bench.cell)  # an error where it says nothing
-    table = pd.concat([own, _ask(bench, bench.cell)], ignore_index=True)
+        own = comparison.of_baseline("answers", lambda: _ask(context, BASELINE), max_new_tokens=limit)
+    comparison.cell(context.cell)  # an error where it says nothing
+    table = pd.concat([own, _ask(context, context.cell)], ignore_index=True)
     return table, comparison.settings | {"max_new_tokens": limit, "engine": "hooked", "runner": DIRECT}
 
 
-def _ask(bench: StepContext, name: str) -> pd.DataFrame:
+def _ask(context: StepContext, name: str) -> pd.DataFrame:
     from probes.refusal.ask import ask
 
-    model = bench.baseline if name == BASELINE else bench.open_cell()
-    size = {} if bench.asked.batch_size is None else {"batch_size": bench.asked.batch_size}
+    model = context.baseline if name == BASELINE else context.open_cell()
+    size = {} if context.asked.batch_size is None else {"batch_size": context.asked.batch_size}
     parts = [
         ask(
             model,
             {},
-            getattr(bench.asked, side),
+            getattr(context.asked, side),
             task,
-            template=bench.asked.template,
-            max_new_tokens=bench.study.behaviour.max_new_tokens,
+            template=context.asked.template,
+            max_new_tokens=context.study.behaviour.max_new_tokens,
             **size,
         )
         for task, side in SIDES.items()
-        if task in bench.study.behaviour.tasks
+        if task in context.study.behaviour.tasks
     ]
     return pd.concat(parts, ignore_index=True).assign(cell=name)
 
@@ -117,7 +117,7 @@ def completions_of(outcomes: pd.DataFrame, prompts: Mapping[str, PromptSet]) -> 
 KEY_DIGITS = 12
 
 
-def ask_through_inspect(bench: StepContext) -> tuple[pd.DataFrame, dict[str, Any]]:
+def ask_through_inspect(context: StepContext) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The answers of the baseline and a cell to every task of the study, and what determines them.
 
     Each checkpoint has a run folder of its own, named by its content and by what is asked: a changed one is asked anew,
@@ -126,14 +126,14 @@ def ask_through_inspect(bench: StepContext) -> tuple[pd.DataFrame, dict[str, Any
     Raises:
         InputError: the two do not read the same tokens on the same engine, or a run stopped (it can be taken up again).
     """
-    tasks = _tasks(bench.study)
-    paths = {BASELINE: bench.checkpoints[0].path, bench.cell: bench.checkpoints[1].path}
-    subjects = {name: _subject(bench, path, paths[BASELINE]) for name, path in paths.items()}
+    tasks = _tasks(context.study)
+    paths = {BASELINE: context.checkpoints[0].path, context.cell: context.checkpoints[1].path}
+    subjects = {name: _subject(context, path, paths[BASELINE]) for name, path in paths.items()}
     readings: dict[str, Reading] = {}
     answers: list[pd.DataFrame] = []
     described: dict[str, Any] = {}
     for name, subject in subjects.items():
-        run = _run(bench, tasks, subject)
+        run = _run(context, tasks, subject)
         readings[name] = subject.read(run.texts())
         check_lengths(name, readings[name], run.max_new_tokens)
         check(readings[BASELINE], readings[name], name)
@@ -145,9 +145,9 @@ def ask_through_inspect(bench: StepContext) -> tuple[pd.DataFrame, dict[str, Any
         **described[BASELINE],
         "subject": None,
         "runner": "inspect",
-        "template": bench.asked.template,
+        "template": context.asked.template,
         BASELINE: described[BASELINE]["subject"],
-        "cells": {bench.cell: described[bench.cell]["subject"]},
+        "cells": {context.cell: described[context.cell]["subject"]},
     }
     return pd.concat(answers, ignore_index=True), settings
 
@@ -160,14 +160,16 @@ def _tasks(study: Study) -> dict[str, Any]:
     return build_tasks(behaviour.tasks, harmful, harmless, prompts.limit, questions)
 
 
-def _subject(bench: StepContext, path: Path, baseline: Path) -> LocalSubject:
+def _subject(context: StepContext, path: Path, baseline: Path) -> LocalSubject:
     like = None if path == baseline else str(baseline)
-    engine = EngineName(bench.study.behaviour.engine)
-    settings = EngineSettings(str(path), engine, like, bench.model.dtype, bench.model.device)
-    return LocalSubject(settings, bench.asked.template, bench.asked.batch_size or BATCH_SIZE)
+    engine = EngineName(context.study.behaviour.engine)
+    settings = EngineSettings(str(path), engine, like, context.model.dtype, context.model.device)
+    return LocalSubject(settings, context.asked.template, context.asked.batch_size or BATCH_SIZE)
 
 
-def _run(bench: StepContext, tasks: dict[str, Any], subject: LocalSubject) -> BehaviourRun:
-    run = BehaviourRun(bench.folder, tasks, bench.study.behaviour.max_new_tokens, connections=4 * subject.batch_size)
+def _run(context: StepContext, tasks: dict[str, Any], subject: LocalSubject) -> BehaviourRun:
+    run = BehaviourRun(
+        context.folder, tasks, context.study.behaviour.max_new_tokens, connections=4 * subject.batch_size
+    )
     key = content_key(run=run.describe(), subject=subject.describe())[:KEY_DIGITS]
-    return BehaviourRun(bench.folder / "inspect" / key, tasks, run.max_new_tokens, run.connections)
+    return BehaviourRun(context.folder / "inspect" / key, tasks, run.max_new_tokens, run.connections)

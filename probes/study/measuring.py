@@ -185,7 +185,7 @@ class Measuring:
             raise InputError(f"{part.step} needs {', '.join(lacking)}, which failed")
         started = time.monotonic()
         checkpoints = open_checkpoint(self.path(BASELINE)), open_cell(self.model, part.cell, self.path(part.cell))
-        bench = StepContext(
+        context = StepContext(
             self.study,
             self.asked,
             part.cell,
@@ -197,7 +197,7 @@ class Measuring:
             self._of_baseline,
             checkpoints,
         )
-        results = step.results(bench, options_of(self.study, step))
+        results = step.results(context, options_of(self.study, step))
         self.folder.write(part, self.key(part), results, time.monotonic() - started)
 
     def _open(self, cell: str) -> HookedModel:

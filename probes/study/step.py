@@ -135,9 +135,9 @@ class Step:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
         return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_OPTIONS}
 
-    def results(self, bench: StepContext, options: Mapping[str, Any]) -> list[Result]:
+    def results(self, context: StepContext, options: Mapping[str, Any]) -> list[Result]:
         """Measure: the step's result first, then those that come with it."""
-        measured = self.run(bench, **options)
+        measured = self.run(context, **options)
         return measured if isinstance(measured, list) else [measured, *measured.beside]
 
 
@@ -149,7 +149,7 @@ def probe(name: str, default: bool = True, needs: tuple[str, ...] = ()) -> Step:
     """The step of a probe whose `measure(baseline, cells, harmful, harmless, …)` needs nothing else."""
     module = f"probes.{name}"
 
-    def run(bench: StepContext, **options: Any) -> Result:
-        return bench.measure(import_module(module).measure, **options)
+    def run(context: StepContext, **options: Any) -> Result:
+        return context.measure(import_module(module).measure, **options)
 
     return Step(name, run, needs, default, module)

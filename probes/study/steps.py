@@ -17,33 +17,33 @@ from probes.study.schema import Study
 from probes.study.step import Step, StepContext, probe
 
 
-def _completions(bench: StepContext) -> list[Result]:
+def _completions(context: StepContext) -> list[Result]:
     from probes.study.answers import completions
 
-    return completions(bench)
+    return completions(context)
 
 
-def _calibration(bench: StepContext) -> Result:
+def _calibration(context: StepContext) -> Result:
     from probes.calibration import probe as calibration
 
-    given = decide(bench.finished("refusal"))  # judges are asked when all cells are measured
-    refusals = refusals_from(given, bench.asked.harmful)
-    return bench.measure(calibration.measure, refusals=refusals, outcome=counted_by(given))
+    given = decide(context.finished("refusal"))  # judges are asked when all cells are measured
+    refusals = refusals_from(given, context.asked.harmful)
+    return context.measure(calibration.measure, refusals=refusals, outcome=counted_by(given))
 
 
-def _neurons(bench: StepContext, **options: Any) -> list[Result]:
+def _neurons(context: StepContext, **options: Any) -> list[Result]:
     from probes.neurons import probe as neurons
     from probes.neurons.units import NeuronResult
     from probes.neurons.weight_errors import safety_units
 
-    measured = bench.measure(neurons.measure, **options)
+    measured = context.measure(neurons.measure, **options)
     assert isinstance(measured, NeuronResult)
-    baseline, cell = bench.checkpoints
-    return [measured, safety_units(measured, baseline, {bench.cell: cell})]
+    baseline, cell = context.checkpoints
+    return [measured, safety_units(measured, baseline, {context.cell: cell})]
 
 
 def _quality(
-    bench: StepContext,
+    context: StepContext,
     *,
     references: Path | None = None,
     text: Path | None = None,
@@ -53,16 +53,16 @@ def _quality(
     from probes.quality import probe as quality
     from probes.quality.text_metrics import load_encoder
 
-    limit = bench.study.prompts.limit or quality.TASK_SIZE
+    limit = context.study.prompts.limit or quality.TASK_SIZE
     task = quality.organism_task(limit) if references is None else quality.read_task(references)
     return quality.measure(
-        bench.baseline,
-        {bench.cell: bench.open_cell()},
+        context.baseline,
+        {context.cell: context.open_cell()},
         task,
         text=None if text is None else read_text(text),
         encoder=None if encoder is None else load_encoder(encoder),
-        template=bench.asked.template,
-        force=bench.model.forced,
+        template=context.asked.template,
+        force=context.model.forced,
         max_new_tokens=max_new_tokens,
     )
 
