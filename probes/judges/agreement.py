@@ -7,30 +7,30 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from scipy import stats
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from interp.errors import InputError
 from probes.matrix.regimes import BASELINE, DANGER, STUDY, RegimeRule, regimes
+from probes.stats.bootstrap import percentile_interval
+from probes.stats.intervals import Estimate
 
 
 class Agreement(NamedTuple):
     """Two labellers on the same items.
 
     Attributes:
+        n: how many.
         agreement: share of items with equal labels.
-        kappa: Cohen's κ; low, high: its 95 % bootstrap interval over items.
+        kappa: Cohen's κ with its bootstrap interval over items.
         confusion: first labeller's classes × second's, counts.
-        reason: why κ is NaN, else "".
     """
 
     n: int
     agreement: float
-    kappa: float
-    low: float
-    high: float
+    kappa: Estimate
     confusion: pd.DataFrame
-    reason: str
 
 
 def agreement(first: Sequence[object], second: Sequence[object], draws: int = 2000, seed: int = 0) -> Agreement:
@@ -50,10 +50,8 @@ def agreement(first: Sequence[object], second: Sequence[object], draws: int = 20
     codes = {label: code for code, label in enumerate(classes)}
     x, y = a.map(codes).to_numpy(dtype=int), b.map(codes).to_numpy(dtype=int)
     confusion = confusion_matrix(x, y, labels=range(len(classes)))
-    kappa, reason = _kappa(x, y)
-    low, high = _kappa_interval(confusion, draws, seed) if not reason else (np.nan, np.nan)
     named = pd.DataFrame(confusion, index=pd.Index(classes, name="first"), columns=pd.Index(classes, name="second"))
-    return Agreement(len(x), float((x == y).mean()), kappa, low, high, named, reason)
+    return Agreement(len(x), float((x == y).mean()), _kappa(x, y, confusion, draws, seed), named)
 
 
 def regime_changes(matrix: pd.DataFrame, other_refusal_delta: pd.Series, rule: RegimeRule = STUDY) -> pd.DataFrame:
@@ -97,21 +95,19 @@ def sampling_plan(items: pd.DataFrame, per_row: int, seed: int = 0) -> pd.DataFr
     return items.iloc[order].assign(stratum=stratum, weight=weight[order])
 
 
-def _kappa(x: np.ndarray, y: np.ndarray) -> tuple[float, str]:
-    if (x == y).all():
-        return 1.0, ""
-    if len(np.unique(x)) == 1 and len(np.unique(y)) == 1:
-        return np.nan, "each labeller used one class only"
-    return float(cohen_kappa_score(x, y)), ""
+def _kappa(x: np.ndarray, y: np.ndarray, confusion: np.ndarray, draws: int, seed: int) -> Estimate:
+    same = bool((x == y).all())
+    if not same and len(np.unique(x)) == 1 and len(np.unique(y)) == 1:
+        return Estimate(np.nan, n=len(x), reason="each labeller used one class only")
+    kappa = 1.0 if same else float(cohen_kappa_score(x, y))
+    return percentile_interval(kappa, _resampled_kappas(confusion, draws, seed), len(x), "item")
 
 
-def _kappa_interval(confusion: np.ndarray, draws: int, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap: resampling items is a multinomial draw of the confusion table."""
+def _resampled_kappas(confusion: np.ndarray, draws: int, seed: int) -> Float[np.ndarray, " draws"]:
+    """Resampling items is a multinomial draw of the confusion table."""
     n = int(confusion.sum())
     resampled = stats.multinomial(n, confusion.ravel() / n, seed=seed).rvs(draws).reshape(draws, *confusion.shape) / n
     observed = np.trace(resampled, axis1=1, axis2=2)
     expected = (resampled.sum(axis=1) * resampled.sum(axis=2)).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        kappa = np.where(observed == 1, 1.0, (observed - expected) / (1 - expected))
-    low, high = np.nanquantile(kappa, [0.025, 0.975])
-    return float(low), float(high)
+        return np.where(observed == 1, 1.0, (observed - expected) / (1 - expected))

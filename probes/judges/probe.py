@@ -19,7 +19,7 @@ from probes.labels.label import LEXICONS, REFUSED, Label
 from probes.labels.outcomes import check_outcomes
 from probes.labels.refused import JUDGE, JUDGE_MODEL, OUTCOME
 from probes.matrix.regimes import BASELINE, HIDDEN_DANGER, NEUTRAL
-from probes.stats.intervals import TOLERANCE, Estimate, interval_columns
+from probes.stats.intervals import TOLERANCE, interval_columns
 
 ANSWER = ["cell", "task", "prompt", "response"]
 """What two labellers are compared on: the same answer to the same prompt again (an epoch) counts once."""
@@ -138,8 +138,8 @@ def agreement_row(compared: str, left: pd.Series, right: pd.Series) -> dict[str,
     if a:
         refused = agreement([label in REFUSED for label in a], [label in REFUSED for label in b])
         for suffix, found in (("", agreement(a, b)), ("_refused", refused)):
-            row[f"agreement{suffix}"], row["reason"] = found.agreement, found.reason
-            row |= interval_columns(f"kappa{suffix}", Estimate(found.kappa, found.low, found.high))
+            row[f"agreement{suffix}"], row["reason"] = found.agreement, found.kappa.reason
+            row |= interval_columns(f"kappa{suffix}", found.kappa)
     return dict.fromkeys(_AGREEMENT_NUMBERS, float("nan")) | row
 
 

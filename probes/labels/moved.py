@@ -17,7 +17,7 @@ from scipy import stats
 
 from interp.errors import InputError
 from probes.labels.refused import REFUSED_COLUMN, STUDY_COLUMN, by_cell
-from probes.stats.intervals import ALPHA, CONFIDENCE, Estimate, interval_columns
+from probes.stats.intervals import ALPHA, CONFIDENCE, TOLERANCE, Estimate, interval_columns
 from probes.stats.paired_tests import mcnemar_p
 
 Outcomes = Bool[np.ndarray, "_"]
@@ -26,7 +26,6 @@ SMALL = 0.25
 """Of the openings' change: refusals that moved farther may have moved, whatever a test of few prompts says."""
 COLUMN = "lexicons_disagree"
 """Of tables: the sentence, or ""."""
-ROUNDING = 1e-9
 
 
 class Moved(NamedTuple):
@@ -92,7 +91,7 @@ def moved(
     changes = [cell.astype(float) - baseline.astype(float) for baseline, cell in (outcome, study)]
     by_outcome, by_study = (float(change.mean()) for change in changes)
     difference = difference_interval(changes[1] - changes[0])
-    beyond_flips = abs(difference.value) > self_flip_rate + ROUNDING
+    beyond_flips = abs(difference.value) > self_flip_rate + TOLERANCE
     words = ""
     if beyond_flips or difference.low > 0 or difference.high < 0:
         words = _words(by_outcome, by_study, *(_direction(change, self_flip_rate) for change in changes))
@@ -115,7 +114,7 @@ def difference_interval(differences: Float[np.ndarray, " prompts"]) -> Estimate:
 def _direction(change: Float[np.ndarray, " prompts"], self_flip_rate: float) -> int:
     """−1 where it fell, 1 where it rose, 0 where chance or the baseline's own flips explain it."""
     lost, gained = int((change < 0).sum()), int((change > 0).sum())
-    within_flips = abs(change.mean()) <= self_flip_rate + ROUNDING
+    within_flips = abs(change.mean()) <= self_flip_rate + TOLERANCE
     return 0 if within_flips or mcnemar_p(lost, gained) >= ALPHA else int(np.sign(gained - lost))
 
 
@@ -124,7 +123,7 @@ def _words(outcome: float, study: float, outcome_moved: int, study_moved: int) -
     if outcome_moved == study_moved == 0:
         return "the wording and the refusals moved apart, neither by more than chance explains"
     if outcome_moved == 0:
-        if abs(outcome) <= SMALL * abs(study) + ROUNDING:
+        if abs(outcome) <= SMALL * abs(study) + TOLERANCE:
             return "the wording moved, not the refusals"
         return "the wording moved; whether the refusals did, these prompts cannot tell"
     if study_moved == 0:

@@ -20,7 +20,7 @@ from probes.matrix.cells import is_baseline
 from probes.matrix.regimes import DANGER, UNDETERMINED
 from probes.predict.predictors import PREDICTORS, RunTables
 from probes.rtsi.validation import material_loss
-from probes.stats.intervals import ALPHA
+from probes.stats.intervals import ALPHA, TOLERANCE
 from probes.stats.paired_tests import mcnemar_p
 
 LABELS = {
@@ -31,8 +31,6 @@ LABELS = {
 }
 """Column → what it means; true, false, or missing where it cannot be said."""
 OUTCOME = "refusal_loss"
-ROUNDING = 1e-9
-"""Of a difference of two rates; one prompt of a million is more."""
 FEWEST_REFUSALS = 0.5
 """A baseline that refuses fewer harmful prompts has little to lose, which is warned of."""
 
@@ -156,7 +154,7 @@ def _labels(cells: pd.DataFrame) -> dict[str, Any]:
     change = cells["refusal_rate_delta"].to_numpy(dtype=float)
     danger = cells["regime"].isin(DANGER).astype("boolean").mask(cells["regime"] == UNDETERMINED)
     fell = pd.Series(material_loss(change), dtype="boolean").mask(np.isnan(change))
-    any_loss = pd.Series(change < -ROUNDING, dtype="boolean").mask(np.isnan(change))
+    any_loss = pd.Series(change < -TOLERANCE, dtype="boolean").mask(np.isnan(change))
     labels = {"danger": danger.array, "material_loss": fell.array, "any_loss": any_loss.array}
     return {"regime": cells["regime"].to_numpy(), **labels}
 

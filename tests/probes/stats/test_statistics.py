@@ -197,7 +197,7 @@ def test_pairings_are_all_pairs(rows: pd.DataFrame) -> None:
 @given(LABELS)
 def test_identical_labels_agree_perfectly(labels: list[str]) -> None:
     found = agreement(labels, labels, draws=20)
-    assert (found.agreement, found.kappa) == (1.0, 1.0)
+    assert (found.agreement, found.kappa.value) == (1.0, 1.0)
 
 
 @given(LABELS, st.randoms())
@@ -206,7 +206,7 @@ def test_agreement_is_symmetric_and_ignores_order(labels: list[str], random: obj
     found = agreement(*map(list, zip(*pairs, strict=True)), draws=5)
     random.shuffle(pairs)  # type: ignore[attr-defined]
     other = agreement([b for _, b in pairs], [a for a, _ in pairs], draws=5)
-    np.testing.assert_allclose([found.kappa, found.agreement], [other.kappa, other.agreement])
+    np.testing.assert_allclose([found.kappa.value, found.agreement], [other.kappa.value, other.agreement])
     assert (found.confusion.to_numpy() == other.confusion.to_numpy().T).all()
 
 
@@ -214,14 +214,14 @@ def test_kappa_by_hand() -> None:
     # 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: observed 0.7, expected 0.5.
     first, second = [1] * 25 + [0] * 25, [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
     found = agreement(first, second)
-    assert found.kappa == pytest.approx(0.4)
+    assert found.kappa.value == pytest.approx(0.4)
     assert found.confusion.loc[1, 0] == 5
     # Fleiss, Cohen and Everitt (1969): standard error about 0.127 here.
-    assert (found.low, found.high) == pytest.approx((0.4 - 1.96 * 0.127, 0.4 + 1.96 * 0.127), abs=0.03)
+    assert found.kappa[1:3] == pytest.approx((0.4 - 1.96 * 0.127, 0.4 + 1.96 * 0.127), abs=0.03)
 
 
 def test_agreement_without_variation_or_items() -> None:
-    assert math.isnan(agreement([1, 1], [0, 0]).kappa)
+    assert math.isnan(agreement([1, 1], [0, 0]).kappa.value)
     for first, second in (([], []), ([1], [1, 2]), ([None], [1])):
         with pytest.raises(InputError):
             agreement(first, second)
