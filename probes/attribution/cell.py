@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,11 +15,13 @@ from interp.model import HookedModel
 from interp.pairs.alignment import function_preserving
 from interp.pairs.scales import Scales, recovered_scales
 from interp.pairs.weight_path import WeightPath, is_linear
+from interp.quantize.cells import text_hash
 from probes.attribution.integrated_gradients import Objective, ShareProgress, attribute
 from probes.attribution.settings import MAX_STEPS, STEPS
-from probes.attribution.shares import AttributedPrompts, Attribution
-from probes.attribution.sign_flips import DRAWS, SignFlips, sign_flips
+from probes.attribution.shares import ATTRIBUTION_CLASSES, AttributedPrompts, Attribution
+from probes.attribution.sign_flips import DRAWS, Moments, SignFlips, sign_flips
 from probes.harness.comparison import Comparison
+from probes.harness.pieces import kept
 from probes.harness.prompts import PromptSet
 from probes.margin.openings import Openings
 from probes.margin.refusal_margin import refusal_margin
@@ -66,6 +69,30 @@ def attribute_cell(
     progress: ShareProgress = lambda _: None,
 ) -> tuple[Attribution, SignFlips]:
     """Attribute one cell's shift, and the null of that; arguments as `measure` and `attribute`."""
+    what: list[Any] = ["attributed cell", text_hash(prompts.texts), prompts.strata, prompts.stratum.tolist()]
+    what += [steps, max_steps, group_size, draws, seed, batch_size]
+
+    def compute() -> tuple[Attribution, SignFlips]:
+        return _attributed(
+            baseline, cell, prompts, objective, steps, max_steps, group_size, draws, seed, batch_size, progress
+        )
+
+    return kept(what, compute, (*ATTRIBUTION_CLASSES, SignFlips, Moments))
+
+
+def _attributed(
+    baseline: HookedModel,
+    cell: HookedModel,
+    prompts: AttributedPrompts,
+    objective: Objective,
+    steps: int,
+    max_steps: int,
+    group_size: int | None,
+    draws: int,
+    seed: int,
+    batch_size: int | None,
+    progress: ShareProgress,
+) -> tuple[Attribution, SignFlips]:
     scales = scales_of(baseline, cell)
     attributed = attribute(
         baseline,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from interp.architectures import Architecture
 from interp.batching import TEXTS_AT_ONCE, Batch
 from interp.model import HookedModel
 from probes.attribution.parts import Part, Parts, WeightAxis
@@ -167,6 +168,10 @@ class Attribution:
     def neurons(self, layer: int) -> Float64[Tensor, "stratum neuron"]:
         """Shares of the MLP neurons of a layer: rows (with biases) of what writes them, columns of what reads them."""
         return neuron_sums(self.parts, layer, self.rows, self.columns, self.vectors, len(self.prompts.strata))
+
+
+ATTRIBUTION_CLASSES = (Attribution, AttributedPrompts, Parts, Architecture)
+"""What an attribution is made of, for those who keep one."""
 
 
 def neuron_sums(

@@ -114,6 +114,7 @@ def main(
     from probes.causal.probe import measure
     from probes.causal.restoration import Plan
     from probes.harness.options import finish
+    from probes.harness.pieces import keeping
     from probes.harness.table_files import read_table
 
     plan = Plan(
@@ -121,11 +122,12 @@ def main(
         seed=seed,
     )  # fmt: skip
     table = None if attribution is None else read_table(attribution)
-    result = measure(
-        *options.inputs(), experiments=experiment, attribution=table, plan=plan, prompts=prompts, openings=openings,
-        **options.settings(),
-    )  # fmt: skip
-    finish(result, render(result), options)
+    with keeping(options.out):
+        result = measure(
+            *options.inputs(), experiments=experiment, attribution=table, plan=plan, prompts=prompts, openings=openings,
+            **options.settings(),
+        )  # fmt: skip
+        finish(result, render(result), options)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.progress import track
+from interp.quantize.cells import text_hash
 from probes.causal.exchange import Aim, Interventions
 from probes.causal.recovery import Recovery, recoveries
 from probes.causal.token_positions import Position
+from probes.harness.pieces import kept
 from probes.margin.refusal_margin import Recording, changed, replayed
 from probes.stats import intervals
 
@@ -88,15 +91,25 @@ def patch_rows(
     }
     tokens = {name: sum(int((s.last - s.first + 1).sum()) for s in spans[name]) / models.runs.n for name in CLASSES}
     shuffled = _shuffled(models, seed)
-    keys, patched = [], []
-    for layer in track(layers, "layers patched"):
+    own = [torch.arange(len(donors)) for donors in shuffled]
+
+    def in_layer(layer: int) -> list[Tensor]:
         sites = [f"blocks.{layer}.{site}" for site in SITES]
         recording = models.runs.record(models.baseline, sites)
-        for site in sites:
-            for name in CLASSES:
-                keys.append((layer, site.rpartition(".")[2], name))
-                own = [torch.arange(len(donors)) for donors in shuffled]
-                patched += [_patched(models, recording, site, spans[name], donors) for donors in (own, shuffled)]
+        return [
+            _patched(models, recording, site, spans[name], donors)
+            for site in sites
+            for name in CLASSES
+            for donors in (own, shuffled)
+        ]
+
+    asked = text_hash(models.texts)
+    keys = [(layer, site, name) for layer in layers for site in SITES for name in CLASSES]
+    patched = [
+        margins
+        for layer in track(layers, "layers patched")
+        for margins in kept(["patch", layer, seed, asked], partial(in_layer, layer))
+    ]
     start, goal = models.unchanged(Aim.RESTORE)
     effects = recoveries(torch.stack(patched), start, goal)
     apart = min(map(len, shuffled)) > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch import Tensor
 from interp.batching import Batch
 from interp.model import HookedModel
 from interp.progress import track
+from interp.quantize.cells import text_hash
 from probes.causal.exchange import refused
 from probes.causal.recovery import recoveries
 from probes.geometry.subspaces import isotropic, refusal_subspace
+from probes.harness.pieces import kept
 from probes.margin.refusal_margin import MarginRuns, changed
 from probes.stats import intervals
 from probes.stats.intervals import rate_interval
@@ -97,12 +100,22 @@ def rescue_rows(
         sweep: what is tried.
     """
     names = [_hook(layer) for layer in sweep.layers]
-    taught = {side: baseline.activations(texts, names) for side, texts in contrast.items()}
-    ends = {side.name: [model.activations(side.texts, names) for model in (cell, baseline)] for side in sides}
-    unchanged = {side.name: [side.runs.margins(model) for model in (cell, baseline)] for side in sides}
-    answered = {}
-    if sweep.answer_layer is not None:
-        answered = {side.name: [refused(model, side.texts) for model in (cell, baseline)] for side in sides}
+    asked = [text_hash(texts) for texts in (*contrast.values(), *(side.texts for side in sides))]
+    taught = kept(
+        ["taught", names, asked],
+        lambda: {side: dict(baseline.activations(texts, names)) for side, texts in contrast.items()},
+    )
+
+    def seen(side: Side) -> tuple[list[dict[str, Tensor]], list[Tensor], list[Tensor]]:
+        """Activations, margins and refusals of both, unchanged."""
+        models = (cell, baseline)
+        answers = [] if sweep.answer_layer is None else [refused(model, side.texts) for model in models]
+        activations = [dict(model.activations(side.texts, names)) for model in models]
+        return activations, [side.runs.margins(model) for model in models], answers
+
+    ends = {
+        side.name: kept(["ends", names, asked, side.name, sweep.answer_layer], partial(seen, side)) for side in sides
+    }
     jobs = [
         (layer, vector, scale, side)
         for layer in sweep.layers
@@ -110,14 +123,15 @@ def rescue_rows(
         for scale in sweep.scales
         for side in sides
     ]
-    rows = []
-    for layer, vector, scale, side in track(jobs, "rescues"):
+
+    def rescued(layer: int, vector: str, scale: float, side: Side) -> dict[str, Any]:
         basis = refusal_subspace(
             taught["harmful"][_hook(layer)],
             taught["harmless"][_hook(layer)],
             sweep.components if vector == "subspace" else 0,
         )
-        quantized, reference = (found[_hook(layer)] for found in ends[side.name])
+        activations, unchanged, answered = ends[side.name]
+        quantized, reference = (found[_hook(layer)] for found in activations)
         gap = reference.double() - quantized.double()
         coefficients = scale * gap @ basis
         added = [(coefficients @ b.T).float() for b in (basis, *_random(basis, layer, sweep))]
@@ -126,12 +140,17 @@ def rescue_rows(
             **{"prompts": side.name, "n_prompts": len(side.texts)},
             "added_norm": torch.linalg.vector_norm(coefficients, dim=1).mean().item(),
             "gap_norm": torch.linalg.vector_norm(gap, dim=1).mean().item(),
-            **_margins(cell, side, layer, added, *unchanged[side.name]),
+            **_margins(cell, side, layer, added, *unchanged),
         }
         if layer == sweep.answer_layer:
-            row |= _answers(cell, side, layer, added[:2], *answered[side.name])
-        rows.append(row)
-    return rows
+            row |= _answers(cell, side, layer, added[:2], *answered)
+        return row
+
+    def piece(layer: int, vector: str, scale: float, side: Side) -> dict[str, Any]:
+        what = ["rescue", layer, vector, scale, side.name, asked, repr(sweep)]
+        return kept(what, lambda: rescued(layer, vector, scale, side))
+
+    return [piece(*job) for job in track(jobs, "rescues")]
 
 
 def _random(basis: Float[Tensor, "d rank"], layer: int, sweep: Sweep) -> Float[Tensor, "draw d rank"]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from torch import Tensor, as_tensor
 
 from interp.generation import complete
 from interp.model import HookedModel
+from interp.quantize.cells import text_hash
 from probes.attribution.parts import Part, Parts, WeightAxis, linear_weight
 from probes.attribution.settings import PartKind
 from probes.causal.settings import By
+from probes.harness.pieces import kept
 from probes.labels.refused import READ_TOKENS, refuses
 from probes.margin.refusal_margin import ActivationEdit, MarginRuns, Recording, changed, replayed
 
@@ -58,20 +61,29 @@ class Interventions:
         target, source = self.ends(aim)
         for model in (target, source):
             if id(model) not in self._outcomes:
-                self._outcomes[id(model)] = self.runs.margins(model)
+                name = "baseline" if model is self.baseline else "cell"
+                self._outcomes[id(model)] = self._kept(["unchanged", name], partial(self.runs.margins, model))
         return self._outcomes[id(target)], self._outcomes[id(source)]
 
     def margins(self, aim: Aim, by: By, chosen: Sequence[Part]) -> Float[Tensor, " prompt"]:
         """Margins with some parts exchanged; parts of one kind where activations are. Each set is measured once."""
         key = (aim, by, frozenset(chosen))
         if key not in self._outcomes:
-            target, source = self.ends(aim)
-            if by is By.WEIGHTS:
-                with swapped_weights(target, source, self.parts, chosen):
-                    self._outcomes[key] = self.runs.margins(target)
-            else:
-                self._outcomes[key] = self.runs.margins(target, self._with_activations(aim, chosen))
+            self._outcomes[key] = self._kept(
+                [aim, by, *sorted(map(repr, key[2]))], lambda: self._measured(aim, by, chosen)
+            )
         return self._outcomes[key]
+
+    def _measured(self, aim: Aim, by: By, chosen: Sequence[Part]) -> Float[Tensor, " prompt"]:
+        target, source = self.ends(aim)
+        if by is By.WEIGHTS:
+            with swapped_weights(target, source, self.parts, chosen):
+                return self.runs.margins(target)
+        return self.runs.margins(target, self._with_activations(aim, chosen))
+
+    def _kept(self, what: list[str], compute: Callable[[], Tensor]) -> Tensor:
+        """A piece of what is measured on these prompts."""
+        return kept(["interventions", text_hash(self.texts), *what], compute)
 
     def everything(self) -> list[Part]:
         """All layers, and every parameter outside them."""
@@ -81,10 +93,15 @@ class Interventions:
         """Whether the greedy answer to each prompt is a refusal, with the weights of some parts exchanged."""
         key = (aim, "refused", frozenset(chosen))
         if key not in self._outcomes:
-            target, source = self.ends(aim)
-            with swapped_weights(target, source, self.parts, chosen):
-                self._outcomes[key] = refused(target, self.texts)
+            self._outcomes[key] = self._kept(
+                [aim, "refused", *sorted(map(repr, key[2]))], lambda: self._answered(aim, chosen)
+            )
         return self._outcomes[key]
+
+    def _answered(self, aim: Aim, chosen: Sequence[Part]) -> Bool[Tensor, " prompt"]:
+        target, source = self.ends(aim)
+        with swapped_weights(target, source, self.parts, chosen):
+            return refused(target, self.texts)
 
     def _with_activations(self, aim: Aim, chosen: Sequence[Part]) -> Callable[[int], AbstractContextManager[None]]:
         """For each batch, the context in which activations of the source replace the target's own."""
@@ -180,13 +197,13 @@ def swapped_weights(target: HookedModel, source: HookedModel, parts: Parts, chos
         chosen: may overlap, as heads do that share their keys and values.
     """
     chosen = list(chosen)
-    kept: list[tuple[Tensor, Tensor]] = []
+    replaced: list[tuple[Tensor, Tensor]] = []
     indexed: list[tuple[Tensor, tuple[slice | Tensor, ...], Tensor]] = []
     try:
         for part in chosen:
             if part.kind is PartKind.OTHER:
                 parameter, other = (model.hf.get_parameter(part.module).data for model in (target, source))
-                kept.append((parameter, parameter.clone()))
+                replaced.append((parameter, parameter.clone()))
                 parameter.copy_(other)
         for (linear, axis), lines in _lines(parts, chosen).items():
             for view, other in _views(target, source, linear, axis):
@@ -197,7 +214,7 @@ def swapped_weights(target: HookedModel, source: HookedModel, parts: Parts, chos
     finally:
         for view, where, original in reversed(indexed):
             view[where] = original
-        for parameter, original in reversed(kept):
+        for parameter, original in reversed(replaced):
             parameter.copy_(original)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -10,11 +11,12 @@ import torch
 
 from interp.model import HookedModel
 from interp.pairs.alignment import aligned
+from interp.quantize.cells import text_hash
 from probes.attribution.cell import margin_objective
 from probes.attribution.integrated_gradients import attribute
-from probes.attribution.parts import Parts
+from probes.attribution.parts import Part, Parts
 from probes.attribution.settings import PartKind
-from probes.attribution.shares import AttributedPrompts, Attribution
+from probes.attribution.shares import ATTRIBUTION_CLASSES, AttributedPrompts, Attribution
 from probes.causal.activation_patching import patch_rows
 from probes.causal.direction_rescue import COMPONENTS, Side, Sweep, rescue_rows
 from probes.causal.direction_rescue import DRAWS as RESCUE_DRAWS
@@ -29,6 +31,7 @@ from probes.causal.rankings import (
 )
 from probes.causal.restoration import Plan, restore_rows
 from probes.causal.token_positions import position_classes
+from probes.harness.pieces import kept
 from probes.harness.prompts import PromptSet, evenly_spaced
 from probes.harness.study_layers import DIRECTION_PERCENT, layer_at, layers_at
 from probes.margin.openings import Openings
@@ -131,12 +134,22 @@ class Experiments:
             elif self.attribution is not None:
                 rankings[kind] = {"attribution": tabulated_scores(self.attribution, name, models.parts, kind)}
             if kind in SITES:
-                contrast = contrast_scores(models.baseline, kind, **self.sample.ranked, batch_size=self.batch_size)
+                contrast = self._contrast(models.baseline, kind)
                 rankings[kind]["contrast"] = contrast
             rankings[kind]["weight_error"] = weight_error_scores(models.baseline, models.cell, models.parts, kind)
         return rankings
 
+    def _contrast(self, baseline: HookedModel, kind: PartKind) -> Scores:
+        texts = self.sample.ranked
+        what = ["contrast", kind, *(text_hash(texts[side]) for side in ("harmful", "harmless"))]
+        scored = partial(contrast_scores, baseline, kind, **texts, batch_size=self.batch_size)
+        return kept(what, lambda: dict(scored()), (Part, PartKind))
+
     def _attribution(self, models: Interventions) -> Attribution:
+        what = ["attribution", ATTRIBUTION_STEPS, text_hash(self.sample.ranked["harmful"])]
+        return kept(what, lambda: self._attributed(models), ATTRIBUTION_CLASSES)
+
+    def _attributed(self, models: Interventions) -> Attribution:
         texts = self.sample.ranked["harmful"]
         return attribute(
             models.baseline,

@@ -157,8 +157,9 @@ def measure(
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("causal", *TABLES)}
     for name in cells:
         try:
-            for table, observed in bench.tables(name, baseline, comparison.cell(name)).items():
-                rows[table] += [{"cell": name} | row for row in observed]
+            with comparison.pieces_of(name, openings=found.describe(), prompts=prompts, batch_size=batch_size):
+                for table, observed in bench.tables(name, baseline, comparison.cell(name)).items():
+                    rows[table] += [{"cell": name} | row for row in observed]
         except Unmeasurable as error:
             comparison.undefined[name] = str(error)
     settings: dict[str, Any] = {

@@ -68,9 +68,11 @@ def main(
     """The refusal subspace: angles to the baseline's, and the share of quantization's error inside it."""
     from probes.geometry.probe import measure
     from probes.harness.options import finish
+    from probes.harness.pieces import keeping
 
-    result = measure(*options.inputs(), components=components, draws=draws, seed=seed, **options.settings())
-    finish(result, render(result), options)
+    with keeping(options.out):
+        result = measure(*options.inputs(), components=components, draws=draws, seed=seed, **options.settings())
+        finish(result, render(result), options)
 
 
 if __name__ == "__main__":

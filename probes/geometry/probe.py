@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import nan
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from probes.geometry import subspaces
 from probes.geometry.cross_fit import NULLS, Layer, fit, random_halves, share_rows
 from probes.geometry.settings import COMPONENTS, DRAWS, FEWEST_DRAWS
 from probes.harness.comparison import Comparison, Models, compare
+from probes.harness.pieces import kept
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.harness.study_layers import DIRECTION_PERCENT, layer_at
@@ -125,21 +127,32 @@ def measure(
     _check(components, draws)
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     components = _affordable(components, comparison)
-    activations = comparison.of_baseline("residual streams", lambda: _activations(baseline, comparison, batch_size))
+    with comparison.pieces_of(None, batch_size=batch_size):
+        activations = comparison.of_baseline(
+            "residual streams",
+            lambda: kept(["residual streams"], lambda: _activations(baseline, comparison, batch_size)),
+        )
     halves = random_halves({side: len(found) for side, found in activations.items()}, seed)
     layers = [fit(_at(activations, layer), halves, components, seed) for layer in range(baseline.n_layers)]
     study_layer = layer_at(baseline.n_layers, DIRECTION_PERCENT)
 
     def compared(cell: HookedModel) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        found = _activations(cell, comparison, batch_size)
+        found = kept(["residual streams", batch_size], lambda: _activations(cell, comparison, batch_size))
         shares: list[dict[str, Any]] = []
         angles: list[dict[str, Any]] = []
-        for index, layer in enumerate(layers):
-            where = {"layer": index, "study_layer": index == study_layer}
-            before, after = _at(activations, index), _at(found, index)
-            shares += [where | row for row in share_rows(before, after, layer, draws, seed * len(layers) + index)]
-            angles += [where | row for row in _angle_rows(after, layer, components)]
+        for index in range(len(layers)):
+            of_layer = partial(in_layer, found, index)
+            more_shares, more_angles = kept(["layer", index, components, draws, seed, batch_size], of_layer)
+            shares += more_shares
+            angles += more_angles
         return shares, angles
+
+    def in_layer(found: Activations, index: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        where = {"layer": index, "study_layer": index == study_layer}
+        before, after = _at(activations, index), _at(found, index)
+        shares = share_rows(before, after, layers[index], draws, seed * len(layers) + index)
+        angles = _angle_rows(after, layers[index], components)
+        return [where | row for row in shares], [where | row for row in angles]
 
     rows = comparison.observe_cells(compared)
     settings = {"components": components, "draws": draws, "seed": seed, "cross_fit": CROSS_FIT}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,9 +22,11 @@ from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel, load
 from interp.pairs.weight_error import check_pair
 from interp.progress import track
+from interp.quantize.cells import text_hash
 from probes.harness.names import BASELINE
+from probes.harness.pieces import determined_by
 from probes.harness.prompts import PromptSet
-from probes.harness.results import Result
+from probes.harness.results import Result, versions
 from probes.harness.silence import require_speech
 from probes.harness.thought_check import LOOKED_AT, require_answer
 
@@ -126,7 +128,8 @@ class Comparison:
         observed: dict[str, Observation] = {}
         for name in track(list(self.cells), "cells"):
             try:
-                observed[name] = measure(self.cell(name))
+                with self.pieces_of(name):
+                    observed[name] = measure(self.cell(name))
             except Unmeasurable as error:
                 self.undefined[name] = str(error)
         return observed
@@ -141,6 +144,22 @@ class Comparison:
         said = [f"{name}: {warning}" for warning in require_speech(model, self.texts)]
         self.warnings += [warning for warning in said if warning not in self.warnings]
         return model
+
+    def pieces_of(self, cell: str | None, **options: Any) -> AbstractContextManager[None]:
+        """Inside, what `probes.harness.pieces.kept` computes is of this cell beside this baseline, with these options.
+
+        Args:
+            cell: its name; None for what is the baseline's alone.
+            options: everything that determines the pieces beside the settings of the comparison.
+        """
+        models = [self.settings[BASELINE], *([] if cell is None else [self.settings["cells"][cell]])]
+        if None in models:  # made in memory: nothing says whether it is the same as before
+            return determined_by(None)
+        content = [{name: value for name, value in model.items() if name != "path"} for model in models]
+        others = {name: value for name, value in self.settings.items() if name not in (BASELINE, "cells")}
+        used = versions()
+        deciding = {name: used[name] for name in ("quantscope", "torch", "transformers")}
+        return determined_by(text_hash([json.dumps([content, others, deciding, options], sort_keys=True, default=str)]))
 
     def result(self, probe: str, rows: list[dict[str, Any]], **settings: Any) -> Result:
         """Rows as a result; a cell that could not be observed has one row, all undefined but for its name and reason.

@@ -11,6 +11,7 @@ from interp.errors import InputError
 from interp.generation import answers
 from interp.model import HookedModel
 from probes.harness.comparison import Comparison
+from probes.harness.pieces import kept
 from probes.labels.refused import BROADER, READ_TOKENS, STUDY, refuses
 from probes.margin.settings import SOURCES, Source
 
@@ -108,7 +109,12 @@ def find_openings(model: HookedModel, texts: Sequence[str], source: Source = "ba
 def common_openings(comparison: Comparison, source: Source) -> Openings:
     """The openings that all cells of a comparison are measured with, its baseline's; their note becomes a warning."""
     texts = [text for side in comparison.texts.values() for text in side]
-    found = comparison.of_baseline("openings", lambda: find_openings(comparison.baseline, texts, source), source=source)
+    with comparison.pieces_of(None):
+        found = comparison.of_baseline(
+            "openings",
+            lambda: kept(["openings", source], lambda: find_openings(comparison.baseline, texts, source), [Openings]),
+            source=source,
+        )
     comparison.warnings += [found.note] if found.note else []
     return found
 
@@ -121,19 +127,19 @@ def openings_of(given: Sequence[Tokens], refused: Sequence[bool], tokenizer: Any
         refused: whether it is a refusal.
         tokenizer: to show what the openings say, and for the lexicon where there are none.
     """
-    kept = minimal(_deciding(given, refused))
+    shortest = minimal(_deciding(given, refused))
     n_refused = sum(refused)
-    if not kept:
+    if not shortest:
         return lexicon_openings(
             tokenizer,
             f"the baseline refused {n_refused} of {len(given)} prompts and no beginning of an answer tells its "
             f"refusals from the rest: the refusal openings are the {STUDY}'s, not its own",
         )
-    tallies = [_tally(tokens, given, refused) for tokens in kept]
+    tallies = [_tally(tokens, given, refused) for tokens in shortest]
     return Openings(
-        tuple(kept),
+        tuple(shortest),
         SOURCES["baseline"],
-        tuple(map(tokenizer.decode, kept)),
+        tuple(map(tokenizer.decode, shortest)),
         tuple(count for count, _ in tallies),
         tuple(pure / count for count, pure in tallies),
         sum(pure for _, pure in tallies) / n_refused,
@@ -159,6 +165,6 @@ def _tally(beginning: Tokens, given: Sequence[Tokens], refused: Sequence[bool]) 
 def lexicon_openings(tokenizer: Any, note: str = "") -> Openings:
     """`PHRASES` as this tokenizer writes them, with plain and curly apostrophes, with and without a leading space."""
     written = [space + p for phrase in PHRASES for p in {phrase, phrase.replace("'", "’")} for space in ("", " ")]
-    kept = minimal(tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in written)
-    texts = tuple(map(tokenizer.decode, kept))
-    return Openings(tuple(kept), SOURCES["lexicon"], texts, (0,) * len(kept), (nan,) * len(kept), note=note)
+    shortest = minimal(tuple(tokenizer(text, add_special_tokens=False).input_ids) for text in written)
+    texts = tuple(map(tokenizer.decode, shortest))
+    return Openings(tuple(shortest), SOURCES["lexicon"], texts, (0,) * len(shortest), (nan,) * len(shortest), note=note)

@@ -44,19 +44,21 @@ def main(
 
     from interp.quantize.calibration import calibration_of
     from probes.harness.options import finish
+    from probes.harness.pieces import keeping
     from probes.why.probe import Rewriting, measure
 
     inputs = options.inputs()
     texts = calibration_of(Path(options.baseline), calibration) if again else []
     rewriting = Rewriting(options.out / "cells", texts, sets) if again else None
-    result = measure(
-        *inputs, keep=keep, fused=fused, prompts=prompts, draws=draws, seed=seed, rewriting=rewriting,
-        openings=openings, **options.settings(),
-    )  # fmt: skip
-    for text in result.pages.values() if not options.as_json else ():
-        cli.console.print(text, markup=False, highlight=False, soft_wrap=True)  # lists stay whole, to be copied
-    missing = result.table[result.table["reason"] != ""]
-    finish(result, Group(*(Text(f"{row['cell']}: {row['reason']}") for _, row in missing.iterrows())), options)
+    with keeping(options.out):
+        result = measure(
+            *inputs, keep=keep, fused=fused, prompts=prompts, draws=draws, seed=seed, rewriting=rewriting,
+            openings=openings, **options.settings(),
+        )  # fmt: skip
+        for text in result.pages.values() if not options.as_json else ():
+            cli.console.print(text, markup=False, highlight=False, soft_wrap=True)  # lists stay whole, to be copied
+        missing = result.table[result.table["reason"] != ""]
+        finish(result, Group(*(Text(f"{row['cell']}: {row['reason']}") for _, row in missing.iterrows())), options)
 
 
 if __name__ == "__main__":

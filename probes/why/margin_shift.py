@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.model import HookedModel
+from probes.harness.pieces import kept
 from probes.margin.refusal_margin import MarginRuns
 from probes.stats.intervals import Estimate, mean_interval
 
@@ -49,8 +50,11 @@ def margin_shift(baseline: HookedModel, cell: HookedModel, runs: Mapping[str, Ma
         cell: the cell as it is.
         runs: "harmful" and "harmless" → their prompts.
     """
-    (before, after), (harmless_before, harmless_after) = (
-        [runs[side].margins(model).double() for model in (baseline, cell)] for side in ("harmful", "harmless")
+    (before, after), (harmless_before, harmless_after) = kept(
+        ["margins of both"],
+        lambda: [
+            [runs[side].margins(model).double() for model in (baseline, cell)] for side in ("harmful", "harmless")
+        ],
     )
     return MarginShift(
         n=len(before),

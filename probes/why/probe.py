@@ -138,20 +138,21 @@ def measure(
     variants: dict[str, list[dict[str, Any]]] = {}
     for name in cells:
         try:
-            cell = comparison.cell(name)
-            explained[name] = explain(
-                name, baseline, cell, sample, found,
-                keep=keep, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
-            )  # fmt: skip
-            if rewriting is not None and not explained[name].keep.kept:
-                comparison.warnings.append(f"{name}: not written again, since {explained[name].keep.choice.why}")
-            elif rewriting is not None:
-                original, copy = _checkpoints(baseline, cell)
-                linears, parts = explained[name].keep.kept, Parts.of(baseline)
-                written = rewrite(
-                    original, copy, linears, parts, rewriting.out, rewriting.calibration, rewriting.sets, seed
-                )
-                variants[name] = measure_variants(written, baseline, sample, found, batch_size)
+            with comparison.pieces_of(name, openings=found.describe(), prompts=prompts, batch_size=batch_size):
+                cell = comparison.cell(name)
+                explained[name] = explain(
+                    name, baseline, cell, sample, found,
+                    keep=keep, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
+                )  # fmt: skip
+                if rewriting is not None and not explained[name].keep.kept:
+                    comparison.warnings.append(f"{name}: not written again, since {explained[name].keep.choice.why}")
+                elif rewriting is not None:
+                    original, copy = _checkpoints(baseline, cell)
+                    linears, parts = explained[name].keep.kept, Parts.of(baseline)
+                    written = rewrite(
+                        original, copy, linears, parts, rewriting.out, rewriting.calibration, rewriting.sets, seed
+                    )
+                    variants[name] = measure_variants(written, baseline, sample, found, batch_size)
         except Unmeasurable as error:
             comparison.undefined[name] = str(error)
     comparison.warnings += [f"{name}: {said}" for name, about in explained.items() for said in about.blame.warnings]
