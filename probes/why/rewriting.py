@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from probes.causal.exchange import refused as refused_by
 from probes.causal.experiments import Sample
 from probes.causal.rankings import matched_draws
 from probes.causal.recovery import recoveries
+from probes.harness import pieces
 from probes.harness.comparison import Cells
 from probes.harness.names import BASELINE
 from probes.margin.openings import Openings
@@ -127,10 +129,14 @@ def measure_variants(
     runs = MarginRuns.of(baseline, sample.measured["harmful"], openings, batch_size)
     cells = Cells({name: path for name, _, path in variants}, baseline, str(baseline.hf.device))
     margins, refused = {}, {}
-    for name in track([BASELINE, *cells], "measuring cells"):
+
+    def measured(name: str) -> tuple[Tensor, dict[str, Tensor]]:
         model = baseline if name == BASELINE else cells[name]
-        margins[name] = runs.margins(model)
-        refused[name] = {side: refused_by(model, texts) for side, texts in sample.measured.items()}
+        return runs.margins(model), {side: refused_by(model, texts) for side, texts in sample.measured.items()}
+
+    for name in track([BASELINE, *cells], "measuring cells"):
+        content = "" if name == BASELINE else cells.checkpoints[name].fingerprint()
+        margins[name], refused[name] = pieces.kept(["variant", content], partial(measured, name))
     return list(_rows(variants, margins, refused))
 
 
