@@ -18,6 +18,7 @@ from interp.formats.reader import Reader
 from interp.formats.readers import reader_for
 
 if TYPE_CHECKING:
+    from interp.inspect.summary import Summary
     from interp.quantize.cells import CellRecord
 
 
@@ -136,6 +137,27 @@ class Checkpoint:
         """How many transformer blocks there are."""
         prefix = self.architecture.blocks + "."
         return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in self._reader.linears)
+
+    def stored_bytes(self) -> int:
+        """Size of the files that the tensors come from."""
+        return sum(file.stat().st_size for file in self._reader.files)
+
+    def summary(self, request: str = "How are you?") -> Summary:
+        """What the checkpoint is, on one screen: `print(checkpoint.summary())`. No weight is read.
+
+        Format, bits per weight, writer, architecture, which linears are quantized, tokenizer, chat template and what a
+        request looks like rendered, size on disk and in memory, warnings. Whether two checkpoints are a pair says
+        `python -m interp.inspect BASELINE CELL`.
+
+        Args:
+            request: what is rendered.
+
+        Example:
+            >>> print(open_checkpoint("path/to/model-AWQ").summary())
+        """
+        from interp.inspect.summary import summarize
+
+        return summarize(self, request)
 
     @property
     def compute_dtype(self) -> torch.dtype:

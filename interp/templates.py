@@ -65,6 +65,11 @@ def render_template(source: str, messages: Sequence[Mapping[str, Any]], **variab
     return _WORKER.render({"source": source, "messages": [dict(message) for message in messages], **variables})
 
 
+def warm() -> None:
+    """Start the child process ahead of the first template, beside other work: it takes a second or two."""
+    _WORKER.start()
+
+
 class _Worker:
     """The child process, started when it is needed, and again after a template has ended it."""
 
@@ -99,6 +104,11 @@ class _Worker:
         if "error" in reply:
             raise (TemplateUnbounded if reply["error"] == TOO_LARGE else TemplateFailed)(reply["error"])
         return str(reply["text"])
+
+    def start(self) -> None:
+        """Have the child ready."""
+        with self._lock:
+            self._running()
 
     def _running(self) -> subprocess.Popen[str]:
         """The living child of this process: a fork must not share its parent's."""
