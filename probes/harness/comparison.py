@@ -20,6 +20,7 @@ from interp.chat import render
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel, load
+from interp.pairs.baseline import baseline_warnings
 from interp.pairs.weight_error import check_pair
 from interp.progress import track
 from interp.quantize.cells import text_hash
@@ -230,7 +231,8 @@ def compare(
     comparison = Comparison(baseline, cells, texts, settings, warnings)
     sample = [text for side in texts.values() for text in side[:LOOKED_AT]]
     said = comparison.of_baseline("speech", lambda: require_speech(baseline, texts))
-    comparison.warnings += [f"{BASELINE}: {warning}" for warning in said]
+    doubts = [] if baseline.checkpoint is None else baseline_warnings(baseline.checkpoint)
+    comparison.warnings += [f"{BASELINE}: {warning}" for warning in (*doubts, *said)]
     comparison.of_baseline("first token", lambda: require_answer(baseline, sample))
     return comparison
 

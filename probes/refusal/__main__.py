@@ -49,10 +49,12 @@ def subject_of(
 
 def _check_pairs(baseline: str, cells: Mapping[str, str], force: bool) -> list[str]:
     from interp.checkpoint import open_checkpoint
+    from interp.pairs.baseline import baseline_warnings
     from interp.pairs.weight_error import check_pair
-    from probes.harness.names import is_url
+    from probes.harness.names import BASELINE, is_url
 
-    return [
+    doubts = [] if is_url(baseline) else baseline_warnings(open_checkpoint(baseline))
+    return [f"{BASELINE}: {warning}" for warning in doubts] + [
         f"{name}: {warning}"
         for name, path in cells.items()
         if not (is_url(path) or is_url(baseline))

@@ -16,12 +16,16 @@ from safetensors.torch import load_file, save_file
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.pairs import scales as scales_module
+from interp.pairs.baseline import baseline_warnings
 from interp.pairs.scales import effective_weight, recovered_scales
 from interp.pairs.weight_error import check_pair, weight_error, weight_error_columns
+from interp.quantize.gguf_f16 import write_f16
+from tests.cells import q8_0
 from tests.gguf_files import write_gguf
 from tests.packed_files import edit
 from tests.tiny_models import tokenizer as tiny_tokenizer
 from tests.tiny_models import write
+from tests.writer_models import write_checkpoint
 
 DIRECTORIES = ["autoawq_gemm", "autoawq_gemv", "gptqmodel_v1", "gptqmodel_v2_act", "compressed_w4a16"]
 
@@ -483,3 +487,28 @@ def test_norms_that_differ_by_1_are_named_as_that(by: int, tmp_path: Path) -> No
     cell = gguf_cell(baseline, tmp_path / "cell.gguf", "gemma2", add=norms)
     with pytest.raises(InputError, match=rf"{len(norms)} of them differ by a constant 1 \(.*norm\.weight.*w \+ 1"):
         check_pair(baseline, cell)
+
+
+def test_a_baseline_that_is_quantized_is_told_and_so_is_one_made_of_such(fixtures: Path, tmp_path: Path) -> None:
+    cell, dense = (open_checkpoint(fixtures / name) for name in ("autoawq_gemm", "fp16"))
+    assert baseline_warnings(dense) == []
+    (said,) = baseline_warnings(cell)
+    assert said.startswith(f"it is quantized itself (awq, {cell.bits_per_weight():.2f} bits per weight)")
+    cell.export(tmp_path / "made of it")
+    (said,) = baseline_warnings(open_checkpoint(tmp_path / "made of it"))
+    assert said.startswith(f"it was dequantized from a quantized checkpoint (awq, {cell.bits_per_weight():.2f} bits")
+    dense.export(tmp_path / "copy")
+    assert baseline_warnings(open_checkpoint(tmp_path / "copy")) == []
+
+
+def test_of_ggufs_only_those_with_blocks_are_quantized(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    write_f16(write_checkpoint("llama", tmp_path / "model"), tmp_path / "F16.gguf")
+    plain, quantized = (
+        open_checkpoint(tmp_path / "F16.gguf"),
+        open_checkpoint(q8_0(tiny("llama"), tmp_path / "q8.gguf")),
+    )
+    assert baseline_warnings(plain) == []
+    (said,) = baseline_warnings(quantized)
+    assert said.startswith(f"it is quantized itself (gguf, {quantized.bits_per_weight():.2f} bits per weight)")
+    plain.export(tmp_path / "dense")
+    assert baseline_warnings(open_checkpoint(tmp_path / "dense")) == []
