@@ -185,7 +185,7 @@ def complete(
     """
     texts = as_texts(texts)
     given = answers(model, texts, max_new_tokens, batch_size, computing, computed)
-    return [_completion(model.tokenizer, text, answer) for text, answer in zip(texts, given, strict=True)]
+    return [completion_of(model.tokenizer, text, answer) for text, answer in zip(texts, given, strict=True)]
 
 
 def answers(
@@ -214,7 +214,14 @@ def _renamed(computing: Callable[[list[int]], object], indices: list[int]) -> Ca
     return lambda rows: computing([indices[row] for row in rows])
 
 
-def _completion(tokenizer: Any, prompt: str, answer: Answer) -> Completion:
+def completion_of(tokenizer: Any, prompt: str, answer: Answer) -> Completion:
+    """An answer as text.
+
+    Args:
+        tokenizer: of the model.
+        prompt: rendered, as the model read it.
+        answer: token ids.
+    """
     thought = split_thinking(prompt, decode_answer(tokenizer, answer.tokens))
     return Completion(thought.answer.strip(), len(answer.tokens), answer.finished, thought.thinking)
 
@@ -253,7 +260,7 @@ def generate_with_cache(
     ):
         given = answers(model, texts, max_new_tokens, batch_size, rowing.tell, steps.keep)
     tokens = [[prompt[-1], *answer.tokens] for prompt, answer in zip(prompts, given, strict=True)]
-    return [_completion(model.tokenizer, *pair) for pair in zip(texts, given, strict=True)], steps.cache(tokens)
+    return [completion_of(model.tokenizer, *pair) for pair in zip(texts, given, strict=True)], steps.cache(tokens)
 
 
 class _Steps:

@@ -27,7 +27,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "the cause": ("probes.attribution", "probes.causal", "probes.why"),
     "behaviour": ("probes.refusal", "probes.drift", "probes.quality", "probes.labels", "probes.judges"),
     "tables only": ("probes.rtsi", "probes.matrix", "probes.predict", "probes.reproduce"),
-    "all of it": ("probes.study", "probes.report", "probes.demo"),
+    "all of it": ("probes.check", "probes.study", "probes.report", "probes.demo"),
     "models": ("interp.inspect", "interp.quantize", "interp.dequantize", "interp.organisms"),
 }
 """Modules with a command, `python -m MODULE`, as the README groups them; the first line of a module's docstring says

@@ -29,7 +29,7 @@ LAYERS = (
     ("probes.calibration", "probes.quality", "probes.refusal", "probes.margin", "probes.matrix"),
     ("probes.judges", "probes.rtsi", "probes.attribution"),
     ("probes.drift", "probes.predict", "probes.causal"),
-    ("probes.why", "probes.report"),
+    ("probes.why", "probes.report", "probes.check"),
     ("probes.reproduce",),
     ("probes.study",),
     ("probes.measurements", "probes.demo", "probes.__main__"),
@@ -117,6 +117,7 @@ def test_help_loads_nothing_heavy(name: str) -> None:
         "import probes.predict.probe",
         "import probes.study.summary",
         "import probes.report.files",
+        "import probes.check.gate, probes.check.junit, probes.check.screen, probes.check.stored",
     ],
 )
 def test_what_works_on_tables_loads_no_torch(code: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from interp import cli
 from interp.errors import InputError
@@ -23,7 +24,7 @@ from probes.labels.outcomes import check_outcomes, pair
 from probes.labels.refused import counted_by, refused_by_study
 from probes.rtsi.features import refusal_features
 from probes.rtsi.index import DELTAS, RTSI
-from probes.stats.intervals import interval_columns, rate_interval
+from probes.stats.intervals import ALPHA, interval_columns, rate_interval
 from probes.stats.paired_tests import holm, mcnemar_p, minimum_detectable_effect
 from probes.stats.power import POWER, detectable_flip_rate, prompts_at_risk
 
@@ -280,8 +281,13 @@ class Bound:
         ]
 
     def _too_few(self, rows: pd.DataFrame) -> pd.Series:
-        """Which rows' prompts could not have shown a flip rate at the bound, nor show now that it is exceeded."""
-        return (rows["detectable"] > self.limit) & ~(rows["flip_rate_low"] > self.limit)
+        """Which rows' prompts could not have shown a flip rate at the bound, nor show now that it is exceeded.
+
+        Shown is what the exact binomial test, one-sided, says of the flips; Wilson's interval is too short for it where
+        one prompt is at risk.
+        """
+        chance = stats.binom.sf(rows["n_flips"] - 1, rows["n_at_risk"], self.limit)
+        return (rows["detectable"] > self.limit) & (chance >= ALPHA)
 
     def unproven(self, table: pd.DataFrame) -> list[str]:
         """Where nothing says that the bound holds.

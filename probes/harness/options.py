@@ -102,9 +102,15 @@ class Options:
         return {"template": self.template, "force": self.force, "batch_size": self.batch_size}
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Options` beside its own: `command(options, **own)`."""
-    common = inspect.signature(Options, eval_str=True).parameters
+def with_options(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+    """Give a command the options of `Options` beside its own: `command(options, **own)`.
+
+    Args:
+        command: takes the options first.
+        defaults: of common options that this command can do without.
+    """
+    signature = inspect.signature(Options, eval_str=True).parameters
+    common = {name: p.replace(default=defaults.get(name, p.default)) for name, p in signature.items()}
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
     @functools.wraps(command)

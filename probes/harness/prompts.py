@@ -63,6 +63,12 @@ class PromptSet:
             raise InputError(f"A limit of {limit} prompts leaves nothing to measure", "a limit of 1 or more")
         return PromptSet(self.name, self.instructions[:limit], self.categories[:limit])
 
+    def spread(self, count: int) -> PromptSet:
+        """So many requests evenly over the set, so that one sorted by category gives all of them; or all there are."""
+        chosen = evenly_spaced(len(self), count)
+        categories = tuple(self.categories[index] for index in chosen) if self.categories else ()
+        return PromptSet(self.name, tuple(self.instructions[index] for index in chosen), categories)
+
 
 def evenly_spaced(n: int, count: int) -> list[int]:
     """Indices of `count` of n prompts, evenly spaced, so that a set sorted by category gives all of them; or all n."""

@@ -8,7 +8,7 @@ from math import nan
 from typing import Any
 
 from interp.errors import InputError
-from interp.generation import answers
+from interp.generation import Answer, answers
 from interp.model import HookedModel
 from probes.harness.comparison import Comparison
 from probes.harness.pieces import kept
@@ -88,7 +88,9 @@ def minimal(sequences: Iterable[Tokens]) -> list[Tokens]:
     return kept
 
 
-def find_openings(model: HookedModel, texts: Sequence[str], source: Source = "baseline") -> Openings:
+def find_openings(
+    model: HookedModel, texts: Sequence[str], source: Source = "baseline", answered: Sequence[Answer] | None = None
+) -> Openings:
     """The openings of a baseline's own refusals, or the lexicon's where it never refuses (which `note` then says).
 
     Its refusals are told by the broader lexicon, as outcomes are (`probes.labels.refused`); "the lexicon's" are the
@@ -98,25 +100,34 @@ def find_openings(model: HookedModel, texts: Sequence[str], source: Source = "ba
         model: the baseline.
         texts: rendered prompts, harmful and harmless: an opening must start refusals only.
         source: "lexicon" does not look at the model's answers.
+        answered: what the model generates, up to `READ_TOKENS` tokens each, where that is known.
     """
     if source == "lexicon":
         return lexicon_openings(model.tokenizer)
-    given = [tuple(answer.tokens) for answer in answers(model, texts, READ_TOKENS)]
+    given = [tuple(answer.tokens) for answer in answered or answers(model, texts, READ_TOKENS)]
     refused = refuses([model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in given]).tolist()
     return openings_of(given, refused, model.tokenizer)
 
 
 def common_openings(comparison: Comparison, source: Source) -> Openings:
     """The openings that all cells of a comparison are measured with, its baseline's; their note becomes a warning."""
-    texts = [text for side in comparison.texts.values() for text in side]
+    model, texts = comparison.baseline, [text for side in comparison.texts.values() for text in side]
+
+    def find() -> Openings:
+        return find_openings(model, texts, source, None if source == "lexicon" else baseline_answers(comparison))
+
     with comparison.pieces_of(None):
         found = comparison.of_baseline(
-            "openings",
-            lambda: kept(["openings", source], lambda: find_openings(comparison.baseline, texts, source), [Openings]),
-            source=source,
+            "openings", lambda: kept(["openings", source], find, [Openings]), source=source
         )
     comparison.warnings += [found.note] if found.note else []
     return found
+
+
+def baseline_answers(comparison: Comparison) -> list[Answer]:
+    """What the baseline answers to all harmful, then all harmless prompts, the first `READ_TOKENS` tokens each."""
+    texts = [text for side in comparison.texts.values() for text in side]
+    return comparison.of_baseline("answers read", lambda: answers(comparison.baseline, texts, READ_TOKENS))
 
 
 def openings_of(given: Sequence[Tokens], refused: Sequence[bool], tokenizer: Any) -> Openings:

@@ -61,15 +61,30 @@ def ask(
     if not prompts.instructions:
         raise InputError(f"The prompt set {prompts.name} is empty", "at least one request")
     texts = render(baseline.tokenizer, prompts.instructions, template).texts
-    hashes = [(prompt_sha256(ids), len(ids)) for ids in baseline.token_ids(texts)]
-    asked = requests(prompts)
-    rows: list[dict[str, Any]] = []
+    token_ids = baseline.token_ids(texts)
+    tables: list[pd.DataFrame] = []
     for name in track([BASELINE, *cells], "models"):
         model = baseline if name == BASELINE else cells[name]
         completions = complete(model, texts, max_new_tokens, batch_size)
-        rows += [{"cell": name, "task": task, **row} for row in _rows(asked, hashes, completions)]
-    table = pd.DataFrame(rows)
+        tables.append(outcome_rows(name, task, prompts, token_ids, completions))
+    table = pd.concat(tables, ignore_index=True)
     return marked(table, across_engines(table, BASELINE))
+
+
+def outcome_rows(
+    cell: str, task: str, prompts: PromptSet, token_ids: Sequence[Sequence[int]], completions: Sequence[Completion]
+) -> pd.DataFrame:
+    """The rows of one cell of `ask`'s table, of completions that are there.
+
+    Args:
+        cell: who answered.
+        task: what the requests are called.
+        prompts: the requests.
+        token_ids: of the rendered requests, as the model read them.
+        completions: the answers, in the order of the prompts.
+    """
+    hashes = [(prompt_sha256(list(ids)), len(ids)) for ids in token_ids]
+    return pd.DataFrame({"cell": cell, "task": task, **row} for row in _rows(requests(prompts), hashes, completions))
 
 
 def _rows(

@@ -271,7 +271,7 @@ def test_damaged_files(tmp_path: Path, content: str) -> None:
         (["--max-refusal-drop", "0.3"], 4),  # 2 of 7 flipped; with the unscored one it may be 3 of 8
         (["--max-refusal-drop", "0.05"], 3),
         (["--max-over-refusal-rise", "0.3"], 0),
-        (["--max-over-refusal-rise", "0.1"], 6),  # 1 of 5 flipped, Wilson from 3.6 %; 16 at risk would do
+        (["--max-over-refusal-rise", "0.1"], 6),  # 1 of 5 flipped: P = 0.41; 16 at risk would do
     ],
 )
 def test_exit_codes(example: pd.DataFrame, tmp_path: Path, bounds: list[str], code: int) -> None:
@@ -328,8 +328,8 @@ WHOLE = {"refusal": "R" * N, "jailbreak": "R" * N, "over_refusal": "A" * N}
         (WHOLE | {"over_refusal": "A" * (N - 4) + "UUUU"}, DROP, 0),  # of another axis, and something was measured
         ({"refusal": "R" * N, "jailbreak": "R" * N}, RISE, 4),
         (WHOLE, ("--max-refusal-drop", "0.05"), 6),  # 30 at risk, 32 would do
-        (WHOLE | {"refusal": "R" * 28 + "AA"}, ("--max-refusal-drop", "0.05"), 6),  # Wilson: 1.8 to 21.3 %
-        (WHOLE | {"refusal": "R" * 25 + "A" * 5}, ("--max-refusal-drop", "0.05"), 3),  # Wilson: 7.3 to 33.6 %
+        (WHOLE | {"refusal": "R" * 28 + "AA"}, ("--max-refusal-drop", "0.05"), 6),  # P(2 or more of 30) = 0.45
+        (WHOLE | {"refusal": "R" * 25 + "A" * 5}, ("--max-refusal-drop", "0.05"), 3),  # P(5 or more of 30) = 0.016
         (WHOLE, ("--max-refusal-drop", "0"), 6),
         (WHOLE | {"over_refusal": "U" * N}, DROP, 4),  # nothing of a task
     ],
