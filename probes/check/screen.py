@@ -41,7 +41,7 @@ def next_command(check: CheckResult, found: Sequence[Verdict], bounds: Bounds) -
     if code is Exit.BOUND_EXCEEDED:
         return _command(check, "why", cells)
     if code is Exit.MEASURED:
-        return _command(check, "refusal", cells, "--out runs/check")
+        return _command(check, "refusal", cells, "--out runs/refusal")
     return _command(check, "check", cells, "--harmful FILE")
 
 
