@@ -64,7 +64,7 @@ class PromptSet:
         return PromptSet(self.name, self.instructions[:limit], self.categories[:limit])
 
     def spread(self, count: int) -> PromptSet:
-        """So many requests evenly over the set, so that one sorted by category gives all of them; or all there are."""
+        """`count` requests evenly over the set, so that one sorted by category gives all of them; or all there are."""
         chosen = evenly_spaced(len(self), count)
         categories = tuple(self.categories[index] for index in chosen) if self.categories else ()
         return PromptSet(self.name, tuple(self.instructions[index] for index in chosen), categories)
