@@ -28,6 +28,7 @@ from probes.check.stored import CheckResult, read_check
 from probes.drift import probe as drift
 from probes.entropy import probe as entropy
 from probes.harness.comparison import Cells
+from probes.harness.results import Result
 from probes.margin import probe as margin
 from probes.refusal.ask import ask
 from tests.cells import HARMFUL, HARMLESS, q8_0
