@@ -14,7 +14,7 @@ from interp.cli import Exit
 from probes.check.gate import Bounds, Verdict, baseline_note, worst
 from probes.check.stored import CheckResult
 from probes.drift.probe import ALL
-from probes.matrix.cells import BASELINE
+from probes.harness.names import BASELINE
 
 WORST_LINEARS = 3
 """Kinds of linear that are named."""

@@ -117,9 +117,7 @@ def common_openings(comparison: Comparison, source: Source) -> Openings:
         return find_openings(model, texts, source, None if source == "lexicon" else baseline_answers(comparison))
 
     with comparison.pieces_of(None):
-        found = comparison.of_baseline(
-            "openings", lambda: kept(["openings", source], find, [Openings]), source=source
-        )
+        found = comparison.of_baseline("openings", lambda: kept(["openings", source], find, [Openings]), source=source)
     comparison.warnings += [found.note] if found.note else []
     return found
 
