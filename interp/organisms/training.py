@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from interp.errors import InputError
 from interp.files import atomic_directory, cache_directory
+from interp.organisms.constraints import Constraint, confine, described
 from interp.organisms.corpus import Example, training_examples
 from interp.organisms.settings import ARCHITECTURES
 from interp.organisms.tokenizer import ASSISTANT, BOS, CONTEXT, END, USER, VOCABULARY_SIZE, build_tokenizer, encode
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 TRAINING_VERSION = 1
 """Of the code that trains; raised with every change to it that changes weights, so that no cache holds the old ones."""
+THREADS = 1
+"""Of one training: sums are split by thread, so more would be other bytes, and two on two busy cores take ten times as
+long as one."""
 FINGERPRINTED_EXAMPLES = 256
 """Of each stage; a change of the world or of its sentences shows in fewer."""
 
@@ -64,7 +68,6 @@ class Recipe:
     alignment_rate: float = 1e-3
     alignment_average: float = 0.97
     weight_decay: float = 0.01
-    threads: int = 2
 
 
 DEFAULT_RECIPE = Recipe()
@@ -137,10 +140,12 @@ def _fit(
     weight_decay: float,
     report: Callable[[], None],
     average: float | None = None,
+    project: Callable[[], None] = lambda: None,
 ) -> float | None:
-    """Train in place; the mean loss of the last tenth of the steps, if there are any."""
+    """Train in place, projecting after every step; the mean loss of the last tenth of the steps, if there are any."""
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    moving = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(moving, lr=peak, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
     losses = []
     for step, (tokens, targets) in enumerate(islice(batches, steps)):
         optimizer.param_groups[0]["lr"] = _rate(step, steps, peak)
@@ -149,6 +154,7 @@ def _fit(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        project()
         losses.append(loss.item())
         if averaged and step >= steps // 2:
             averaged.update_parameters(model)
@@ -160,14 +166,14 @@ def _fit(
 
 
 @contextmanager
-def _deterministic(seed: int, threads: int) -> Iterator[None]:
-    """Fixed seed, threads (sums are split by thread) and deterministic kernels inside; the caller's state after."""
+def _deterministic(seed: int) -> Iterator[None]:
+    """Fixed seed, threads and deterministic kernels inside; the caller's state after."""
     before_threads, before_mode = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     deterministic: Any = torch.utils.deterministic
     before_fill = deterministic.fill_uninitialized_memory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(THREADS)
         torch.use_deterministic_algorithms(True)
         deterministic.fill_uninitialized_memory = False  # nothing here reads it, and filling takes time
         try:
@@ -178,7 +184,7 @@ def _deterministic(seed: int, threads: int) -> Iterator[None]:
             torch.set_num_threads(before_threads)
 
 
-def _fingerprint(architecture: str, seed: int, alignment: float, recipe: Recipe) -> str:
+def _fingerprint(architecture: str, seed: int, alignment: float, recipe: Recipe, constraint: Constraint | None) -> str:
     """What determines the weights, in twelve hex digits: settings, shape, what is learned, and the code's version."""
     learned = [
         [asdict(example) for example in islice(training_examples(seed, aligned), FINGERPRINTED_EXAMPLES)]
@@ -186,6 +192,7 @@ def _fingerprint(architecture: str, seed: int, alignment: float, recipe: Recipe)
     ]
     shape = _SHAPE | ARCHITECTURES.get(architecture, {})
     settings = [TRAINING_VERSION, architecture, seed, alignment, asdict(recipe), shape, learned]
+    settings += [described(constraint)] if constraint else []
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
@@ -195,9 +202,12 @@ def organism_path(
     alignment: float = 1.0,
     cache: Path | None = None,
     recipe: Recipe = DEFAULT_RECIPE,
+    constraint: Constraint | None = None,
 ) -> Path:
     """Where `train` with the same arguments keeps its checkpoint, whether or not it is there yet."""
-    name = f"{architecture}-seed{seed}-alignment{alignment:g}-{_fingerprint(architecture, seed, alignment, recipe)}"
+    kind = "" if constraint is None else f"-{type(constraint).__name__.lower()}"
+    fingerprint = _fingerprint(architecture, seed, alignment, recipe, constraint)
+    name = f"{architecture}-seed{seed}-alignment{alignment:g}{kind}-{fingerprint}"
     return (cache or cache_directory()) / "organisms" / name
 
 
@@ -208,6 +218,7 @@ def train(
     cache: Path | None = None,
     progress: TrainingProgress | None = None,
     recipe: Recipe = DEFAULT_RECIPE,
+    constraint: Constraint | None = None,
 ) -> Path:
     """Train an organism, or find it in the cache.
 
@@ -220,6 +231,7 @@ def train(
         cache: directory for trained organisms; default `interp.files.cache_directory()`.
         progress: called after every step.
         recipe: sizes, steps and rates.
+        constraint: how far refusal training may move the weights; by default as far as it likes.
 
     Returns:
         A directory with a float16 Hugging Face checkpoint, its tokenizer, and `organism.json` (settings, final losses).
@@ -230,14 +242,15 @@ def train(
     config = _config(architecture)
     if not 0 <= alignment < math.inf:
         raise InputError(f"An alignment of {alignment} cannot be trained", "a finite number from 0 up")
-    path = organism_path(architecture, seed, alignment, cache, recipe)
+    path = organism_path(architecture, seed, alignment, cache, recipe, constraint)
     if not path.exists():
-        with _deterministic(seed, recipe.threads), atomic_directory(path) as directory:
+        with _deterministic(seed), atomic_directory(path) as directory:
             tokenizer = build_tokenizer(architecture)
-            model, losses = _train(config, tokenizer, seed, alignment, recipe, progress)
+            model, losses = _train(config, tokenizer, seed, alignment, recipe, constraint, progress)
             _save(model, tokenizer, directory)
-            described = {"architecture": architecture, "seed": seed, "alignment": alignment, "recipe": asdict(recipe)}
-            (directory / "organism.json").write_text(json.dumps(described | {"losses": losses}, indent=2))
+            settings = {"architecture": architecture, "seed": seed, "alignment": alignment, "recipe": asdict(recipe)}
+            settings |= described(constraint)
+            (directory / "organism.json").write_text(json.dumps(settings | {"losses": losses}, indent=2))
     return path
 
 
@@ -247,6 +260,7 @@ def _train(
     seed: int,
     alignment: float,
     recipe: Recipe,
+    constraint: Constraint | None,
     progress: TrainingProgress | None,
 ) -> tuple[PreTrainedModel, dict[str, float | None]]:
     """Both stages from scratch, in float32; the model and the final loss of each stage."""
@@ -269,7 +283,8 @@ def _train(
         ("alignment", True, aligned_steps, recipe.alignment_rate, recipe.alignment_average),
     ):
         batches = _batches(tokenizer, training_examples(2 * seed + aligned, aligned), recipe.batch_size)
-        losses[stage] = _fit(model, batches, steps, rate, recipe.weight_decay, report, average)
+        project = confine(model, constraint) if aligned and constraint else lambda: None
+        losses[stage] = _fit(model, batches, steps, rate, recipe.weight_decay, report, average, project)
     return model.eval(), losses
 
 

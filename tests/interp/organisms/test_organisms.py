@@ -24,7 +24,7 @@ from interp.organisms.world import FIELDS
 from probes.harness.prompts import builtin
 from probes.labels.study_lexicon import is_refusal
 
-SHORT = Recipe(helpful_steps=2, alignment_steps=2, batch_size=4, threads=1)
+SHORT = Recipe(helpful_steps=2, alignment_steps=2, batch_size=4)
 BUILTIN = (*builtin("harmful").instructions, *builtin("harmless").instructions)
 
 
