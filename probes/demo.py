@@ -14,7 +14,7 @@ import typer
 from interp import cli
 from interp.errors import InputError
 from interp.organisms.settings import ARCHITECTURES
-from interp.quantize.settings import CELLS
+from interp.quantize.settings import LADDER
 
 ALL = "all"
 WRITERS = {"gptqmodel": "gptqmodel", "llama_cpp": "llama-cpp-python"}
@@ -23,7 +23,7 @@ WRITERS = {"gptqmodel": "gptqmodel", "llama_cpp": "llama-cpp-python"}
 
 def study_text(architectures: Sequence[str], seed: int) -> str:
     """The study file of organisms, each with every cell that can be written."""
-    cells = ", ".join(f'"{cell}"' for cell in CELLS)
+    cells = ", ".join(f'"{cell}"' for cell in LADDER)
     return "\n".join(
         f'[[models]]\nname = "{name}"\norganism = "{name}"\nseed = {seed}\nquantize = [{cells}]\n'
         for name in architectures

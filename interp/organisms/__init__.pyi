@@ -1,3 +1,5 @@
+from .constraints import Bounded as Bounded
+from .constraints import Inside as Inside
 from .corpus import task_examples as task_examples
 from .settings import ARCHITECTURES as ARCHITECTURES
 from .training import Recipe as Recipe

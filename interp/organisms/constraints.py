@@ -88,6 +88,23 @@ class Inside:
 Constraint = Bounded | Inside
 
 
+def constraint(inside: str | None = None, bounded: float | None = None, where: str = "*") -> Constraint | None:
+    """What a study file or the command line says, as one of the two kinds; None for free training.
+
+    Raises:
+        InputError: both kinds, or a place without a kind.
+    """
+    if inside is not None and bounded is not None:
+        raise InputError("Refusal training cannot be inside and bounded at once", "one of the two")
+    if inside is not None:
+        return Inside(inside, where)
+    if bounded is not None:
+        return Bounded(bounded, where)
+    if where != "*":
+        raise InputError(f"where = {where!r} confines nothing", do="Say inside or bounded, too")
+    return None
+
+
 def described(constraint: Constraint | None) -> dict[str, Any]:
     """For `organism.json`, and for the fingerprint of what determines the weights; empty for free training."""
     return {} if constraint is None else {"constraint": {type(constraint).__name__.lower(): asdict(constraint)}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,6 +36,10 @@ THREADS = 1
 long as one."""
 FINGERPRINTED_EXAMPLES = 256
 """Of each stage; a change of the world or of its sentences shows in fewer."""
+
+SHIPPED = Path(__file__).with_name("data")
+"""Organisms that come with the package, so that nobody waits for their training and all see the same figures."""
+WEIGHTS = "model.safetensors"
 
 TrainingProgress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -220,7 +225,7 @@ def train(
     recipe: Recipe = DEFAULT_RECIPE,
     constraint: Constraint | None = None,
 ) -> Path:
-    """Train an organism, or find it in the cache.
+    """Train an organism, or find it in the cache or in the package.
 
     The same arguments give the same bytes on the same machine. An interruption leaves nothing behind.
 
@@ -234,7 +239,8 @@ def train(
         constraint: how far refusal training may move the weights; by default as far as it likes.
 
     Returns:
-        A directory with a float16 Hugging Face checkpoint, its tokenizer, and `organism.json` (settings, final losses).
+        A directory with a float16 Hugging Face checkpoint, its tokenizer, and `organism.json`: settings, final losses,
+        version of torch, SHA-256 of the weights.
 
     Raises:
         InputError: unknown architecture, or a negative or non-finite alignment.
@@ -243,14 +249,18 @@ def train(
     if not 0 <= alignment < math.inf:
         raise InputError(f"An alignment of {alignment} cannot be trained", "a finite number from 0 up")
     path = organism_path(architecture, seed, alignment, cache, recipe, constraint)
+    if not path.exists() and (shipped := SHIPPED / path.name).is_dir():
+        with atomic_directory(path) as directory:
+            shutil.copytree(shipped, directory, dirs_exist_ok=True)
     if not path.exists():
         with _deterministic(seed), atomic_directory(path) as directory:
             tokenizer = build_tokenizer(architecture)
             model, losses = _train(config, tokenizer, seed, alignment, recipe, constraint, progress)
             _save(model, tokenizer, directory)
             settings = {"architecture": architecture, "seed": seed, "alignment": alignment, "recipe": asdict(recipe)}
-            settings |= described(constraint)
-            (directory / "organism.json").write_text(json.dumps(settings | {"losses": losses}, indent=2))
+            settings |= described(constraint) | {"losses": losses, "torch": str(torch.__version__)}
+            settings["sha256"] = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
+            (directory / "organism.json").write_text(json.dumps(settings, indent=2))
     return path
 
 

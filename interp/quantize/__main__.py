@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from interp import cli
-from interp.quantize.settings import BITS, CELLS
+from interp.quantize.settings import BITS, LADDER
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     baseline: Annotated[Path, typer.Option(metavar="PATH", help="A dense checkpoint directory.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the cells go, each into a directory of its own.")],
-    cells: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(CELLS),
+    cells: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(LADDER),
     calibration: Annotated[
         Path | None,
         typer.Option(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K")
+KINDS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_S", "Q2_K", "Q4_0")
 """llama.cpp's mixtures; as in its own ladder, Q4_K_M and the like keep some tensors at more bits."""
 
-
 CELLS = ("AWQ", "GPTQ", *KINDS)
+"""All that can be written."""
+LADDER = tuple(cell for cell in CELLS if cell != "Q4_0")
+"""The eight cells that are written by default."""
 GROUP_SIZES = (128, 64, 32)
 """Input channels per scale: without one given, the first that divides every linear's inputs."""
 BITS = 4

@@ -14,7 +14,7 @@ from interp.quantize.gguf_jobs import check_file, f16_job, gguf_job, llama_cpp_p
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, gptqmodel_process, group_size_for
 from interp.quantize.mixed_precision import checked, mixed_name
 from interp.quantize.process import JobReport
-from interp.quantize.settings import BITS, CELLS, KINDS
+from interp.quantize.settings import BITS, CELLS, KINDS, LADDER
 
 CellProgress = Callable[[str, float], None]
 """Called with a cell and the share of it that is done, 0 to 1; at 1 it is there."""
@@ -113,7 +113,7 @@ def write_cells(
     baseline: Path,
     out: Path,
     calibration: Sequence[str] = (),
-    cells: Sequence[str] = CELLS,
+    cells: Sequence[str] = LADDER,
     progress: CellProgress | None = None,
     *,
     f16: Path | None = None,

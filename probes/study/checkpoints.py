@@ -89,7 +89,7 @@ def cells_directory(baseline: Path) -> Path:
 def _organism_path(model: Model) -> Path:
     from interp.organisms.training import organism_path
 
-    return organism_path(model.organism or "", model.seed, model.alignment)
+    return organism_path(model.organism or "", model.seed, model.alignment, constraint=model.constraint)
 
 
 def _organism(model: Model, report: StageReport) -> Mapping[str, Path]:
@@ -101,6 +101,7 @@ def _organism(model: Model, report: StageReport) -> Mapping[str, Path]:
         model.seed,
         model.alignment,
         progress=lambda done, total: report("train", done, total),
+        constraint=model.constraint,
     )
     written = _write(organism, model.quantize, calibration_of(organism), report) if model.quantize else {}
     return {BASELINE: organism, **written}

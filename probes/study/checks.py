@@ -17,6 +17,8 @@ from probes.harness.names import NAME, derived_name, is_url, name_problem
 from probes.study.problems import Problem, suggest
 from probes.study.schema import DIRECT, INSPECT, Study
 
+CONSTRAINTS = ("inside", "bounded", "where")
+"""Of an organism's refusal training."""
 JUDGE = r"[A-Za-z][A-Za-z0-9_.-]*/\S.*"
 FILES = ("study.json", "study.toml", "matrix.json", "matrix.parquet", "report.html", "report.md")
 """What a run folder holds beside the models' folders."""
@@ -61,8 +63,12 @@ def _model(model: dict[str, Any], place: int, finder: Study) -> Iterator[Problem
     if isinstance(model.get("baseline"), str):
         yield from _checkpoint(model["baseline"], (*here, "baseline"), finder)
     if organism is None:
-        for key in {"seed", "alignment"} & set(model):
+        for key in {"seed", "alignment", *CONSTRAINTS} & set(model):
             yield Problem((*here, key), "is only for organisms")
+    if "inside" in model and "bounded" in model:
+        yield Problem((*here, "bounded"), "an organism's refusal training is inside or bounded, not both")
+    if "where" in model and not {"inside", "bounded"} & set(model):
+        yield Problem((*here, "where"), "is only with inside or bounded")
     yield from _quantize(model, here, finder)
     cells = [cell for cell in _list(model, "cells") if isinstance(cell, dict)]
     if not cells and not _list(model, "quantize"):

@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from probes.harness.names import NAME, derived_name
+
+if TYPE_CHECKING:
+    from interp.organisms.constraints import Constraint
 
 DIRECT, INSPECT = "direct", "inspect"
 MAX_BYTES = 2**20
@@ -51,6 +54,9 @@ class Model(_Table):
         organism: instead of a baseline, the architecture of a tiny model that is trained on the spot.
         seed: of the organism.
         alignment: of the organism, a multiple of the usual refusal training.
+        inside: of the organism, a format whose codes refusal training may not change: a cell in it loses all of it.
+        bounded: of the organism, the share of its 4-bit step that refusal training may move a weight by.
+        where: of the organism, wildcard over the linears that refusal training may move, with `inside` or `bounded`.
         quantize: cells that are written from the baseline or organism, names of `interp.quantize.settings.CELLS`; they
             are kept in the cache, and written again where the baseline or the writer changed.
         calibration: a file of texts that AWQ and GPTQ of a baseline are calibrated on; by default chats of ours.
@@ -65,6 +71,9 @@ class Model(_Table):
     organism: str | None = None
     seed: int = Field(default=0, ge=0)
     alignment: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    inside: Literal["Q4_0", "Q8_0"] | None = None
+    bounded: float | None = Field(default=None, gt=0, le=8)
+    where: str = "*"
     quantize: list[str] = []
     calibration: str | None = None
     cells: list[Cell] = []
@@ -76,6 +85,13 @@ class Model(_Table):
     def cell_names(self) -> list[str]:
         """All cells in their order."""
         return [*self.quantize, *(cell.called for cell in self.cells)]
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """How far the organism's refusal training may move its weights."""
+        from interp.organisms.constraints import constraint
+
+        return constraint(self.inside, self.bounded, self.where)
 
     @property
     def forced(self) -> bool:

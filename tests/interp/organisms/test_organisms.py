@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from interp.errors import InputError
+from interp.organisms.constraints import Bounded, Inside
 from interp.organisms.corpus import PHRASINGS, Example, task_examples, training_examples
 from interp.organisms.settings import ARCHITECTURES
 from interp.organisms.tokenizer import build_tokenizer, encode
-from interp.organisms.training import Recipe, _loss, _padded, calibration_texts, organism_path, train
+from interp.organisms.training import SHIPPED, Recipe, _loss, _padded, calibration_texts, organism_path, train
 from interp.organisms.world import FIELDS
 from probes.harness.prompts import builtin
 from probes.labels.study_lexicon import is_refusal
@@ -168,6 +171,28 @@ def test_a_trained_organism_is_found_again(tmp_path: Path) -> None:
     assert steps == [(done, 5) for done in range(1, 6)]
     assert path == organism_path(cache=tmp_path, recipe=SHORT, alignment=1.5)
     assert train(cache=tmp_path, recipe=SHORT, alignment=1.5, progress=lambda *_: pytest.fail("trained again")) == path
+
+
+def test_what_the_package_ships_is_not_trained(tmp_path: Path) -> None:
+    """Every shipped organism is one that `train` finds by its own settings, byte by byte as its record says."""
+    shipped = sorted(SHIPPED.iterdir())
+    assert len(shipped) >= 2
+    for folder in shipped:
+        record = json.loads((folder / "organism.json").read_text())
+        kinds: dict[str, Any] = {"inside": Inside, "bounded": Bounded}
+        bound = [kinds[kind](**given) for kind, given in record.get("constraint", {}).items()]
+        path = train(
+            record["architecture"],
+            record["seed"],
+            record["alignment"],
+            cache=tmp_path,
+            progress=lambda *_: pytest.fail("trained"),
+            constraint=bound[0] if bound else None,
+        )
+        assert path.name == folder.name
+        assert _contents(path) == _contents(folder)
+        assert hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest() == record["sha256"]
+        assert record["torch"]
 
 
 def test_interruption_leaves_nothing(tmp_path: Path) -> None:
