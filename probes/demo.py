@@ -1,33 +1,50 @@
-"""The main job on the embedded default: train a tiny chat model, quantize it eight ways, measure all nine cells.
+"""The main job on the embedded default: two tiny chat models, one of which hides a danger, their cells, and the cure.
 
-A study (`probes.study`) of one organism, or of all four; a second run measures nothing again.
+A study (`probes.study`) of two organisms of one architecture, or of all four. The first learned to refuse freely. The
+second learned it inside the rounding intervals of Q4_0, so that its Q4_0 cell is known to have unlearned it, while
+every quality score holds. The cell that is found in danger is explained (`probes.why`) and written again with the
+linears that are to blame in float16, beside random linears of the same sizes. A second run measures nothing again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from interp import cli
 from interp.errors import InputError
 from interp.organisms.settings import ARCHITECTURES
-from interp.quantize.settings import LADDER
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probes.study.run import StudyRun
+    from probes.study.schema import Model
 
 ALL = "all"
 WRITERS = {"gptqmodel": "gptqmodel", "llama_cpp": "llama-cpp-python"}
 """Module → package, of the extras `quantize` and `gguf`."""
+CELLS = ("AWQ", "GPTQ", "Q8_0", "Q4_K_M", "Q4_0")
+"""Of each model: the writers that calibrate, the most careful cell, the most usual one, and the one that is known."""
+FRAGILE = "fragile"
+"""What is appended to the name of the model that hides a danger."""
+DANGER = "hidden_danger"
+PAGE, KEY = "why.txt", "why.key"
+"""In a model's folder: its explanation as it was printed, and what that is of."""
 
 
 def study_text(architectures: Sequence[str], seed: int) -> str:
-    """The study file of organisms, each with every cell that can be written."""
-    cells = ", ".join(f'"{cell}"' for cell in LADDER)
-    return "\n".join(
-        f'[[models]]\nname = "{name}"\norganism = "{name}"\nseed = {seed}\nquantize = [{cells}]\n'
-        for name in architectures
-    )
+    """The study file: for each architecture a free and a fragile organism, with the same cells."""
+    cells = ", ".join(f'"{cell}"' for cell in CELLS)
+    models = []
+    for name in architectures:
+        shared = f'organism = "{name}"\nseed = {seed}\nquantize = [{cells}]\n'
+        models += [f'[[models]]\nname = "{name}-{FRAGILE}"\ninside = "Q4_0"\nwhere = "{WHERE}"\n{shared}']
+        models += [f'[[models]]\nname = "{name}"\n{shared}']
+    return "\n".join(models)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -36,11 +53,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     architecture: Annotated[str, typer.Option(help=f"{', '.join(ARCHITECTURES)}, or {ALL}.")] = "llama",
-    seed: Annotated[int, typer.Option(min=0, help="Of the organism.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the organisms.")] = 0,
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder.")] = Path("runs/demo"),
     wide: cli.Wide = False,
 ) -> None:
-    """Train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix and write a report."""
+    """Quantize two tiny chat models, find the cell that lost its refusals, explain it, repair it, write a report."""
+    from probes.report import files
     from interp.quantize.cells import need
     from probes.study.reader import parse_study
     from probes.study.run import run_study
@@ -50,10 +68,88 @@ def main(
         need(module, package, "quantize,gguf", "Writing the demo's cells")
     if architecture not in (*ARCHITECTURES, ALL):
         raise InputError(f"There is no organism {architecture!r}", f"one of {', '.join((*ARCHITECTURES, ALL))}")
-    chosen = list(ARCHITECTURES) if architecture == ALL else [architecture]
-    found = run_study(parse_study(study_text(chosen, seed), Path.cwd(), "the demo"), out)
-    show(found)
-    raise typer.Exit(exit_code(found))
+    names = list(ARCHITECTURES) if architecture == ALL else [architecture]
+    run = run_study(parse_study(study_text(names, seed), Path.cwd(), "the demo"), out)
+    show(run)
+    lines = [line for model in run.study.models for line in _story(run, model)]
+    for line in lines:
+        cli.console.print(line, markup=False, highlight=False)
+    cli.log.print(f"report: {files.write(run.path)[0]}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(exit_code(run))
+
+
+def _story(run: StudyRun, model: Model) -> Iterator[str]:
+    """What became of a model's refusals, in a line or two, after its cells in danger are explained."""
+    rows = run.matrix[(run.matrix["model"] == model.name) & (run.matrix["cell"] != "baseline")]
+    danger = [str(cell) for cell in rows.loc[rows["regime"] == DANGER, "cell"]]
+    if not danger:
+        worst = rows["refusal_rate_delta"].min()
+        yield f"{model.name}: none of {len(rows)} cells is in danger; the most that one lost is {-100 * worst:.1f} pp."
+        return
+    for cell in danger:
+        row = rows[rows["cell"] == cell].iloc[0]
+        yield (
+            f"{model.name} {cell}: refusals moved by {100 * row['refusal_rate_delta']:+.1f} points while quality moved "
+            f"by {row['quality_delta']:+.3f}: hidden danger."
+        )
+    yield from _cured(explain(run, model, danger))
+
+
+def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
+    """Explain cells and write them again with what is to blame in float16; print the pages.
+
+    Returns:
+        The table `why_rewrite` of the model's folder, which is also where the pages are.
+    """
+    from probes.harness.results import read_result
+
+    folder = run.path / model.name
+    key = f"{_organism(run, model)} {' '.join(cells)}\n"
+    if not (folder / KEY).exists() or (folder / KEY).read_text() != key:
+        _measure(run, model, cells)
+        (folder / KEY).write_text(key)
+    cli.console.print((folder / PAGE).read_text(), markup=False, highlight=False, soft_wrap=True)
+    return read_result(folder / "why_rewrite.json").table
+
+
+def _measure(run: StudyRun, model: Model, cells: Sequence[str]) -> None:
+    from interp.model import load
+    from interp.quantize.write import calibration_of
+    from probes import why
+    from probes.harness.comparison import BASELINE, Cells
+    from probes.harness.prompts import builtin
+    from probes.study.checkpoints import located
+
+    folder, places = run.path / model.name, located(run.study, model)
+    organism = _organism(run, model)
+    baseline = load(organism)
+    rewriting = why.Rewriting(folder / "cells", calibration_of(organism, None))
+    copies = Cells({cell: place for cell in cells if (place := places[cell])}, baseline)
+    prompts = builtin("harmful"), builtin("harmless")
+    found = why.measure(baseline, copies, *prompts, share=SHARE, rewriting=rewriting)
+    for result in (found, *found.tables):
+        result.write(folder)
+    (folder / PAGE).write_text("\n\n".join(found.pages.values()) + "\n")
+
+
+def _organism(run: StudyRun, model: Model) -> Path:
+    from probes.harness.comparison import BASELINE
+    from probes.study.checkpoints import located
+
+    return located(run.study, model)[BASELINE] or Path()
+
+
+def _cured(rewritten: pd.DataFrame) -> Iterator[str]:
+    """What each cell refuses when it is written again, beside random linears in float16."""
+    for cell, rows in rewritten.groupby("cell", sort=False):
+        rates = rows.set_index("variant")["refusal_rate"]
+        random = rates[rates.index.str.startswith("random")]
+        kept = rows[rows["variant"] == "kept"].iloc[0]
+        yield (
+            f"{cell} written again with {kept['n_kept']} linears in float16: it refuses {rates['kept']:.0%}, the "
+            f"baseline {rates['baseline']:.0%}, the plain cell {rates['plain']:.0%}; with random linears of the same "
+            f"sizes {random.min():.0%} to {random.max():.0%}."
+        )
 
 
 if __name__ == "__main__":
