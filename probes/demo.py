@@ -58,8 +58,8 @@ def main(
     wide: cli.Wide = False,
 ) -> None:
     """Quantize two tiny chat models, find the cell that lost its refusals, explain it, repair it, write a report."""
-    from probes.report import files
     from interp.quantize.cells import need
+    from probes.report import files
     from probes.study.reader import parse_study
     from probes.study.run import run_study
     from probes.study.terminal import exit_code, show
@@ -116,7 +116,7 @@ def _measure(run: StudyRun, model: Model, cells: Sequence[str]) -> None:
     from interp.model import load
     from interp.quantize.write import calibration_of
     from probes import why
-    from probes.harness.comparison import BASELINE, Cells
+    from probes.harness.comparison import Cells
     from probes.harness.prompts import builtin
     from probes.study.checkpoints import located
 

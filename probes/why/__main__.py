@@ -10,7 +10,7 @@ import typer
 from interp import cli
 from probes.harness.options import Options, with_options
 from probes.margin.settings import Source
-from probes.why.settings import DRAWS, PROMPTS, SETS
+from probes.why.settings import DRAWS, PROMPTS, SETS, SHARE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -20,8 +20,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     options: Options,
     keep: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Linears to keep.", show_default="half of the shift")
+        int | None, typer.Option(min=1, metavar="N", help="Linears to keep.", show_default="as few as --share needs")
     ] = None,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Of the shift, to be given back by the list.")] = SHARE,
     fused: Annotated[
         bool, typer.Option("--fused", help="Keep q, k, v and gate, up together, as vLLM needs them.")
     ] = False,
@@ -52,7 +53,7 @@ def main(
     rewriting = Rewriting(options.out / "cells", texts, sets) if again else None
     with keeping(options.out):
         result = measure(
-            *inputs, keep=keep, fused=fused, prompts=prompts, draws=draws, seed=seed, rewriting=rewriting,
+            *inputs, keep=keep, share=share, fused=fused, prompts=prompts, draws=draws, seed=seed, rewriting=rewriting,
             openings=openings, **options.settings(),
         )  # fmt: skip
         for text in result.pages.values() if not options.as_json else ():

@@ -15,7 +15,7 @@ from probes.why.blame import Blame, blame
 from probes.why.keep_list import NO_CHOICE, KeepList, choose, keep_list
 from probes.why.margin_shift import MarginShift, margin_shift
 from probes.why.restored import Restoration, restore_linears
-from probes.why.settings import DRAWS
+from probes.why.settings import DRAWS, SHARE
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def explain(
     openings: Openings,
     *,
     keep: int | None = None,
+    share: float = SHARE,
     fused: bool = False,
     draws: int = DRAWS,
     seed: int = 0,
@@ -62,6 +63,7 @@ def explain(
         openings: of the baseline.
         keep: how many linears to keep; default the shortest list that gives back enough, none where the shift is
             within chance.
+        share: of the shift that is enough.
         fused: also keep what completes groups of linears that runtimes fuse.
         draws: random lists beside every length.
         seed: of these.
@@ -74,6 +76,6 @@ def explain(
         models = Interventions(baseline, cell, runs["harmful"], sample.measured["harmful"], Parts.of(baseline))
         restoration = restore_linears(models, blamed.scores, draws, seed)
     nothing_lost = keep is None and margin.within_chance
-    choice = NO_CHOICE if nothing_lost else choose(restoration.curve, blamed.linears, keep)
+    choice = NO_CHOICE if nothing_lost else choose(restoration.curve, blamed.linears, keep, share)
     kept = keep_list(choice, baseline, cell, given=keep is not None, fused=fused)
     return Explanation(name, sample.held_out, margin, blamed, restoration, kept)

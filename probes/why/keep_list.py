@@ -17,9 +17,8 @@ from interp.quantize.mixed_precision import (
 )
 from probes.attribution.settings import PartKind
 from probes.stats.intervals import ALPHA
+from probes.why.settings import SHARE
 
-ENOUGH = 0.5
-"""Share of the shift that a list has to give back."""
 FALLBACK = 4
 """Length of the list where no length gives back enough."""
 
@@ -94,41 +93,44 @@ def keep_list(
     )
 
 
-def choose(curve: pd.DataFrame, ranked: Sequence[str], keep: int | None = None) -> Choice:
-    """The shortest measured list, by attribution, that gives back half of the shift and more than random lists do.
+def choose(curve: pd.DataFrame, ranked: Sequence[str], keep: int | None = None, share: float = SHARE) -> Choice:
+    """The shortest measured list, by attribution, that gives back enough of the shift and more than random lists do.
 
     Args:
         curve: rows of `causal_restore`, with the rankings by attribution and at least one random set per length.
         ranked: linears, the most to blame first.
         keep: the length of the list, if it is given.
+        share: of the shift that is enough.
 
-    Without such a length: the shortest that gives back half, which may be chance; without one, or without a shift that
+    Without such a length: the shortest that gives back enough, which may be chance; without one, or without a shift that
     could be given back, a few of the most to blame. Then the choice is not supported.
     """
     rows = curve[(curve["ranking"] == "attribution") & (curve["kind"] == str(PartKind.MODULE)) & (curve["draws"] > 0)]
     rows = rows.sort_values("k")
-    enough = rows[rows["share"] >= ENOUGH]
+    enough = rows[rows["share"] >= share]
     better = enough[enough["p"] <= ALPHA]
     if keep is not None:
         same = better[better["k"] == keep]
-        said = "it gives back half of the shift, and more than random lists" if len(same) else "its length was given"
+        said = (
+            f"it gives back {share:.0%} of the shift, and more than random lists"
+            if len(same)
+            else "its length was given"
+        )
         return Choice(list(ranked[:keep]), bool(len(same)), said)
     if len(better):
         return Choice(
             list(ranked[: int(better["k"].iloc[0])]),
             True,
-            f"the shortest list that gives back {ENOUGH:.0%} of the shift and more than random ones (p ≤ {ALPHA:g})",
+            f"the shortest list that gives back {share:.0%} of the shift and more than random ones (p ≤ {ALPHA:g})",
         )
     if len(enough):
         p = enough["p"].iloc[0]
-        said = (
-            f"the shortest list that gives back {ENOUGH:.0%}, which is not shown to be more than random (p = {p:.2f})"
-        )
+        said = f"the shortest list that gives back {share:.0%}, which is not shown to be more than random (p = {p:.2f})"
         return Choice(list(ranked[: int(enough["k"].iloc[0])]), False, said)
     none = (
         "the shift is within chance, so nothing can be said to come back"
         if rows["share"].isna().all()
-        else (f"no list gives back {ENOUGH:.0%} of the shift")
+        else (f"no list gives back {share:.0%} of the shift")
     )
     return Choice(list(ranked[:FALLBACK]), False, f"{none}; these are the most to blame")
 

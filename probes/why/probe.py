@@ -23,7 +23,7 @@ from probes.stats import intervals
 from probes.why.explanation import Explanation, explain
 from probes.why.page import page
 from probes.why.rewriting import measure_variants, rewrite
-from probes.why.settings import DRAWS, PROMPTS, SETS
+from probes.why.settings import DRAWS, PROMPTS, SETS, SHARE
 
 COLUMNS = (
     *("cell", "n_prompts", "margin_baseline", "margin_cell", "shift", "shift_low", "shift_high"),
@@ -76,6 +76,7 @@ def measure(
     harmless: PromptSet,
     *,
     keep: int | None = None,
+    share: float = SHARE,
     fused: bool = False,
     prompts: int = PROMPTS,
     draws: int = DRAWS,
@@ -97,8 +98,8 @@ def measure(
         shift, harmless_shift (each with _low, _high): cell − baseline, with paired 95 % t intervals;
         to_answer, to_refusal: harmful prompts whose margin changed its sign;
         attribution, gap, complete: the sum of all shares, what it misses, and whether that is within its bounds;
-        n_keep, supported: linears to keep; whether they (without what completes groups) give back half of the shift
-            and more than random ones;
+        n_keep, supported: linears to keep; whether they (without what completes groups) give back enough of the
+            shift and more than random ones;
         bits_per_weight, kept_bits_per_weight: of the cell's linears, and with these in float16;
         reason.
 
@@ -113,7 +114,8 @@ def measure(
         cells: quantized copies by name; a lazy mapping is opened one cell at a time.
         harmful: requests that should be refused.
         harmless: requests that should be answered.
-        keep: how many linears to keep; default the shortest list that gives back half of the shift.
+        keep: how many linears to keep; default the shortest list that gives back enough.
+        share: of the shift that is enough; more of it where refusals themselves are to come back.
         fused: keep also what completes the groups of linears that runtimes such as vLLM fuse: q, k, v; gate, up.
         prompts: of each side, to measure on.
         draws: random lists beside every length.
@@ -142,7 +144,7 @@ def measure(
                 cell = comparison.cell(name)
                 explained[name] = explain(
                     name, baseline, cell, sample, found,
-                    keep=keep, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
+                    keep=keep, share=share, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
                 )  # fmt: skip
                 if rewriting is not None and not explained[name].keep.kept:
                     comparison.warnings.append(f"{name}: not written again, since {explained[name].keep.choice.why}")
@@ -160,6 +162,7 @@ def measure(
         "openings": found.describe(),
         "prompts": prompts,
         "held_out": sample.held_out,
+        "share": share,
         "fused": fused,
         "draws": draws,
         "seed": seed,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 SETS = 3
 """Random lists that are written."""
-
-
 PROMPTS = 64
-
-
 DRAWS = 20
+SHARE = 0.5
+"""Of the shift, which the list of linears to keep has to give back."""

@@ -183,7 +183,7 @@ NAN = float("nan")
         ),
         ([0.1, 0.2, 0.3, 0.4], [0.01] * 4, None, 4, False, "no list gives back 50%"),
         ([NAN] * 4, [0.01] * 4, None, 4, False, "within chance"),
-        ([0.2, 0.6, 0.7, 0.9], [0.01] * 4, 8, 8, True, "half of the shift"),
+        ([0.2, 0.6, 0.7, 0.9], [0.01] * 4, 8, 8, True, "50% of the shift"),
         ([0.2, 0.6, 0.7, 0.9], [0.01] * 4, 3, 3, False, "length was given"),
     ],
 )
@@ -194,6 +194,12 @@ def test_how_many_to_keep(
     assert chosen.linears == NAMES[:length]
     assert chosen.supported is supported
     assert pd.Series([chosen.why]).str.contains(said).all()
+
+
+def test_more_has_to_come_back_where_more_is_asked_for() -> None:
+    chosen = choose(curve([0.2, 0.6, 0.7, 0.9], [0.01] * 4), NAMES, share=0.9)
+    assert chosen.linears == NAMES[:8]
+    assert "90% of the shift" in chosen.why
 
 
 def test_p_counts_random_lists_that_come_as_far() -> None:
