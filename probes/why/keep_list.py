@@ -102,8 +102,8 @@ def choose(curve: pd.DataFrame, ranked: Sequence[str], keep: int | None = None, 
         keep: the length of the list, if it is given.
         share: of the shift that is enough.
 
-    Without such a length: the shortest that gives back enough, which may be chance; without one, or without a shift that
-    could be given back, a few of the most to blame. Then the choice is not supported.
+    Without such a length: the shortest that gives back enough, which may be chance; without one, or without a shift
+    that could be given back, a few of the most to blame. Then the choice is not supported.
     """
     rows = curve[(curve["ranking"] == "attribution") & (curve["kind"] == str(PartKind.MODULE)) & (curve["draws"] > 0)]
     rows = rows.sort_values("k")
