@@ -119,9 +119,10 @@ def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
 
 def _measure(run: StudyRun, model: Model, cells: Sequence[str]) -> None:
     from interp.model import load
-    from interp.quantize.write import calibration_of
+    from interp.quantize.calibration import calibration_of
     from probes import why
     from probes.harness.comparison import Cells
+    from probes.harness.pieces import keeping
     from probes.harness.prompts import builtin
     from probes.study.checkpoints import located
 
@@ -131,14 +132,15 @@ def _measure(run: StudyRun, model: Model, cells: Sequence[str]) -> None:
     rewriting = why.Rewriting(folder / "cells", calibration_of(organism, None))
     copies = Cells({cell: place for cell in cells if (place := places[cell])}, baseline)
     prompts = builtin("harmful"), builtin("harmless")
-    found = why.measure(baseline, copies, *prompts, share=SHARE, rewriting=rewriting)
-    for result in (found, *found.tables):
-        result.write(folder)
-    (folder / PAGE).write_text("\n\n".join(found.pages.values()) + "\n")
+    with keeping(folder):
+        found = why.measure(baseline, copies, *prompts, share=SHARE, rewriting=rewriting)
+        for result in (found, *found.tables):
+            result.write(folder)
+        (folder / PAGE).write_text("\n\n".join(found.pages.values()) + "\n")
 
 
 def _organism(run: StudyRun, model: Model) -> Path:
-    from probes.harness.comparison import BASELINE
+    from probes.harness.names import BASELINE
     from probes.study.checkpoints import located
 
     return located(run.study, model)[BASELINE] or Path()
