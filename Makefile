@@ -6,7 +6,7 @@ TORCH ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_EXTRAS := quantize,gguf
-EXTRAS := $(DEMO_EXTRAS),lens,dev
+EXTRAS := $(DEMO_EXTRAS),lens,docs,dev
 READY := $(VENV)/.ready-$(TORCH)
 DEMO_READY := $(VENV)/.ready-demo-$(TORCH)
 DEMO := runs/demo
@@ -14,7 +14,7 @@ INSTALL = @sh scripts/install.sh $(PYTHON) $(VENV)
 # uv does not compile what it installs: without bytecode every command would compile PyTorch anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-all test fuzz lint types setup lock clean
+.PHONY: demo demo-all test fuzz lint types docs setup lock clean
 
 demo: $(DEMO_READY)  ## train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix
 	$(BIN)/python -m probes.demo --out $(DEMO)
@@ -38,6 +38,10 @@ types: $(READY)
 	@echo "== types"
 	$(BIN)/mypy
 
+docs: $(READY)  ## the documentation as a site, in site/index.html; a warning is an error
+	@echo "== docs"
+	$(BIN)/python -m zensical build --clean --strict
+
 setup: $(READY)  ## install everything into .venv
 
 $(READY): pyproject.toml constraints.txt
@@ -56,4 +60,4 @@ lock: $(READY)  ## resolve the newest allowed versions into constraints.txt
 	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> constraints.txt
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site .cache
