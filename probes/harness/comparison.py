@@ -36,6 +36,7 @@ Observation = TypeVar("Observation")
 
 if TYPE_CHECKING:
     Models = Mapping[str, HookedModel]
+    """Models by name; `Cells` opens them one at a time."""
 else:  # beartype would look at an item of a mapping, and so open a model
     Models = Mapping
 
