@@ -12,6 +12,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ def render(source: Path, directory: Path) -> Path:
     images.mkdir(parents=True, exist_ok=True)
     for old in images.glob(f"{source.stem}-*.png"):
         old.unlink()
-    note = f"*[{source.name}](../notebooks/{source.name}), executed by `scripts/render_notebook.py`.*"
+    note = f"*`notebooks/{source.name}`, executed by `scripts/render_notebook.py`.*"
     parts = [note]
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
-            parts.append(re.sub(r"\]\((\w+)\.ipynb\)", r"](../notebooks/\1.ipynb)", cell.source))
+            parts.append(re.sub(r"\[([^\]]+)\]\((\w+)\.ipynb\)", partial(_link, directory), cell.source))
             continue
         parts.append(f"```python\n{cell.source}\n```")
         for output in cell.outputs:
@@ -45,6 +46,12 @@ def render(source: Path, directory: Path) -> Path:
     page = directory / f"{source.stem}.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return page
+
+
+def _link(directory: Path, match: re.Match[str]) -> str:
+    """A link to another notebook: to its page where there is one, else its file's name."""
+    text, name = match.groups()
+    return f"[{text}]({name}.md)" if (directory / f"{name}.md").exists() else f"{text} (`notebooks/{name}.ipynb`)"
 
 
 def _output(output: Any, image: Path) -> Iterator[str]:
