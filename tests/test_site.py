@@ -40,13 +40,15 @@ def home(thing: Any) -> str:
 
 def test_every_page_is_in_the_navigation_once() -> None:
     pages = listed(tomllib.loads(CONFIG.read_text(encoding="utf-8"))["project"]["nav"])
-    assert sorted(pages) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md"))
+    written = sorted(page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/**/*.md"))
+    assert sorted(pages) == written, "a new page gets a line in the `nav` of zensical.toml"
 
 
 @pytest.mark.parametrize("face", FACES)
 def test_every_face_is_on_one_page(face: str) -> None:
     pages = [page.read_text(encoding="utf-8") for page in ROOT.glob("docs/api/*.md")]
-    assert sum(len(re.findall(rf"^::: {re.escape(face)}$", page, re.M)) for page in pages) == 1
+    times = sum(len(re.findall(rf"^::: {re.escape(face)}$", page, re.M)) for page in pages)
+    assert times == 1, f"a new package gets its line `::: {face}` on a page of docs/api"
 
 
 @needs_docs
