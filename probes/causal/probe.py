@@ -35,7 +35,7 @@ SAME_PROMPTS = (
 GIVEN = "the attribution given is of all harmful prompts, those that it is tested on among them, which flatters it"
 
 
-@dataclass
+@dataclass(repr=False)
 class CausalResult(Result):
     """The probe's result, with further tables that are written beside it; see `measure`.
 

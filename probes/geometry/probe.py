@@ -39,7 +39,7 @@ Activations = Mapping[str, Float[Tensor, "_ layer d_model"]]
 """Side → residual stream after every block at the last prompt token."""
 
 
-@dataclass
+@dataclass(repr=False)
 class GeometryResult(Result):
     """The probe's result, with the table of angles that is written beside it; see `measure`.
 

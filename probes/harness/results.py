@@ -67,6 +67,14 @@ class Result:
     warnings: list[str] = field(default_factory=list)
     seconds: float | None = None
 
+    def __repr__(self) -> str:
+        cells, asked = self.settings.get("cells"), self.settings.get("prompts")
+        said = [f"{len(self.table)} rows"]
+        said += [f"cells {', '.join(map(str, cells))}"] if isinstance(cells, (list, dict)) and cells else []
+        for side, about in asked.items() if isinstance(asked, dict) else ():
+            said += [f"{about['n']} {side} prompts"] if isinstance(about, dict) and "n" in about else []
+        return f"<{type(self).__name__} of {self.probe}: {', '.join(said)}>"
+
     def describe(self) -> dict[str, Any]:
         """The JSON document without the table."""
         return {

@@ -31,7 +31,7 @@ Margins = Mapping[str, Mapping[str, Float[Tensor, " prompt"]]]
 """Cell → side → margin of each prompt."""
 
 
-@dataclass
+@dataclass(repr=False)
 class MarginResult(Result):
     """The probe's result, with two further tables that are written beside it; see `measure`.
 

@@ -41,7 +41,7 @@ class Units:
     reference: Float[Tensor, "prompt unit component"]
 
 
-@dataclass
+@dataclass(repr=False)
 class NeuronResult(Result):
     """The probe's result, with what it was computed from.
 

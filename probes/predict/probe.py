@@ -25,7 +25,7 @@ OPENINGS_COST = (
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class Prediction(Result):
     """The probe's result, with the cells it was computed from, written beside it as `predict_cells`."""
 

@@ -19,7 +19,7 @@ SECTIONS: tuple[Callable[[], list[Figure]], ...] = (
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class Reproduction(Result):
     """Every figure, with the engine-matched deltas, written beside it as `reproduce_engines`."""
 

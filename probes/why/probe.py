@@ -32,7 +32,7 @@ COLUMNS = (
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class WhyResult(Result):
     """The probe's result, with further tables that are written beside it, and the pages.
 

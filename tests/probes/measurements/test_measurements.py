@@ -197,6 +197,14 @@ def test_a_notebook_shows_figures_and_the_study(study: Measurements) -> None:
     assert "<HookedModel" not in study._repr_html_()
 
 
+def test_results_say_what_they_are(study: Measurements) -> None:
+    about = "rows, cells q8, 4 harmful prompts, 4 harmless prompts>"
+    assert repr(study.result("entropy")) == f"<Result of entropy: 4 {about}"
+    assert repr(study.result("margin")) == f"<MarginResult of margin: {len(study.margin)} {about}"
+    odd = {"cells": "AWQ", "prompts": {"harmful": "a file"}}  # of a file that something else wrote
+    assert repr(Result("made", pd.DataFrame(), odd)) == "<Result of made: 0 rows>"
+
+
 def test_answers_drift_and_matrix_belong_together(study: Measurements, cell: Path) -> None:
     from interp import complete
     from interp.chat import render
