@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -54,6 +56,26 @@ class Exit(IntEnum):
 def warn(message: str) -> None:
     """Print a warning to standard error; callers record it in their result as well."""
     log.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
+
+
+def invocation(module: str, *arguments: object) -> str:
+    """A command as the user calls commands: `quantscope drift …`, or `python -m probes.drift …`."""
+    called = Path(sys.argv[0]).stem == "quantscope"
+    program = ["quantscope", module.rpartition(".")[2]] if called else ["python", "-m", module]
+    return shlex.join([*program, *map(str, arguments)])
+
+
+def ending(written: Iterable[object], following: Iterable[Sequence[object]] = ()) -> None:
+    """The last lines of every command, on standard error: what was written, and what to run next.
+
+    Args:
+        written: files or folders.
+        following: one or two commands, each a module and its arguments.
+    """
+    if files := ", ".join(map(str, written)):
+        log.print(f"written: {files}", markup=False, highlight=False, soft_wrap=True)
+    for module, *arguments in following:
+        log.print(f"next: {invocation(str(module), *arguments)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

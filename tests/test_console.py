@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -13,11 +16,14 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from interp import cli
 from interp.errors import MissingExtra
 from probes import demo
 from probes.__main__ import GROUPS, MODULES, app, summary
+from probes.harness.following import AFTER, following
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -130,3 +136,46 @@ def test_the_demo_says_first_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r'pip install "quantscope\[quantize,gguf\]"'):
         demo.main()
+
+
+NEXT = r"^next: python -m (.+)$"
+PAIR = ["--baseline", "a b", "--quantized", "AWQ=c"]
+
+
+def test_every_command_says_what_follows() -> None:
+    for name, module in MODULES.items():
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        entry = (
+            Path(str(spec.origin)).with_name("__main__.py")
+            if spec.submodule_search_locations
+            else Path(str(spec.origin))
+        )
+        source = entry.read_text(encoding="utf-8")
+        assert re.search(r"\b(cli\.ending|publish|finish|_finish|show)\(", source), name
+
+
+@pytest.mark.parametrize("probe", AFTER)
+def test_what_follows_a_probe_can_be_run_as_it_stands(probe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.ending([Path("results/x.parquet")], following(probe, PAIR, Path("results")))
+    printed = capsys.readouterr().err
+    assert printed.startswith("written: results/x.parquet\n")
+    commands = re.findall(NEXT, printed, re.M)
+    assert 1 <= len(commands) <= 2
+    for command in commands:
+        module, *arguments = shlex.split(command)
+        assert arguments[1] == "a b"
+        typer.main.get_command(importlib.import_module(f"{module}.__main__").app).make_context(module, arguments)
+
+
+def test_commands_are_named_as_the_user_called_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/quantscope", "refusal"])
+    assert cli.invocation("probes.drift", Path("my runs/a.parquet")) == "quantscope drift 'my runs/a.parquet'"
+    monkeypatch.setattr(sys, "argv", ["/x/probes/refusal/__main__.py"])
+    assert cli.invocation("interp.quantize", "--help") == "python -m interp.quantize --help"
+
+
+def test_commands_that_are_named_next_exist() -> None:
+    for file in (*ROOT.glob("interp/**/*.py"), *ROOT.glob("probes/**/*.py")):
+        for module in re.findall(r'\[\["((?:interp|probes)\.\w+)"', file.read_text(encoding="utf-8")):
+            assert module in MODULES.values(), file

@@ -46,6 +46,7 @@ def main(
     for note in record.notes:
         cli.warn(note)
     print(out)
+    cli.ending([], [["interp.quantize", "--baseline", out, "--out", "cells"]])
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def main(
     losses = read_json_object(path / "organism.json").get("losses")
     seconds = time.monotonic() - started
     print(f"{path}\n{seconds:.1f} s; final losses in nats: {json.dumps(losses)}")
+    cli.ending([], [["interp.quantize", "--baseline", path, "--out", "cells"]])
 
 
 if __name__ == "__main__":

@@ -72,6 +72,12 @@ def main(
         print(f"{cell}\t{path}")
         for note in record.notes if (record := read_record(path)) else ():
             print(f"warning: {cell}: {note}", file=sys.stderr)
+    pair = [
+        "--baseline",
+        baseline,
+        *(part for cell, path in written.items() for part in ("--quantized", f"{cell}={path}")),
+    ]
+    cli.ending([], [["probes.margin", *pair], ["probes.refusal", *pair]])
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def main(
         force=force,
     )
     result.settings = {**result.settings, **controls, "outcomes_sha256": sha256(table), "label": label}
-    result.write(out)
+    written = result.write(out)
     if as_json:
         typer.echo(result.to_json())
     else:
@@ -115,6 +115,8 @@ def main(
         )
     for warning in result.warnings:
         cli.warn(warning)
+    judged = result.settings["label"] == "judge"
+    cli.ending(written, [] if judged else [["probes.judges", table, "--judge", "MODEL", "--baseline", baseline]])
     raise typer.Exit(exit_code(result.table, bounds_of(max_refusal_drop, max_over_refusal_rise)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,7 @@ import typer
 
 from interp import cli
 from interp.errors import InputError
+from probes.harness.following import following
 from probes.harness.names import derived_name, is_url, name_problem
 from probes.harness.prompts import PromptSet, builtin, read_prompts
 
@@ -97,6 +98,13 @@ class Options:
         harmless = builtin("harmless") if self.harmless is None else read_prompts(self.harmless)
         return (harmful, harmless) if self.limit is None else (harmful.take(self.limit), harmless.take(self.limit))
 
+    def pair(self) -> list[str]:
+        """The arguments that name baseline, cells and prompts, for another probe of the same pair."""
+        given = [("--baseline", self.baseline), *(("--quantized", cell) for cell in self.quantized)]
+        given += [(f"--{name}", str(getattr(self, name))) for name in ("harmful", "harmless") if getattr(self, name)]
+        given += [("--template", self.template)] if self.template != "auto" else []
+        return [part for option in given for part in option]
+
     def settings(self) -> dict[str, Any]:
         """The keyword arguments that every probe's `measure` has."""
         return {"template": self.template, "force": self.force, "batch_size": self.batch_size}
@@ -165,8 +173,15 @@ def check_writable(directory: Path) -> None:
         )
 
 
-def publish(result: Result, rendered: RenderableType, out: Path, as_json: bool, beside: Iterable[Result] = ()) -> None:
-    """Write a result, print it, and repeat its warnings.
+def publish(
+    result: Result,
+    rendered: RenderableType,
+    out: Path,
+    as_json: bool,
+    beside: Iterable[Result] = (),
+    then: Iterable[Sequence[object]] = (),
+) -> None:
+    """Write a result, print it, repeat its warnings, and say what was written and what to run next.
 
     Args:
         result: of the command.
@@ -174,8 +189,9 @@ def publish(result: Result, rendered: RenderableType, out: Path, as_json: bool, 
         out: directory to write into.
         as_json: print the result as JSON instead.
         beside: further results, written after it; may be computed as they are asked for.
+        then: the commands that follow, see `interp.cli.ending`.
     """
-    parquet, document = result.write(out)
+    written = result.write(out)
     for further in beside:
         further.write(out)
     if as_json:
@@ -184,11 +200,12 @@ def publish(result: Result, rendered: RenderableType, out: Path, as_json: bool, 
         cli.console.print(rendered)
     for warning in result.warnings:
         cli.warn(warning)
-    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+    cli.ending(written, then)
 
 
 def finish(result: Result, rendered: RenderableType, options: Options, beside: Iterable[Result] = ()) -> None:
-    """Write a result, print it, repeat its warnings, and end with exit code 4 if no cell could be measured.
+    """Write a result, print it, repeat its warnings, say what follows, and end with exit code 4 if no cell could be
+    measured.
 
     Args:
         result: of the command.
@@ -196,7 +213,9 @@ def finish(result: Result, rendered: RenderableType, options: Options, beside: I
         options: of the command.
         beside: further results, written after it; may be computed as they are asked for.
     """
-    publish(result, rendered, options.out, options.as_json, beside)
     cells = result.table.loc[result.table["cell"] != "baseline"]
-    if (cells["reason"] != "").all():
+    nothing = bool((cells["reason"] != "").all())
+    then = () if nothing else following(result.probe, options.pair(), options.out)
+    publish(result, rendered, options.out, options.as_json, beside, then)
+    if nothing:
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)

@@ -79,13 +79,14 @@ def main(
         with cli.resumable(lambda: len(store) > 0):
             result = measure(outcomes, judges, baseline, sample=sample, seed=seed)
     result.settings = {**result.settings, "outcomes_sha256": sha256(table)}
-    result.write(out)
+    written = result.write(out)
     if as_json:
         typer.echo(result.to_json())
     else:
         cli.console.print(_show(result))
     for warning in result.warnings:
         cli.warn(warning)
+    cli.ending(written, [["probes.drift", written[0], "--baseline", baseline or "CELL", "--label", "judge"]])
     if (result.table["judge"].isna() | (result.table["judge"] == Label.UNSCORED)).all():
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)
 

@@ -36,6 +36,7 @@ def main(
         cli.console.print(show(errors, by_class))
     for warning in warnings:
         cli.warn(warning)
+    cli.ending([], [["probes.judges", "OUTCOMES", "--judge", "MODEL"]])
 
 
 if __name__ == "__main__":

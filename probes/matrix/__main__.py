@@ -70,7 +70,9 @@ def main(
     rendered = tables.render(title, matrix.assign(cell="", reason=""), COLUMNS)
     said = map(Text, sentences(matrix, matrix["model"] + " " + matrix["quantization"]))
     result = Result("matrix", matrix, settings | RegimeRule().describe())
-    publish(result, Group(rendered, *said), out, as_json)
+    publish(
+        result, Group(rendered, *said), out, as_json, then=[["probes.why", "--baseline", "PATH", "--quantized", "PATH"]]
+    )
 
 
 if __name__ == "__main__":

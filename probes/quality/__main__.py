@@ -9,6 +9,7 @@ import typer
 
 from interp import cli
 from probes.harness import tables
+from probes.harness.following import following
 from probes.harness.options import Options, with_options
 from probes.quality.settings import MAX_NEW_TOKENS
 
@@ -66,7 +67,7 @@ def main(
     )
     files = {"text_sha256": text, "references_sha256": references}
     result.settings = {**result.settings, **{name: sha256(file) for name, file in files.items() if file}}
-    parquet, document = result.write(options.out)
+    written = result.write(options.out)
     if options.as_json:
         typer.echo(result.to_json())
     else:
@@ -74,7 +75,7 @@ def main(
         cli.console.print(f"BERTScore and coherence with: {result.settings['encoder']}", markup=False)
     for warning in result.warnings:
         cli.warn(warning)
-    cli.log.print(f"written: {parquet}, {document}", markup=False, highlight=False, soft_wrap=True)
+    cli.ending(written, following(result.probe, options.pair(), options.out))
     if set(result.table.loc[result.table["reason"] == "", "cell"]) <= {BASELINE}:
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)
 

@@ -144,7 +144,7 @@ def main(
             cli.console.print(note, highlight=False)
     for warning in result.warnings:
         cli.warn(warning)
-    cli.log.print(f"written: {', '.join(map(str, files))}", markup=False, highlight=False, soft_wrap=True)
+    cli.ending(files, [["probes.drift", files[0], "--baseline", BASELINE]])
     of_cells = result.table[~result.table["cell"].isin([BASELINE, CONTROL])]
     if (of_cells["label"] == Label.UNSCORED).all():
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)

@@ -21,6 +21,7 @@ def main(
 
     for path in write(run):
         typer.echo(path)
+    cli.ending([], [["probes.study", "status", run]])
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def main(
     written = [parquet, document, *plots.write_all(out)]
     counts = result.table["status"].value_counts()
     cli.log.print(", ".join(f"{status}: {counts.get(status, 0)}" for status in FigureStatus), highlight=False)
-    cli.log.print(f"written: {', '.join(map(str, written))}", markup=False, highlight=False, soft_wrap=True)
+    cli.ending(written, [["probes.rtsi", "score", "--baseline", "COMPLETIONS", "--quantized", "COMPLETIONS"]])
     if np.any(result.table["status"] == FigureStatus.DISAGREES):
         raise typer.Exit(cli.Exit.BOUND_EXCEEDED)
 

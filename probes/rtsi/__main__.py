@@ -11,7 +11,7 @@ from interp import cli
 from probes.rtsi.settings import PUBLISHED, RATE_DELTA
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     import numpy as np
@@ -59,7 +59,11 @@ def fit(
     index.save(calibration)
     for name, weight, low, high in zip(DELTAS, index.weights_, index.low_, index.high_, strict=True):
         cli.console.print(f"{name:30} weight {weight:.4f}  |δ| from {low:.4f} to {high:.4f}", highlight=False)
-    cli.log.print(f"written: {calibration} ({index.n_calibration_} rows)", markup=False, highlight=False)
+    again = ["--baseline", "COMPLETIONS", "--quantized", "COMPLETIONS"]
+    cli.ending(
+        [f"{calibration} ({index.n_calibration_} rows)"],
+        [["probes.rtsi", "score", *again, "--calibration", calibration]],
+    )
 
 
 @app.command()
@@ -89,7 +93,13 @@ def score(
         warnings.append(f"the rows name no {UNIT_COLUMN}: taken to be the calibration's")
     columns = {"cell": tables.text("cell"), "score": tables.number("score", ".3f"), "band": tables.text("band")}
     result = Result("rtsi", table, {"calibration_sha256": sha256(calibration), "inputs": inputs}, warnings)
-    _finish(result, {"RTSI": (table, columns)}, out, as_json)
+    _finish(
+        result,
+        {"RTSI": (table, columns)},
+        out,
+        as_json,
+        [["probes.rtsi", "route", *_again(files, baseline, quantized)]],
+    )
     if (bands["band"] == "UNKNOWN").all():
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)
 
@@ -134,7 +144,9 @@ def validate(
     columns |= {"p": tables.number("permutation_p", ".4f"), "escalated": tables.number("n_escalated", "d")}
     columns |= {"danger recall": tables.interval("recall", ".2f")} if danger else {}
     columns |= {d.removesuffix("_delta"): tables.number(f"recall_{d}", ".2f") for d in DELTAS} if danger else {}
-    _finish(Result("rtsi_validation", table, settings, warnings), {"RTSI held out": (table, columns)}, out, as_json)
+    held_out_table = {"RTSI held out": (table, columns)}
+    result = Result("rtsi_validation", table, settings, warnings)
+    _finish(result, held_out_table, out, as_json, [["probes.rtsi", "fit", *(files or [])]])
 
 
 @app.command(name="route")
@@ -169,7 +181,8 @@ def route_command(
     }
     settings = {"calibration_sha256": sha256(calibration), "inputs": inputs, "target": target}
     shown = {"Operating points": (operating, columns), "Knee": (points[points["knee"]], columns)}
-    _finish(Result("rtsi_routing", points, settings), shown, out, as_json)
+    then = [["probes.why", "--baseline", "PATH", "--quantized", "PATH"]]
+    _finish(Result("rtsi_routing", points, settings), shown, out, as_json, then)
 
 
 def _rows(
@@ -191,6 +204,13 @@ def _rows(
     _check_same_prompts(features)
     deltas = deltas_of_features(features.assign(baseline="baseline"))
     return deltas, {str(file): sha256(file) for file in (baseline, *cells.values())}
+
+
+def _again(files: list[Path] | None, baseline: Path | None, quantized: list[str] | None) -> list[object]:
+    """The arguments for the same rows."""
+    return [*(files or []), *(["--baseline", baseline] if baseline else [])] + [
+        part for cell in quantized or [] for part in ("--quantized", cell)
+    ]
 
 
 def _check_same_prompts(features: pd.DataFrame) -> None:
@@ -269,7 +289,13 @@ def _validation(
     return row
 
 
-def _finish(result: Result, shown: Mapping[str, tuple[pd.DataFrame, tables.Columns]], out: Path, as_json: bool) -> None:
+def _finish(
+    result: Result,
+    shown: Mapping[str, tuple[pd.DataFrame, tables.Columns]],
+    out: Path,
+    as_json: bool,
+    then: Iterable[Sequence[object]] = (),
+) -> None:
     from rich.console import Group
 
     from probes.harness import tables
@@ -279,7 +305,7 @@ def _finish(result: Result, shown: Mapping[str, tuple[pd.DataFrame, tables.Colum
         title: (table if "reason" in table else table.assign(cell="", reason=""), columns)
         for title, (table, columns) in shown.items()
     }
-    publish(result, Group(*(tables.render(title, *table) for title, table in noted.items())), out, as_json)
+    publish(result, Group(*(tables.render(title, *table) for title, table in noted.items())), out, as_json, then=then)
 
 
 if __name__ == "__main__":

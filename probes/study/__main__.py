@@ -34,7 +34,7 @@ def init(file: File = Path("study.toml")) -> None:
         raise InputError(f"{file} exists", "a new name", "Give one, or edit this file")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
-    typer.echo(f"written: {file}; then: python -m probes.study run {file}")
+    cli.ending([file], [["probes.study", "run", file]])
 
 
 @app.command()

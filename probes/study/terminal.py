@@ -69,9 +69,9 @@ def show(found: StudyRun) -> None:
     seconds = found.status.groupby("step", sort=False)["seconds"].sum()
     took = ", ".join(f"{step} {time:.1f} s" for step, time in seconds.items())
     log.print(f"measured in {seconds.sum():.0f} s ({took})", highlight=False)
-    for what, path in {"written": found.path, "report": found.report}.items():
-        if path is not None:
-            log.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
+    after = [["probes.study", "status", found.path]]
+    after += [["probes.predict", found.path]] if len(found.study.models) > 1 else []
+    cli.ending([path for path in (found.path, found.report) if path is not None], after)
 
 
 def _show_matrix(matrix: Result) -> None:
