@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from interp.errors import InputError
+from interp.errors import InputError, what_lies_beside
 
 MAX_NESTING = 64
 """Objects and lists inside each other; the deepest file of the ecosystem (tokenizer.json) has about ten."""
@@ -49,7 +49,7 @@ def require_file(path: Path, expected: str = "a file") -> Path:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read ({reason})", expected) from error
+        raise InputError(f"{path} cannot be read ({reason})", expected, what_lies_beside(path)) from error
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise InputError(f"{path} is {kind}", expected, "Give the path of a regular file")

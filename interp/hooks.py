@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from interp.architectures import Architecture
-from interp.errors import InputError
+from interp.errors import InputError, did_you_mean
 
 Intervention = Callable[[Tensor], Tensor]
 Rule = str | re.Pattern[str] | Callable[[str], bool]
@@ -156,7 +156,9 @@ class Hooks:
             raise InputError(
                 f"This {self._row.model_type} model has no hook {name!r}",
                 f"one of {', '.join(kinds)} with i from 0 to {last}",
-                "Parallel blocks (Phi, GPT-NeoX) have no hook_resid_mid" if name.endswith("hook_resid_mid") else "",
+                "Parallel blocks (Phi, GPT-NeoX) have no hook_resid_mid"
+                if name.endswith("hook_resid_mid")
+                else did_you_mean(name, self.points),
             )
         return self.points[name]
 

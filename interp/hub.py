@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from interp.errors import InputError
+from interp.errors import InputError, what_lies_beside
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 SAFE_FILES = ("*.safetensors", "*.json", "*.jinja", "*.gguf", "tokenizer*", "*.model", "*.txt")
@@ -28,13 +28,14 @@ def resolve(path: str | Path) -> Path:
         raise InputError(
             f"{path} does not exist",
             "a directory, a .gguf file, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'",
-            "Check the path",
+            what_lies_beside(local) or "Check the path",
         )
     if os.path.isdir(local.parent):
         raise InputError(
             f"{path} does not exist, although its parent directory does",
             "a directory or a .gguf file",
-            f"Check the path; to mean the hub id, run from a directory that has no '{local.parent}' in it",
+            f"{what_lies_beside(local) or 'Check the path'} To mean the hub id, run from a directory that has no "
+            f"'{local.parent}' in it",
         )
     return _download(path)
 

@@ -84,6 +84,8 @@ def check_pair(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | 
         []
     """
     baseline, quantized = _opened(baseline), _opened(quantized)
+    if not force:
+        _require_not_swapped(baseline, quantized)
     _require_same_model(baseline, quantized)
     scales = recovered_scales(baseline, quantized)
     differences = [
@@ -129,6 +131,17 @@ def _errors(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scal
             "relative_error": relative,
         }
     )
+
+
+def _require_not_swapped(baseline: Checkpoint, quantized: Checkpoint) -> None:
+    stored = [any(map(checkpoint.is_quantized, checkpoint.linears())) for checkpoint in (baseline, quantized)]
+    if stored == [True, False]:
+        raise InputError(
+            f"The baseline, {baseline.path}, is quantized ({baseline.format}), and its cell, {quantized.path}, is not: "
+            "they are swapped",
+            "the unquantized model as the baseline",
+            "Exchange --baseline and --quantized",
+        )
 
 
 def _require_same_model(baseline: Checkpoint, quantized: Checkpoint) -> None:

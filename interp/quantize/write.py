@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.checkpoint import Checkpoint, open_checkpoint
-from interp.errors import InputError
+from interp.errors import InputError, did_you_mean
 from interp.quantize.cells import Job, need
 from interp.quantize.gguf_f16 import check_convertible
 from interp.quantize.gguf_jobs import check_file, f16_job, gguf_job, llama_cpp_process
@@ -200,7 +200,8 @@ def _check_ladder(checkpoint: Checkpoint, f16: Path | None, converter: Path | No
 def check_cells(cells: Sequence[str]) -> None:
     """Raise `InputError` where a cell is asked for that cannot be written."""
     if unknown := set(cells) - set(CELLS):
-        raise InputError(f"There is no cell {sorted(unknown)[0]!r}", f"some of {', '.join(CELLS)}")
+        wrong = sorted(unknown)[0]
+        raise InputError(f"There is no cell {wrong!r}", f"some of {', '.join(CELLS)}", did_you_mean(wrong, CELLS))
 
 
 def _dense(source: Path) -> Checkpoint:

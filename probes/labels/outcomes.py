@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from interp.errors import InputError
+from interp.errors import InputError, did_you_mean
 from probes.harness.table_files import read_frame
 from probes.labels.label import REFUSED, Label
 from probes.labels.per_prompt import SAMPLE, per_prompt, repeats_said
@@ -102,8 +102,9 @@ def pair(
     sides = {name: table[table["cell"] == name] for name in (baseline, cell)}
     for name, side in sides.items():
         if side.empty:
-            cells = ", ".join(map(str, table["cell"].unique()))
-            raise InputError(f"There are no outcomes of {name}", f"one of the cells of the table: {cells}")
+            cells = list(map(str, table["cell"].unique()))
+            expected = f"one of the cells of the table: {', '.join(cells)}"
+            raise InputError(f"There are no outcomes of {name}", expected, did_you_mean(name, cells))
     left, right = (per_prompt(_with_outcomes(sides[name]), like=sides[baseline]) for name in (baseline, cell))
     asked = left.merge(
         right, how="left", on=SAMPLE, suffixes=("_baseline", "_cell"), validate="one_to_one", indicator=True

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from interp.errors import InputError
+from interp.errors import InputError, did_you_mean
 from probes.harness.engine_marks import across_engines, marked, sentences
 from probes.harness.names import BASELINE, CONTROL, name_problem
 from probes.harness.results import Result
@@ -163,7 +163,9 @@ def build_tasks(
         "bias": lambda: question_tasks.bias(_file("bias", questions), limit=limit),
     }
     if unknown := [name for name in names if name not in makers]:
-        raise InputError(f"There is no task {unknown[0]!r}", f"one of {', '.join(makers)}")
+        raise InputError(
+            f"There is no task {unknown[0]!r}", f"one of {', '.join(makers)}", did_you_mean(unknown[0], makers)
+        )
     return {name: makers[name]() for name in names}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from interp.documents import read_json, read_text
-from interp.errors import InputError
+from interp.errors import InputError, what_lies_beside
 from probes.harness.names import BASELINE
 from probes.harness.results import Result, read_result
 from probes.labels.refused import AGAIN, check_completions, counted_by
@@ -98,7 +98,7 @@ def read_run(path: Path) -> Run:
     """
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"The run {path} {found}", "a run's folder", HOW)
+        raise InputError(f"The run {path} {found}", "a run's folder", what_lies_beside(path) or HOW)
     if not (path / f"{MATRIX}.json").is_file():
         raise InputError(f"{path} holds no {MATRIX}.json, so it is no run, or an unfinished one", "a finished run", HOW)
     tables = _results(path)
