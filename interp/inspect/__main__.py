@@ -41,6 +41,7 @@ def main(
         typer.echo(json.dumps(about, indent=2))
         return
     typer.echo("\n\n".join(map(str, [*summaries, *([] if pair is None else [pair])])))
+    cli.ending([], [["probes.margin", "--baseline", path, "--quantized", other or "PATH"]])
 
 
 if __name__ == "__main__":
