@@ -57,9 +57,7 @@ def main(
     _show(check, found, bounds, options)
     written = [options.out / "check.json"] if from_run is None else []
     written += [] if junit is None else [junit]
-    cli.log.print(
-        f"written: {', '.join(map(str, written)) or 'nothing'}", markup=False, highlight=False, soft_wrap=True
-    )
+    cli.ending(written or ["nothing"])
     raise typer.Exit(worst(verdict.exit for verdict in found))
 
 
