@@ -154,8 +154,9 @@ class Comparison:
             cell: its name; None for what is the baseline's alone.
             options: everything that determines the pieces beside the settings of the comparison.
         """
-        models = [self.settings[BASELINE], *([] if cell is None else [self.settings["cells"][cell]])]
-        if None in models:  # made in memory: nothing says whether it is the same as before
+        described = [self.settings[BASELINE], *([] if cell is None else [self.settings.get("cells", {}).get(cell)])]
+        models = [model for model in described if isinstance(model, dict)]
+        if len(models) < len(described):  # in memory, or not described: nothing says whether it is the same as before
             return determined_by(None)
         content = [{name: value for name, value in model.items() if name != "path"} for model in models]
         others = {name: value for name, value in self.settings.items() if name not in (BASELINE, "cells")}
