@@ -8,6 +8,7 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import click.testing
 import pytest
@@ -129,3 +130,17 @@ def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
         exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+def test_the_gate_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's check on few prompts, and the stored check under another bound."""
+    monkeypatch.chdir(folder)
+    lines = [line for page, line, runs in LINES if page == "ci-gate.md" and runs]
+    assert len(lines) == 2
+    for line in lines:
+        command, arguments = command_of(line)
+        few = [] if "--from-run" in line else ["--limit", "4"]
+        result = click.testing.CliRunner().invoke(command, [*arguments, *few])
+        assert result.exit_code == 6, f"{line}\n{result.output}\n{result.exception!r}"
+    assert ElementTree.parse(folder / "runs/check.xml").findall(".//testcase/error")
