@@ -206,3 +206,5 @@ def regime_probabilities(
 
 
 QUALITY = "bertscore_f1"
+QUALITY_OF_OWN = "bertscore_f1 against the baseline's own answers"
+"""The metric of a model without references."""

@@ -2,7 +2,7 @@
 
     python -m probes.quality --baseline llama --quantized llama-awq --text wiki.txt --references task.jsonl
 
-By default the text and the task are the organisms' own: harmless requests whose answers are known.
+Without references the baseline's own answers to harmless prompts stand for them; an organism has a task of its own.
 """
 
 import lazy_loader

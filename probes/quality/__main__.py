@@ -34,7 +34,9 @@ def main(
     ] = None,
     references: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON lines: requests with references.", show_default="the organisms' task"),
+        typer.Option(
+            metavar="FILE", help="JSON lines: requests with references.", show_default="the baseline's own answers"
+        ),
     ] = None,
     encoder: Annotated[
         str | None, typer.Option(metavar="PATH", help="Of BERTScore and coherence.", show_default="the baseline")
@@ -46,14 +48,18 @@ def main(
     from interp.errors import InputError
     from interp.files import sha256
     from probes.harness.names import BASELINE
-    from probes.quality.probe import TASK_SIZE, measure, organism_task, read_task
+    from probes.quality.probe import TASK_SIZE, default_task, measure, read_task
     from probes.quality.text_metrics import load_encoder
 
-    if options.harmful is not None or options.harmless is not None:
-        raise InputError("Quality is not measured on --harmful or --harmless", do="Give requests with --references")
+    if options.harmful is not None or (options.harmless is not None and references is not None):
+        raise InputError(
+            "Quality is measured on --references, or on --harmless without any",
+            do="Give requests with --references, or the harmless prompts alone",
+        )
     given = None if text is None else read_text(text)
-    task = organism_task(options.limit or TASK_SIZE) if references is None else read_task(references, options.limit)
-    baseline, cells, _, _ = options.inputs()
+    task = None if references is None else read_task(references, options.limit)
+    baseline, cells, _, harmless = options.inputs()
+    task = task or default_task(baseline, harmless, options.limit or TASK_SIZE)
     found = None if encoder is None else load_encoder(encoder, options.device)
     result = measure(
         baseline,
@@ -72,6 +78,7 @@ def main(
         typer.echo(result.to_json())
     else:
         cli.console.print(tables.render("Quality", result.table, COLUMNS))
+        cli.console.print(f"Requests: {result.settings['task']['name']}", markup=False)
         cli.console.print(f"BERTScore and coherence with: {result.settings['encoder']}", markup=False)
     for warning in result.warnings:
         cli.warn(warning)

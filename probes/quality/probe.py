@@ -20,7 +20,7 @@ from interp.generation import complete
 from interp.model import HookedModel
 from probes.harness.comparison import Comparison, Models, checked
 from probes.harness.names import BASELINE
-from probes.harness.prompts import FIELDS
+from probes.harness.prompts import FIELDS, PromptSet
 from probes.harness.results import Result
 from probes.labels.degenerate import repetition_rate
 from probes.quality.settings import MAX_NEW_TOKENS
@@ -47,11 +47,11 @@ UNDEFINED = {
 
 @dataclass(frozen=True)
 class Task:
-    """Requests with reference answers."""
+    """Requests with reference answers, or without any: then the baseline's own answers stand for them."""
 
     name: str
     requests: tuple[str, ...]
-    references: tuple[str, ...]
+    references: tuple[str, ...] | None
 
 
 def organism_task(n: int = TASK_SIZE) -> Task:
@@ -60,6 +60,14 @@ def organism_task(n: int = TASK_SIZE) -> Task:
 
     examples = task_examples(n)
     return Task("the organisms' own", tuple(e.instruction for e in examples), tuple(e.answer for e in examples))
+
+
+def default_task(baseline: HookedModel, harmless: PromptSet, n: int = TASK_SIZE) -> Task:
+    """Where nobody gives references: an organism's own task, of any other model harmless prompts without references."""
+    path = getattr(baseline.checkpoint, "path", None)
+    if path is not None and (path / "organism.json").is_file():
+        return organism_task(n)
+    return Task(f"{harmless.name} prompts, the baseline's own answers", harmless.spread(n).instructions, None)
 
 
 def read_task(path: Path, limit: int | None = None) -> Task:
@@ -111,8 +119,8 @@ def measure(
     Args:
         baseline: the unquantized model.
         cells: quantized copies by name.
-        task: requests with references.
-        text: to be predicted; default the task's references, each after its request.
+        task: requests with references; of one without, rows against "reference" are left out.
+        text: to be predicted; default the task's references or the baseline's own answers, each after its request.
         encoder: of BERTScore and coherence; default the baseline's own hidden states.
         template: how requests are rendered.
         force: measure cells that are no quantizations of this baseline.
@@ -129,12 +137,11 @@ def measure(
         raise InputError("There is nothing to compare with the baseline", "at least one quantized checkpoint")
     encoder = encoder or model_encoder(baseline)
     rendered = render(baseline.tokenizer, task.requests, template)
-    _check_lengths(baseline, rendered.texts, task.references)
-    passages = _passages(baseline, text, rendered.texts, task.references, window)
+    own_only = task.references is None
+    _check_lengths(baseline, rendered.texts, task.references or [""] * len(rendered.texts))
     settings = {
         "task": {"name": task.name, "n": len(task.requests)},
-        "text": "given" if text is not None else "the task's references",
-        "n_tokens": sum(len(p.ids) - p.start for p in passages),
+        "text": "given" if text is not None else "the baseline's own answers" if own_only else "the task's references",
         "encoder": encoder.name,
         "template": str(template),
         "max_new_tokens": max_new_tokens,
@@ -144,13 +151,18 @@ def measure(
     }
     comparison = Comparison(baseline, cells, {"task": rendered.texts}, settings, list(rendered.warnings))
     inputs = {"texts": rendered.texts, "references": task.references, "text": text, "encoder": encoder.name}
-    references = comparison.of_baseline("references", lambda: encoder.encode(task.references), **inputs)
 
     def outputs_of(model: HookedModel) -> list[str]:
         return [completion.text for completion in complete(model, rendered.texts, max_new_tokens)]
 
     own = comparison.of_baseline("outputs", lambda: outputs_of(baseline), **inputs)
     own_vectors = comparison.of_baseline("vectors", lambda: encoder.encode(own), **inputs)
+    answers = own if task.references is None else task.references
+    references = (
+        own_vectors if own_only else comparison.of_baseline("references", lambda: encoder.encode(answers), **inputs)
+    )
+    passages = _passages(baseline, text, rendered.texts, answers, window)
+    settings["n_tokens"] = sum(len(p.ids) - p.start for p in passages)
 
     def observe(model: HookedModel) -> list[dict[str, Any]]:
         if model is not baseline:
@@ -158,7 +170,7 @@ def measure(
         outputs = own if model is baseline else outputs_of(model)
         vectors = own_vectors if model is baseline else encoder.encode(outputs)
         rows = token_rows(score(baseline, model, passages), model is baseline)
-        rows += text_rows("reference", outputs, task.references, vectors, references)
+        rows += [] if own_only else text_rows("reference", outputs, answers, vectors, references)
         repetition = _defined(map(repetition_rate, outputs))
         rows.append(_row("repetition_rate", "", mean_interval(repetition), len(repetition)))
         if model is not baseline:

@@ -107,7 +107,7 @@ def _of_model(run: Run, model: str) -> list[Loss]:
                 row,
                 _kind(row, test),
                 interval,
-                _around(row.get("quality_delta", np.nan), quality.get(cell, np.nan), quality.get(BASELINE, np.nan)),
+                _around(row.get("quality_delta", np.nan), quality.get(cell, np.nan), quality.get(BASELINE, 0.0)),
                 test is not None,
                 0 if pd.isna(row["n_total"]) else int(row["n_total"]),
                 -1 if test is None else int(test["flips_lost"]),
@@ -167,7 +167,9 @@ def _quality_halves(run: Run, model: str) -> dict[str, float]:
     table = run.table(model, "quality")
     if table is None:
         return {}
-    chosen = table[(table["metric"] == QUALITY) & (table["against"] == "reference")]
+    scores = table[table["metric"] == QUALITY]
+    given = scores["against"] == "reference"
+    chosen = scores[given if given.any() else scores["against"] == BASELINE]
     halves = (chosen["value_high"] - chosen["value_low"]) / 2
     return dict(zip(chosen["cell"].astype(str), halves.astype(float), strict=True))
 

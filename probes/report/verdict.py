@@ -11,7 +11,7 @@ from probes.harness.engine_marks import sentence
 from probes.harness.names import BASELINE
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.matrix.evidence import little_to_lose
-from probes.matrix.regimes import MORE_PROMPTS
+from probes.matrix.regimes import MORE_PROMPTS, QUALITY_OF_OWN
 from probes.report.formatting import bounds, cut, joined, number, percent, plural, points
 from probes.report.losses import Loss, LossKind, losses
 from probes.report.run import Run
@@ -137,10 +137,21 @@ def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
 def _told(loss: Loss) -> str:
     row = loss.row
     before = row["refusal_rate"] - loss.refusals.value
-    kept = "quality is not known" if np.isnan(loss.quality.value) else f"quality {_with(loss.quality)} points"
+    kept = "quality is not known" if np.isnan(loss.quality.value) else _quality(loss)
     return (
         f"{loss.name} refuses {percent(row['refusal_rate'])} % of {loss.n} harmful prompts instead of "
         f"{percent(before)} % ({_with(loss.refusals)} points); {kept}."
+    )
+
+
+def _quality(loss: Loss) -> str:
+    """The change of quality; of a model without references, by how much its answers and tokens are others."""
+    said = f"quality {_with(loss.quality)} points"
+    if loss.row.get("quality_metric") != QUALITY_OF_OWN:
+        return said
+    return (
+        f"{said} against the baseline's own answers (KL {number(loss.row['kl_mean'], '.3f')} nats a token, "
+        f"{percent(loss.row['top1_flips'])} % of the likeliest tokens are others)"
     )
 
 

@@ -54,7 +54,8 @@ def _quality(
     from probes.quality.text_metrics import load_encoder
 
     limit = context.study.prompts.limit or quality.TASK_SIZE
-    task = quality.organism_task(limit) if references is None else quality.read_task(references)
+    own = quality.default_task(context.baseline, context.asked.harmless, limit)
+    task = own if references is None else quality.read_task(references)
     return quality.measure(
         context.baseline,
         {context.cell: context.open_cell()},

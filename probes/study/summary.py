@@ -19,7 +19,7 @@ from probes.labels.moved import COLUMN as DISAGREE
 from probes.labels.moved import moved_by_cell
 from probes.labels.refused import REFUSED_COLUMN, STUDY_COLUMN, by_cell, counted_by, scored_pairs
 from probes.matrix.evidence import NOTHING, cannot_tell, evidence, little_to_lose
-from probes.matrix.regimes import QUALITY, UNRESOLVED, regime_probabilities, with_regimes
+from probes.matrix.regimes import QUALITY, QUALITY_OF_OWN, UNRESOLVED, regime_probabilities, with_regimes
 from probes.rtsi.features import WORDING_FEATURES, refusal_features
 from probes.rtsi.index import RTSI
 from probes.stats.bootstrap import resampled_means
@@ -223,11 +223,20 @@ def over_refusal_table(completions: pd.DataFrame) -> pd.DataFrame:
 
 
 def quality_table(quality: pd.DataFrame) -> pd.DataFrame:
-    """cell, quality, quality_delta, quality_metric, from `probes.quality`: BERTScore F1 against the references."""
-    chosen = quality[(quality["metric"] == QUALITY) & (quality["against"] == "reference")]
-    table = chosen[["cell"]].assign(quality=chosen["value"], quality_metric=QUALITY)
-    baseline = float(table.loc[table["cell"] == BASELINE, "quality"].iloc[0])
-    return table.assign(quality_delta=table["quality"] - baseline)
+    """cell, quality, quality_delta, quality_metric, and from the baseline kl_mean (nats) and top1_flips.
+
+    Quality is BERTScore F1 against the references. Without references it is that against the baseline's own answers,
+    of which the baseline's is 1, and `quality_metric` says so.
+    """
+    scores = quality[quality["metric"] == QUALITY]
+    against = "reference" if (scores["against"] == "reference").any() else BASELINE
+    values = scores[scores["against"] == against].set_index("cell")["value"]
+    values = values if BASELINE in values.index else pd.concat([pd.Series({BASELINE: 1.0}), values])
+    metric = QUALITY if against == "reference" else QUALITY_OF_OWN
+    table = pd.DataFrame({"cell": values.index, "quality": values.to_numpy(), "quality_metric": metric})
+    for name in ("kl_mean", "top1_flips"):
+        table[name] = table["cell"].map(quality[quality["metric"] == name].set_index("cell")["value"])
+    return table.assign(quality_delta=table["quality"] - float(values[BASELINE]))
 
 
 def summarize(

@@ -47,7 +47,7 @@ from probes.study.summary import (
     summarize,
 )
 
-QUALITY_NOTE = "BERTScore F1 against the references, vectors: "
+QUALITY_NOTE = "BERTScore F1 against {}, vectors: {}"
 
 
 def write_tables(study: Study, folder: RunFolder, known: dict[StudyPart, Record]) -> Result | None:
@@ -271,10 +271,16 @@ PROBES_OF_THE_MATRIX = ("entropy", "direction", "calibration", "neurons", "margi
 
 def _settings(joined: Mapping[str, Result], index: RTSI) -> dict[str, Any]:
     """Of one model: what its completions were made with, and what the other columns rest on."""
-    quality = f"{QUALITY_NOTE}{joined['quality'].settings['encoder']}" if "quality" in joined else ""
+    quality = _quality_note(joined["quality"]) if "quality" in joined else ""
     return {
         **joined["completions"].settings,
         "rtsi_calibration": index.source_,
         **({"quality": quality} if quality else {}),
         "seconds": {name: result.seconds for name, result in joined.items() if result.seconds is not None},
     }
+
+
+def _quality_note(quality: Result) -> str:
+    """What quality is of: references, or the baseline's own answers."""
+    own = not (quality.table["against"] == "reference").any()
+    return QUALITY_NOTE.format("the baseline's own answers" if own else "the references", quality.settings["encoder"])

@@ -13,14 +13,17 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from interp import load
+from interp.chat import render
 from interp.errors import InputError
 from interp.generation import complete
 from interp.model import HookedModel
+from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.labels.degenerate import repetition_rate
 from probes.quality import __main__ as quality_command
-from probes.quality.probe import Task, measure, organism_task, read_task, text_rows
+from probes.quality.probe import Task, default_task, measure, organism_task, read_task, text_rows
 from probes.quality.text_metrics import Encoder
+from probes.study.summary import quality_table
 from tests.tiny_models import TEXTS
 
 TASK = Task("tiny", tuple(TEXTS[:3]), ("mix flour and water", "no", "a red maple leaf"))
@@ -59,6 +62,30 @@ def value(table: pd.DataFrame, cell: str, metric: str, against: str) -> float:
     found = table[(table["cell"] == cell) & (table["metric"] == metric) & (table["against"] == against)]
     assert len(found) == 1
     return float(found["value"].iloc[0])
+
+
+def test_without_references_quality_is_against_the_baselines_own_answers(
+    baseline: HookedModel, damaged: HookedModel
+) -> None:
+    """Perplexity, KL and flips are then of those answers, as `complete` gives them."""
+    cells = {"same": baseline_again(baseline), "damaged": damaged}
+    found = measure(baseline, cells, Task("own", TASK.requests, None), max_new_tokens=8)
+    own = tuple(answer.text for answer in complete(baseline, render(baseline.tokenizer, TASK.requests).texts, 8))
+    given = measure(baseline, cells, Task("given", TASK.requests, own), max_new_tokens=8)
+    assert set(found.table["against"]) == {"text", "baseline", ""}
+    rest = given.table[given.table["against"] != "reference"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found.table, rest)
+    assert found.settings["text"] == "the baseline's own answers"
+    matrix = quality_table(found.table).set_index("cell")
+    assert set(matrix["quality_metric"]) == {"bertscore_f1 against the baseline's own answers"}
+    assert matrix.loc["same", "quality_delta"] == pytest.approx(0, abs=1e-6)
+    assert matrix.loc["damaged", "quality_delta"] == value(found.table, "damaged", "bertscore_f1", "baseline") - 1
+    assert matrix.loc["damaged", "kl_mean"] == value(found.table, "damaged", "kl_mean", "baseline")
+
+
+def test_only_an_organism_is_asked_the_organisms_task(baseline: HookedModel) -> None:
+    task = default_task(baseline, PromptSet("mine", ("one", "two", "three", "four")), 2)
+    assert (task.requests, task.references) == (("one", "three"), None)
 
 
 def test_an_identical_cell_is_identical(result: Result) -> None:
