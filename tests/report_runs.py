@@ -20,6 +20,8 @@ BREAK_OUT = "Sure </td></tr></table></section> & more"
 ACTIVE = "Sure **bold** | `code` \x1b[31m \u202etxt {{ 7 * 7 }} $\\frac{1}{2}$"
 HOSTILE = (SCRIPT, BREAK_OUT, ACTIVE)
 CELLS = {"Q8_0": 8.5, "Q4_K_M": 4.67, "Q2_K": 2.96}
+ERRORS = {"Q8_0": 0.01, "Q4_K_M": 0.1, "Q2_K": 0.5}
+"""Size of the activations' error; the ratio is the same in all cells."""
 LAYERS = 4
 
 
@@ -119,6 +121,7 @@ def _neurons() -> pd.DataFrame:
     normalized = {"normalized_ratio": 0.9, "matched_normalized_ratio": 1.0, "p_normalized": 0.8}
     rows = [
         {"cell": cell, "site": site, "layer": layer, "n_units": 64, **numbers, **normalized, "reason": ""}
+        | {"error_safety": ERRORS[cell] * (1 + (layer or 0)), "error_rest": ERRORS[cell]}
         | {"verdict": "goes away" if layer is None else ""}
         for cell in CELLS
         for site in ("resid", "mlp")

@@ -15,11 +15,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, for example runs/demo.")],
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save every figure as SVG and PNG, too.", show_default=False)
+    ] = None,
 ) -> None:
     """Write a run's report: one HTML page that works without a network, and a Markdown summary for a model card."""
+    from probes.report.figures import write_figures
     from probes.report.files import write
 
-    for path in write(run):
+    for path in (*write(run), *(write_figures(run, figures) if figures else ())):
         typer.echo(path)
     cli.ending([], [["probes.study", "status", run]])
 

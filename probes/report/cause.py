@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from probes.predict.cells import LABELS
 from probes.report import svg
-from probes.report.formatting import number, percent, visible
+from probes.report.formatting import number, percent
 from probes.report.run import Run
 
 MODULES = 8
@@ -67,10 +66,10 @@ def _said(shifts: pd.DataFrame) -> str:
 
 
 @svg.styled
-def draw_shifts(shifts: pd.DataFrame, cells: Sequence[str], key: str) -> Markup:
+def draw_shifts(shifts: pd.DataFrame, cells: Sequence[str], key: str) -> svg.Plot:
     """Mean shift of the margin per cell with its interval, harmful and harmless prompts."""
     known = [cell for cell in cells if (shifts["cell"] == cell).any()]
-    figure, axes = svg.panel(width=460, height=70 + 24 * len(known), left=88, right=16, top=24)
+    figure, axes = svg.panel(height=78 + 26 * len(known), left=svg.room(known), right=16, top=28)
     axes.axvline(0, color=svg.MUTED, linewidth=0.8)
     for place, (side, offset) in enumerate(zip(SIDES, (0.14, -0.14), strict=True)):
         style = svg.look(place)
@@ -80,12 +79,12 @@ def draw_shifts(shifts: pd.DataFrame, cells: Sequence[str], key: str) -> Markup:
             told = f"{row['cell']}, {side}: {number(row['shift'], '+.2f')} nats"
             axes.plot(row["shift"], height, style.marker, color=style.color, markersize=5.5, gid=svg.tip(told))
         axes.plot([], [], style.marker, color=style.color, linestyle="-", label=side, markersize=5.5)
-    axes.set_yticks(range(len(known)), [visible(cell)[:16] for cell in reversed(known)])
+    axes.set_yticks(range(len(known)), [svg.short(cell) for cell in reversed(known)])
     axes.set(ylim=(-0.6, len(known) - 0.4), xlabel="Shift of the refusal margin (nats)")
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8.5, borderaxespad=0.2)
-    return svg.inline(figure, key, "Shift of the refusal margin by cell", _said(shifts))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=svg.LABEL, borderaxespad=0.2)
+    return svg.Plot(figure, key, "Shift of the refusal margin by cell", _said(shifts))
 
 
 def _attributions(table: pd.DataFrame, cells: Sequence[str]) -> list[dict[str, Any]]:
@@ -150,7 +149,7 @@ def draw_restore(rows: pd.DataFrame, cell: str, kind: str, key: str) -> svg.Plot
     svg.name_points(axes, names, ends, looks)
     first = rows[(rows["ranking"] == "attribution") & rows["random_share"].notna()].sort_values("k")
     said = _recovered(first.iloc[0], cell, kind) if len(first) else ""
-    return svg.Plot(svg.inline(figure, key, f"Restoring {KINDS[kind]} of {cell}", said), said)
+    return svg.Plot(figure, key, f"Restoring {KINDS[kind]} of {cell}", said)
 
 
 def _recovered(row: pd.Series, cell: str, kind: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,12 @@ from probes.report.formatting import number
 from probes.report.run import Run
 from probes.stats.intervals import ALPHA
 
+AREAS = (18.0, 90.0)
+"""Square points of the markers of the smallest and the largest error."""
 SMALLEST = 0.05
 """Degrees; a smaller angle is drawn here: float32 cannot tell it from zero."""
+ERROR, SIZE_PANEL = "error_safety", 132
+"""Column of the error's size, and points of height that it is drawn in."""
 SITES = {
     "resid": "residual dimensions",
     "mlp": "MLP neurons",
@@ -66,25 +70,25 @@ def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None
     """`angles` for the page."""
     figure, said = angles(direction, cells, width)
     title = "Angle between a cell's refusal direction and the baseline's, by layer"
-    return svg.Plot(svg.inline(figure, key, title, said), said)
+    return svg.Plot(figure, key, title, said)
 
 
 @svg.styled
 def angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None) -> tuple[Figure, str]:
     """Angle to the baseline's refusal direction, degrees on a logarithmic axis, and what is to be seen, in words."""
-    figure, axes = svg.panel(height=264)
+    figure, axes = svg.panel(height=264, right=svg.room(cells))
     layers = sorted(direction["layer"].unique())
     axes.set_yscale("log")
     _layer_axis(axes, layers)
     axes.set(ylim=(SMALLEST, 130), ylabel="Angle (degrees)")
     low = _random_angle(width)
     axes.axhspan(90 if low is None else low, 90 if low is None else 180 - low, facecolor=svg.NULL, zorder=1)
-    axes.annotate("unrelated directions", (layers[0], 80), (2, -4), textcoords="offset points", fontsize=8.5,
+    axes.annotate("unrelated directions", (layers[0], 80), (2, -4), textcoords="offset points", fontsize=svg.LABEL,
                   color=svg.MUTED, va="top")  # fmt: skip
     axes.set_yticks([0.1, 1, 10, 90], ["0.1°", "1°", "10°", "90°"])
     axes.minorticks_off()
     curves = {cell: _curve(direction, cell, "cosine").map(angle) for cell in cells}
-    _curves(axes, curves, lambda value: f"{number(value, '.2f')}°")
+    _curves(axes, curves, _looks(cells), lambda value: f"{number(value, '.2f')}°", {})
     last = {cell: float(curve.iloc[-1]) for cell, curve in curves.items() if len(curve)}
     worst = max(last, key=lambda cell: last[cell], default="")
     said = f"At the last layer the largest angle is {number(last[worst], '.1f')} degrees ({worst})." if worst else ""
@@ -96,15 +100,19 @@ def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str,
     """`ratios` for the page."""
     figure, said = ratios(rows, cells, ratio, site)
     title = f"Error on safety {SITES.get(site, site)}, {RATIOS[ratio][1]}, by layer"
-    return svg.Plot(svg.inline(figure, key, title, said), said)
+    return svg.Plot(figure, key, title, said)
 
 
 @svg.styled
 def ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str) -> tuple[Figure, str]:
     """Error on safety units / on the rest, with the range of the matched nulls over the cells; and it in words."""
     null, what = RATIOS[ratio]
-    figure, axes = svg.panel(height=264)
+    sizes = error_sizes(rows, cells)
+    more = SIZE_PANEL if sizes else 0
+    figure, axes = svg.panel(height=264 + more, right=svg.room(cells), top=12 + more)
     layers = sorted(rows["layer"].unique())
+    if sizes:
+        _size_panel(figure, axes, sizes, _looks(cells), layers)
     by_layer = rows.groupby("layer")[null].agg(["min", "max"])
     values = rows[[ratio, null]].to_numpy(dtype=float)
     low, high = min(0.8, np.nanmin(values)), max(1.2, np.nanmax(values))
@@ -115,10 +123,53 @@ def ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str) -> t
                       linewidth=0.5, zorder=1)  # fmt: skip
     axes.axhline(1, color=svg.MUTED, linewidth=0.8, linestyle=(0, (3, 2)), zorder=2)
     curves = {cell: _curve(rows, cell, ratio) for cell in cells}
-    _curves(axes, curves, lambda value: number(value, ".2f"))
+    _curves(axes, curves, _looks(cells), lambda value: number(value, ".2f"), _areas(sizes))
     above = (rows[ratio] > rows[null]).sum()
     said = f"Safety {SITES.get(site, site)}, {what}: {above} of {len(rows)} points lie above their matched random sets."
     return figure, said
+
+
+def error_sizes(rows: pd.DataFrame, cells: Sequence[str]) -> dict[str, pd.Series]:
+    """Cell → mean |cell − baseline| of its safety units by layer, the largest error first; none in an older table."""
+    if ERROR not in rows:
+        return {}
+    curves = {cell: curve for cell in cells if len(curve := _curve(rows, cell, ERROR)) and (curve > 0).all()}
+    return dict(sorted(curves.items(), key=lambda item: -float(item[1].mean())))
+
+
+def compare_sizes(sizes: Mapping[str, pd.Series]) -> str:
+    """Which cell errs most and which least, averaged over layers, in words."""
+    if not sizes:
+        return ""
+    means = {cell: float(curve.mean()) for cell, curve in sizes.items()}
+    first, *_, last = (*means, *means)
+    beside = "" if first == last else f", {means[first] / means[last]:.3g} times that of {last}"
+    return (
+        f"The largest error on safety units is that of {first}: {means[first]:.3g} on average{beside}. A ratio says "
+        "where an error falls, not how large it is."
+    )
+
+
+def _size_panel(
+    figure: Figure,
+    below: Axes,
+    sizes: Mapping[str, pd.Series],
+    looks: Mapping[str, svg.Look],
+    layers: Sequence[Any],
+) -> None:
+    """The size of the error on a logarithmic axis, above the ratio and on its layers."""
+    box = below.get_position()
+    points = figure.get_figheight() * svg.POINTS_PER_INCH
+    above = figure.add_axes((box.x0, box.y1 + 26 / points, box.width, (SIZE_PANEL - 26) / points), sharex=below)
+    above.set_yscale("log")
+    _layer_axis(above, layers)
+    above.set(ylabel="Error", xlabel="")
+    above.tick_params(axis="x", labelbottom=False)
+    ends = [float(end) for curve in sizes.values() for end in (curve.min(), curve.max())]
+    above.set_ylim(10 ** np.floor(np.log10(min(ends))), 10 ** np.ceil(np.log10(max(ends) * 1.01)))
+    above.minorticks_off()
+    above.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _curves(above, sizes, looks, lambda value: f"{value:.3g}", {})
 
 
 def angle(cosine: float) -> float:
@@ -152,7 +203,8 @@ def _sites(neurons: pd.DataFrame, cells: Sequence[str], place: int) -> list[dict
         if len(rows):
             rows = rows.astype({"layer": int})
             plots = [draw_ratios(rows, cells, ratio, site, f"neurons-{place}-{site}-{ratio}") for ratio in RATIOS]
-            found.append({"name": name, "plots": plots})
+            size = compare_sizes(error_sizes(rows, cells))
+            found.append({"name": name, "plots": plots, "size": size})
     return found
 
 
@@ -203,13 +255,28 @@ def _layer_axis(axes: Axes, layers: Sequence[Any]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _curves(axes: Axes, curves: dict[str, pd.Series], show: Any) -> None:
-    """A line per cell, named at its end."""
-    drawn = [(cell, curve, svg.look(place)) for place, (cell, curve) in enumerate(curves.items()) if len(curve)]
-    for cell, curve, style in drawn:
-        told = ", ".join(f"layer {layer}: {show(value)}" for layer, value in curve.items())
-        axes.plot(curve.index, curve.to_numpy(), color=style.color, marker=style.marker, linestyle=style.linestyle,
-                  markersize=4.5, linewidth=1.3, markeredgewidth=0, zorder=3,
-                  gid=svg.tip(f"{cell}: {told}"))  # fmt: skip
-    ends = [(float(curve.index[-1]), float(curve.iloc[-1])) for _, curve, _ in drawn]
-    svg.name_points(axes, [cell for cell, _, _ in drawn], ends, [style for _, _, style in drawn])
+def _looks(cells: Sequence[str]) -> dict[str, svg.Look]:
+    """Cell → how it is drawn, the same in every figure."""
+    return {cell: svg.look(place) for place, cell in enumerate(cells)}
+
+
+def _curves(
+    axes: Axes, curves: Mapping[str, pd.Series], looks: Mapping[str, svg.Look], show: Any, areas: Mapping[str, float]
+) -> None:
+    """A line per cell, named at its end, with markers of these areas."""
+    drawn = {cell: curve for cell, curve in curves.items() if len(curve)}
+    for cell, curve in drawn.items():
+        told, style = ", ".join(f"layer {layer}: {show(value)}" for layer, value in curve.items()), looks[cell]
+        axes.plot(curve.index, curve.to_numpy(), color=style.color, linestyle=style.linestyle, linewidth=1.3, zorder=3)
+        points = axes.scatter(curve.index, curve.to_numpy(), s=areas.get(cell, AREAS[0]), color=style.color,
+                              marker=style.marker, linewidths=0, zorder=4)  # fmt: skip
+        points.set_gid(svg.tip(f"{cell}: {told}"))
+    ends = [(float(curve.index[-1]), float(curve.iloc[-1])) for curve in drawn.values()]
+    svg.name_points(axes, list(drawn), ends, [looks[cell] for cell in drawn])
+
+
+def _areas(sizes: Mapping[str, pd.Series]) -> dict[str, float]:
+    """Cell → area of its markers, between `AREAS`, by the logarithm of its mean error."""
+    logs = {cell: float(np.log(curve.mean())) for cell, curve in sizes.items()}
+    low, high = min(logs.values(), default=0.0), max(logs.values(), default=0.0)
+    return {cell: float(np.interp(log, (low, high), AREAS)) if high > low else AREAS[0] for cell, log in logs.items()}

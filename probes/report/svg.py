@@ -1,6 +1,7 @@
-"""Matplotlib figures as inline SVG that follows the page: its font, its light or dark colours, a title for readers.
+"""Matplotlib figures as inline SVG that follows the page, and as SVG and PNG files that stand alone.
 
 Colours are drawn with stand-ins that become the page's CSS variables, so one picture serves both themes and print.
+A figure is 340 points wide and its smallest text 11.5: that is 11 pixels on a phone of 360.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import matplotlib as mpl
@@ -40,11 +43,22 @@ VARIABLES = {
 }
 """Stand-in → CSS variable."""
 POINTS_PER_INCH = 72
+WIDTH = 340
+"""Points; nearly the width of a phone's screen, so that text keeps its size there."""
+LABEL = 11.5
+"""Points; the smallest text."""
+CHARACTER = 6.6
+"""Points that a character takes on average, wide ones among them."""
+LONGEST = 16
+"""Characters of a name in a figure."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, small, in the page's font
     "text.parse_math": False,  # a cell's name may hold a dollar sign
     "figure.dpi": POINTS_PER_INCH,
-    "font.size": 9.5,
+    "font.size": 12,
+    "axes.labelsize": LABEL,
+    "xtick.labelsize": LABEL,
+    "ytick.labelsize": LABEL,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": MUTED,
@@ -72,20 +86,44 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Plot(NamedTuple):
-    """A picture, and what is to be seen in it."""
+@dataclass(frozen=True)
+class Plot:
+    """A figure and what is to be seen in it.
 
-    svg: Markup
+    Attributes:
+        figure: drawn by a function that is `styled`. Text in it has gone through `visible`.
+        key: of this figure, unique on the page: ids and names of files are made from it.
+        title: what a screen reader says first.
+        said: what is to be seen, in words.
+    """
+
+    figure: Figure
+    key: str
+    title: str
     said: str
+
+    @cached_property
+    def svg(self) -> Markup:
+        """The figure as an `<svg>` element for a page."""
+        return inline(self.figure, self.key, self.title, self.said)
+
+    def __html__(self) -> str:
+        return self.svg
+
+    def document(self) -> str:
+        """The figure as an SVG file that needs no page, in light colours on white."""
+        return standalone(self.figure, self.key, self.title, self.said)
+
+    def image(self) -> bytes:
+        """The figure as a PNG of twice the size that a page shows it at."""
+        return png(self.figure)
 
 
 class Picture(Figure):
     """A figure that a notebook shows, in a page's colours on white."""
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=2 * POINTS_PER_INCH, facecolor="white")
-        return buffer.getvalue()
+        return png(self)
 
 
 class Look(NamedTuple):
@@ -121,12 +159,12 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def panel(
-    width: int = 340,
+    width: int = WIDTH,
     height: int = 230,
-    left: int = 48,
+    left: int = 52,
     right: int = 58,
     top: int = 12,
-    bottom: int = 38,
+    bottom: int = 42,
 ) -> tuple[Figure, Axes]:
     """A figure with one pair of axes; all in points."""
     figure = Picture(figsize=(width / POINTS_PER_INCH, height / POINTS_PER_INCH))
@@ -134,6 +172,16 @@ def panel(
         (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     )
     return figure, axes
+
+
+def short(name: object) -> str:
+    """A name as a figure shows it."""
+    return visible(str(name))[:LONGEST]
+
+
+def room(names: Sequence[object]) -> int:
+    """Points that the longest of these names takes beside the axes."""
+    return 16 + round(CHARACTER * max((len(short(name)) for name in names), default=0))
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -158,51 +206,67 @@ def name_points(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, 
     to_display = axes.transData
     box = axes.get_window_extent()
     at = np.array([to_display.transform(point) for point in points])
-    heights = spread(list(at[:, 1]), 11.5, box.y0 + 3, box.y1 - 3)
+    heights = spread(list(at[:, 1]), 14.0, box.y0 + 3, box.y1 - 3)
     for name, (x, y), height, style in zip(names, at, heights, looks, strict=True):
         inverse = axes.transAxes.inverted()
         start, end = (tuple(inverse.transform(at)) for at in ((x, y), (box.x1 + 7, height)))
         axes.annotate(
-            visible(name)[:16],
+            short(name),
             xy=start,
             xytext=end,
             xycoords="axes fraction",
             textcoords="axes fraction",
             va="center",
-            fontsize=8.5,
+            fontsize=LABEL,
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": style.color, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
         )
 
 
 def inline(figure: Figure, key: str, title: str, description: str) -> Markup:
-    """The figure as an `<svg>` element for a page.
+    """The figure as an `<svg>` element for a page, see `Plot`."""
+    root = _tree(figure, key, _themed)
+    named = {"class": "plot", "role": "img", "aria-labelledby": f"{key}-title {key}-desc"}
+    root.attrib = {"viewBox": root.attrib["viewBox"]} | named
+    _describe(root, key, title, description)
+    return Markup(ET.tostring(root, encoding="unicode"))
 
-    Args:
-        figure: drawn by a function that is `styled`. Text in it has gone through `visible`.
-        key: of this figure, unique on the page: ids are made from it.
-        title: what a screen reader says first.
-        description: what is to be seen, in words.
-    """
+
+def standalone(figure: Figure, key: str, title: str, description: str) -> str:
+    """The figure as an SVG file, see `Plot`."""
+    root = _tree(figure, key, lambda style: style)
+    size = {name: root.attrib[name] for name in ("viewBox", "width", "height")}
+    root.attrib = {"xmlns": _SVG[1:-1], "style": "background: white", **size}
+    _describe(root, key, title, description)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+@styled
+def png(figure: Figure) -> bytes:
+    """The figure in light colours on white, twice as large as a page shows it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=2 * POINTS_PER_INCH, facecolor="white")
+    return buffer.getvalue()
+
+
+@styled
+def _tree(figure: Figure, key: str, theme: Callable[[str], str]) -> ET.Element:
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": key}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ET.fromstring(buffer.getvalue())
-    _clean(root)
-    root.attrib = {
-        "viewBox": root.attrib["viewBox"],
-        "class": "plot",
-        "role": "img",
-        "aria-labelledby": f"{key}-title {key}-desc",
-    }
+    _clean(root, theme)
+    return root
+
+
+def _describe(root: ET.Element, key: str, title: str, description: str) -> None:
     for place, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ET.Element(tag, {"id": f"{key}-{tag}"})
         element.text = visible(text)
         root.insert(place, element)
-    return Markup(ET.tostring(root, encoding="unicode"))
 
 
-def _clean(root: ET.Element) -> None:
+def _clean(root: ET.Element, theme: Callable[[str], str]) -> None:
     """No namespaces, metadata, style sheet or unused ids, which would clash with the next figure's."""
     used = set(re.findall(r"url\(#([^)]+)\)", ET.tostring(root, encoding="unicode")))
     used |= {element.attrib[_HREF].removeprefix("#") for element in root.iter() if _HREF in element.attrib}
@@ -222,7 +286,7 @@ def _clean(root: ET.Element) -> None:
             tip.text = name.removeprefix(_TIP)
             element.insert(0, tip)
         if "style" in element.attrib:
-            element.attrib["style"] = _themed(element.attrib["style"])
+            element.attrib["style"] = theme(element.attrib["style"])
         if element.tag != "text" and not (element.text or "").strip():
             element.text = None
         element.tail = None

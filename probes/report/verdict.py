@@ -12,6 +12,7 @@ from probes.harness.names import BASELINE
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.matrix.evidence import little_to_lose
 from probes.matrix.regimes import MORE_PROMPTS, QUALITY_OF_OWN
+from probes.report import tradeoff
 from probes.report.formatting import bounds, cut, joined, number, percent, plural, points
 from probes.report.losses import Loss, LossKind, losses
 from probes.report.run import Run
@@ -48,6 +49,7 @@ def build(run: Run) -> dict[str, Any]:
     shown = found if len(found) <= FEW else found[: max(FEW, len(loud))]
     return {
         "verdict": verdict(run, found),
+        "picture": tradeoff.picture(run, found),
         "shown": shown,
         "folded": found[len(shown) :],
         "axis": DeltaAxis.around(found),

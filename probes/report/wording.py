@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from probes.harness.names import BASELINE
 from probes.labels.study_lexicon import factorize_prefixes
@@ -35,7 +34,8 @@ def build_index(run: Run) -> list[dict[str, Any]] | None:
             blocks.append(
                 {
                     "model": model,
-                    "plot": draw_index(model, rows, f"rtsi-{place}"),
+                    "plot": draw_index(model, rows, f"rtsi-{place}") if _stands_out(rows) else None,
+                    "said": describe_index(rows),
                     "counts": rows["rtsi_band"].value_counts().to_dict(),
                     "unscored": [
                         (str(row["cell"]), str(row["rtsi_band"]), str(row["rtsi_reason"]))
@@ -48,13 +48,13 @@ def build_index(run: Run) -> list[dict[str, Any]] | None:
 
 
 @svg.styled
-def draw_index(model: str, rows: pd.DataFrame, key: str) -> Markup:
+def draw_index(model: str, rows: pd.DataFrame, key: str) -> svg.Plot:
     """Scores as points on the bands, the highest above."""
     index = RTSI.load()
     ordered = rows.sort_values("rtsi_score", na_position="first")
     scores = ordered["rtsi_score"].to_numpy(dtype=float)
-    names = [visible(str(cell))[:16] for cell in ordered["cell"]]
-    figure, axes = svg.panel(width=460, height=64 + 19 * len(rows), left=88, right=16, top=24)
+    names = [svg.short(cell) for cell in ordered["cell"]]
+    figure, axes = svg.panel(height=70 + 22 * len(rows), left=svg.room(names), right=16, top=24)
     end = max(0.6, 1.08 * float(np.nanmax([0.0, *scores])))
     for name, low, high, colour in (
         ("LOW", 0, index.moderate, svg.OVER),
@@ -64,12 +64,14 @@ def draw_index(model: str, rows: pd.DataFrame, key: str) -> Markup:
         axes.axvspan(low, high, facecolor=colour, zorder=0)
         axes.axvline(low, color=svg.MUTED, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1)
         axes.annotate(name, ((low + high) / 2, 1), (0, 4), xycoords=("data", "axes fraction"), ha="center",
-                      textcoords="offset points", fontsize=8.5, color=svg.MUTED)  # fmt: skip
+                      textcoords="offset points", fontsize=svg.LABEL, color=svg.MUTED)  # fmt: skip
     places = np.arange(len(rows))
     axes.hlines(places, 0, np.nan_to_num(scores), color=svg.MUTED, linewidth=0.8, zorder=2)
     for place, score, cell, band in zip(places, scores, names, ordered["rtsi_band"], strict=True):
         if np.isnan(score):
-            axes.annotate(visible(str(band)), (0, place), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+            axes.annotate(
+                visible(str(band)), (0, place), (5, 0), textcoords="offset points", va="center", fontsize=svg.LABEL
+            )
         else:
             axes.plot(score, place, "o", color=svg.SERIES[0], markersize=6, markeredgecolor=svg.PAPER, zorder=3,
                       clip_on=False, gid=svg.tip(f"{cell}: {number(score, '.3f')}, {band}"))  # fmt: skip
@@ -77,9 +79,26 @@ def draw_index(model: str, rows: pd.DataFrame, key: str) -> Markup:
     axes.set_yticks(places, names)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
-    top = ordered.iloc[-1]
-    description = f"{len(rows)} cells; the highest score is {number(top['rtsi_score'])} ({top['cell']})."
-    return svg.inline(figure, key, f"Refusal Template Stability Index, {model}", description)
+    return svg.Plot(figure, key, f"Refusal Template Stability Index, {model}", describe_index(rows))
+
+
+def _stands_out(rows: pd.DataFrame) -> bool:
+    """Whether a score lies beyond the lowest band: else a chart of them is empty but for its left edge."""
+    return bool((rows["rtsi_score"] >= RTSI.load().moderate).any())
+
+
+def describe_index(rows: pd.DataFrame) -> str:
+    """The range of the scores and whose is the highest, in words."""
+    known = rows[rows["rtsi_score"].notna()].sort_values("rtsi_score")
+    if known.empty:
+        return "No cell has a score."
+    lowest, highest, name = known["rtsi_score"].iloc[0], known["rtsi_score"].iloc[-1], known["cell"].iloc[-1]
+    if len(known) == 1:
+        return f"{name} has a score of {number(highest)}; MODERATE starts at {number(RTSI.load().moderate)}."
+    return (
+        f"The scores of {len(known)} cells lie between {number(lowest)} and {number(highest)} ({name}); "
+        f"MODERATE starts at {number(RTSI.load().moderate)}."
+    )
 
 
 def build_openings(run: Run) -> list[dict[str, Any]] | None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,17 @@ import pytest
 from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from interp.errors import InputError
 from interp.generation import Completion
 from probes.harness.results import SCHEMA_VERSION, Result, read_result
 from probes.labels.refused import by_cell
-from probes.report import files, flips, formatting, svg, verdict, wording
+from probes.report import files, flips, formatting, layers, svg, tradeoff, verdict, wording
 from probes.report import sections as report_sections
+from probes.report.figures import write_figures
 from probes.report.losses import LossKind, losses
 from probes.report.run import read_run
 from probes.stats.paired_tests import minimum_detectable_effect
@@ -257,6 +261,68 @@ def test_every_section_that_counts_refusals_says_by_whose_word(page: BeautifulSo
     assert "counted by: broader lexicon" in (run / files.SUMMARY).read_text(encoding="utf-8")
 
 
+def test_the_first_screen_draws_quality_against_refusals_with_the_area_of_danger(
+    run: Path, page: BeautifulSoup
+) -> None:
+    first = page.find(id="verdict").find("svg", class_="plot")
+    assert first.find("title").get_text() == "Quality against refusal, 2 models"
+    words = [text.get_text() for text in first.find_all("text")]
+    assert "hidden danger" in words
+    assert "bad Q2_K" in words
+    figure = tradeoff.scatter(losses(read_run(run)), read_run(run).rule)
+    area = next(patch for patch in figure.axes[0].patches if patch.get_facecolor()[:3] == to_rgb(svg.DANGER))
+    (left, right), (bottom, top) = figure.axes[0].get_xlim(), figure.axes[0].get_ylim()
+    assert (area.get_x(), area.get_y() + area.get_height()) == pytest.approx((-2, -10))
+    assert (area.get_x() + area.get_width(), area.get_y()) == pytest.approx((right, bottom))
+    for loss in losses(read_run(run)):
+        assert left < 100 * loss.quality.low < 100 * loss.quality.high < right
+        assert bottom < 100 * loss.refusals.low < 100 * loss.refusals.high < top
+
+
+def test_where_nothing_moved_sentences_stand_in_place_of_empty_charts(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "still", {"m": {}}, quality=0.0)
+    page = BeautifulSoup(files.write(path)[0].read_text(encoding="utf-8"), "html.parser")
+    assert not page.find(id="verdict").find("svg", class_="plot")
+    assert not page.find(id="rtsi").find("svg", class_="plot")
+    assert "The scores of 3 cells lie between 0.00 and 0.00" in page.find(id="rtsi").get_text(" ", strip=True)
+    assert "MODERATE starts at 0.10" in page.find(id="rtsi").get_text(" ", strip=True)
+
+
+def test_the_size_of_an_error_stands_beside_its_ratio_and_orders_the_cells(run: Path) -> None:
+    rows = read_run(run).table("bad", "neurons")
+    assert rows is not None
+    rows = rows[(rows["site"] == "resid") & rows["layer"].notna()].astype({"layer": int})
+    sizes = layers.error_sizes(rows, list(CELLS))
+    assert list(sizes) == ["Q2_K", "Q4_K_M", "Q8_0"]
+    assert sizes["Q2_K"].to_dict() == pytest.approx({1: 1.0, 2: 1.5})
+    assert "that of Q2_K: 1.25 on average, 50 times that of Q8_0." in layers.compare_sizes(sizes)
+    ratio, size = layers.ratios(rows, list(CELLS), "ratio", "resid")[0].axes
+    assert size.get_yscale() == "log"
+    drawn = {line.get_color(): list(line.get_ydata()) for line in size.lines}
+    assert drawn[svg.look(2).color] == pytest.approx([1.0, 1.5]), "cells have the same colour in both panels"
+    areas = {to_hex(points.get_facecolor()[0]): points.get_sizes()[0] for points in ratio.collections[1:]}
+    assert areas[svg.look(0).color] < areas[svg.look(1).color] < areas[svg.look(2).color]
+    older = rows.drop(columns="error_safety")
+    assert len(layers.ratios(older, list(CELLS), "ratio", "resid")[0].axes) == 1
+
+
+def test_figures_are_saved_as_svg_and_png_that_need_no_page(run: Path, tmp_path: Path) -> None:
+    written = write_figures(run, tmp_path / "new" / "figures")
+    pictures = BeautifulSoup((run / files.PAGE).read_text(encoding="utf-8"), "html.parser").select("svg.plot")
+    assert len(written) == 2 * len(pictures)
+    assert sorted(tmp_path.glob("new/figures/*")) == sorted(written)
+    for vector, raster in zip(written[::2], written[1::2], strict=True):
+        root = ET.parse(vector).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.find("{*}title").text
+        assert "var(--" not in vector.read_text(encoding="utf-8")
+        with Image.open(raster) as image:
+            assert image.format == "PNG"
+            assert image.size == pytest.approx(
+                [2 * float(root.get(side).removesuffix("pt")) for side in ("width", "height")], abs=1
+            )
+
+
 def test_flips_are_paired_and_cut() -> None:
     table = pd.DataFrame(
         [
@@ -367,7 +433,7 @@ def test_sections_without_tables_are_left_out(tmp_path: Path) -> None:
     (path / "predict.parquet").unlink()
     written = files.write(path)[0]
     sections = BeautifulSoup(written.read_text(encoding="utf-8"), "html.parser").find_all("section")
-    assert [section["id"] for section in sections] == ["verdict", "matrix", "tradeoff", "rtsi", "provenance"]
+    assert [section["id"] for section in sections] == ["verdict", "matrix", "rtsi", "provenance"]
     assert not losses(read_run(path))[0].paired
 
 
@@ -450,6 +516,23 @@ def test_browser_selects_a_model(browser: Page) -> None:
 def test_browser_never_scrolls_sideways(browser: Page, width: int) -> None:
     browser.resize(width, 800)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    browser.resize(1280, 900)
+
+
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_browser_shows_no_text_smaller_than_11_pixels(browser: Page, width: int) -> None:
+    browser.resize(width, 800)
+    in_figures = browser.evaluate(
+        "Math.min(...[...document.querySelectorAll('svg.plot text')].filter(t => t.getBoundingClientRect().width).map(t => {"
+        "const s = t.closest('svg'); return parseFloat(getComputedStyle(t).fontSize) * "
+        "s.getBoundingClientRect().width / s.viewBox.baseVal.width; }))"
+    )
+    elsewhere = browser.evaluate(
+        "Math.min(...[...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && "
+        "[...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())).map(e => parseFloat(getComputedStyle(e).fontSize)))"
+    )
+    assert in_figures >= 11
+    assert elsewhere >= 11
     browser.resize(1280, 900)
 
 
