@@ -261,9 +261,7 @@ def test_every_section_that_counts_refusals_says_by_whose_word(page: BeautifulSo
     assert "counted by: broader lexicon" in (run / files.SUMMARY).read_text(encoding="utf-8")
 
 
-def test_the_first_screen_draws_quality_against_refusals_with_the_area_of_danger(
-    run: Path, page: BeautifulSoup
-) -> None:
+def test_the_first_screen_draws_refusals_against_quality_and_the_area_of_danger(run: Path, page: BeautifulSoup) -> None:
     first = page.find(id="verdict").find("svg", class_="plot")
     assert first.find("title").get_text() == "Quality against refusal, 2 models"
     words = [text.get_text() for text in first.find_all("text")]
@@ -523,13 +521,15 @@ def test_browser_never_scrolls_sideways(browser: Page, width: int) -> None:
 def test_browser_shows_no_text_smaller_than_11_pixels(browser: Page, width: int) -> None:
     browser.resize(width, 800)
     in_figures = browser.evaluate(
-        "Math.min(...[...document.querySelectorAll('svg.plot text')].filter(t => t.getBoundingClientRect().width).map(t => {"
+        "Math.min(...[...document.querySelectorAll('svg.plot text')]"
+        ".filter(t => t.getBoundingClientRect().width).map(t => {"
         "const s = t.closest('svg'); return parseFloat(getComputedStyle(t).fontSize) * "
         "s.getBoundingClientRect().width / s.viewBox.baseVal.width; }))"
     )
     elsewhere = browser.evaluate(
         "Math.min(...[...document.querySelectorAll('body *')].filter(e => !e.closest('svg') && "
-        "[...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())).map(e => parseFloat(getComputedStyle(e).fontSize)))"
+        "[...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()))"
+        ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
     )
     assert in_figures >= 11
     assert elsewhere >= 11
