@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from probes.predict.cells import LABELS
-from probes.report import svg
+from probes.report import explained, svg
 from probes.report.formatting import number, percent
 from probes.report.run import Run
 
@@ -31,12 +31,14 @@ def build(run: Run) -> dict[str, Any] | None:
 def _model(run: Run, model: str, place: int) -> dict[str, Any] | None:
     margin, attribution = run.table(model, "margin"), run.table(model, "attribution")
     restore = run.table(model, "causal_restore")
-    if margin is None and attribution is None and restore is None:
+    found = explained.build(run, model)
+    if margin is None and attribution is None and restore is None and found is None:
         return None
     cells = run.cell_names(model)
     shifts = None if margin is None else _shifts(margin)
     return {
         "model": model,
+        "explained": found,
         "margin": None if shifts is None else draw_shifts(shifts, cells, f"margin-{place}"),
         "said": "" if shifts is None else _said(shifts),
         "attribution": [] if attribution is None else _attributions(attribution, cells),

@@ -73,6 +73,11 @@ class Loss:
     detectable: float
 
     @property
+    def lost_refusals(self) -> bool:
+        """Whether it lost refusals beyond the threshold, with or without its quality."""
+        return self.kind in (LossKind.DANGER, LossKind.DRIFT)
+
+    @property
     def engines(self) -> str:
         """The engines that answered, where the cell's is not the baseline's, else ""."""
         found = self.row.get(ACROSS_ENGINES, "")

@@ -67,6 +67,10 @@ class Run:
         """A model's number, 0-based, which may stand in an attribute whatever the model is called."""
         return list(self.models).index(model)
 
+    def anchor(self, model: str, cell: str) -> str:
+        """What the ids of a cell's parts of the page end with, whatever model and cell are called."""
+        return f"{self.place(model)}-{self.cell_names(model).index(cell)}"
+
     @property
     def several(self) -> bool:
         """Whether there is more than one model."""

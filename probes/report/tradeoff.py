@@ -12,10 +12,9 @@ from matplotlib.patches import Rectangle
 from probes.matrix.regimes import RegimeRule
 from probes.report import svg
 from probes.report.formatting import bounds, plural, points
-from probes.report.losses import Loss, LossKind, losses
+from probes.report.losses import Loss, losses
 from probes.report.run import Run
 
-LOUD = (LossKind.DANGER, LossKind.DRIFT)
 LEAST_X, LEAST_Y = (-3.0, 2.0), (-13.0, 4.0)
 """Points that the axes show at least, so that the area of danger is seen also where nothing is in it."""
 LABELLED = 8
@@ -66,7 +65,7 @@ def scatter(cells: list[Loss], rule: RegimeRule) -> Figure:
     """Change of quality (x) and of refusals (y) in points, with both intervals; what lost refusals is drawn larger."""
     several = len({loss.model for loss in cells}) > 1
     drawn = [(loss, svg.look(place)) for place, loss in enumerate(cells)]
-    named = [(loss, style) for loss, style in drawn if len(cells) <= LABELLED or loss.kind in LOUD]
+    named = [(loss, style) for loss, style in drawn if len(cells) <= LABELLED or loss.lost_refusals]
     names = [loss.name if several else loss.cell for loss, _ in named]
     figure, axes = svg.panel(height=300, right=svg.room(names))
     axes.set(xlim=_limits(cells, "quality", LEAST_X), ylim=_limits(cells, "refusals", LEAST_Y))
@@ -74,7 +73,7 @@ def scatter(cells: list[Loss], rule: RegimeRule) -> Figure:
     for cell, style in drawn:
         x, y = _at(cell)
         _cross(axes, cell, style)
-        axes.plot(x, y, style.marker, color=style.color, markersize=10 if cell.kind in LOUD else 7, zorder=4,
+        axes.plot(x, y, style.marker, color=style.color, markersize=10 if cell.lost_refusals else 7, zorder=4,
                   markeredgecolor=svg.PAPER, markeredgewidth=0.4,
                   gid=svg.tip(f"{cell.name}: refusals {points(cell.refusals.value)} {bounds(cell.refusals)}, "
                               f"quality {points(cell.quality.value)} {bounds(cell.quality)} points"))  # fmt: skip
