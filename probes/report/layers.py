@@ -267,10 +267,9 @@ def _curves(
     drawn = {cell: curve for cell, curve in curves.items() if len(curve)}
     for cell, curve in drawn.items():
         told, style = ", ".join(f"layer {layer}: {show(value)}" for layer, value in curve.items()), looks[cell]
-        axes.plot(curve.index, curve.to_numpy(), color=style.color, linestyle=style.linestyle, linewidth=1.3, zorder=3)
-        points = axes.scatter(curve.index, curve.to_numpy(), s=areas.get(cell, AREAS[0]), color=style.color,
-                              marker=style.marker, linewidths=0, zorder=4)  # fmt: skip
-        points.set_gid(svg.tip(f"{cell}: {told}"))
+        axes.plot(curve.index, curve.to_numpy(), color=style.color, marker=style.marker, linestyle=style.linestyle,
+                  markersize=areas.get(cell, AREAS[0]) ** 0.5, linewidth=1.3, markeredgewidth=0, zorder=3,
+                  gid=svg.tip(f"{cell}: {told}"))  # fmt: skip
     ends = [(float(curve.index[-1]), float(curve.iloc[-1])) for curve in drawn.values()]
     svg.name_points(axes, list(drawn), ends, [looks[cell] for cell in drawn])
 

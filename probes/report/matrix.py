@@ -18,6 +18,10 @@ from probes.report.run import Run
 Show = Callable[[Any], str]
 
 
+MAIN, COUNTING, WORDING, PROBES = "", "How refusals were counted", "Wording of refusals", "Probes"
+"""Blocks of columns: the first is always shown, each of the others is a table that opens."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column.
@@ -28,7 +32,7 @@ class Column:
         unit: below the head.
         help: what it means, in a sentence.
         show: a value as text.
-        group: which block of columns it is in.
+        group: which table it is in.
         interval: whether `key_low` and `key_high` are shown below.
         order: a text's place when sorted; numbers are sorted as they are.
     """
@@ -38,7 +42,7 @@ class Column:
     unit: str
     help: str
     show: Show
-    group: str = "Behaviour"
+    group: str = MAIN
     interval: bool = False
     order: tuple[str, ...] = ()
 
@@ -72,52 +76,57 @@ def _form(form: str) -> Show:
 COLUMNS = (
     Column("bits_per_weight", "Bits", "per weight", "bits per weight of the quantized linears, scales included",
            _form(".2f")),
-    Column("outcome", "Counted by", "", "who decided what is a refusal: a judge, or a lexicon without one", str),
+    Column("outcome", "Counted by", "", "who decided what is a refusal: a judge, or a lexicon without one", str,
+           COUNTING),
     Column("refusal_rate", "Refuses", "% of harmful", "share of harmful prompts refused, Wilson's 95 % interval",
            percent, interval=True),
     Column("n_unscored", "Unscored", "harmful", "answers to harmful prompts without a label, left out of the rate",
-           _form("d")),
+           _form("d"), COUNTING),
     Column("refusal_rate_delta", "Δ refusals", "points", "cell − baseline, in percentage points", points),
     Column("over_refusal_rate", "Over-refuses", "% of harmless", "share of harmless prompts refused", percent,
            interval=True),
     Column("quality_delta", "Δ quality", "points", "cell − baseline of the quality metric, times 100", points),
     Column("regime", "Regime", "", "what refusals and quality did together", _regime, order=tuple(REGIMES)[1:4]),
-    Column("p_regime", "P(regime)", "", "share of bootstrap resamples of the prompts with this regime", _form(".2f")),
-    Column(ACROSS_ENGINES, "Engines", "cell; baseline", "answered by different engines: the change is theirs too", str),
+    Column("p_regime", "P(regime)", "", "share of bootstrap resamples of the prompts with this regime", _form(".2f"),
+           COUNTING),
+    Column(ACROSS_ENGINES, "Engines", "cell; baseline", "answered by different engines: the change is theirs too", str,
+           COUNTING),
     Column("action", "Action", "", "what the study's rules say", _action, order=("reject", "reject_severe_drift")),
     Column("refusal_rate_study_lexicon", "Openings", "% of harmful",
-           "share of answers to harmful prompts with one of the study's 13 openings", percent, "Wording",
+           "share of answers to harmful prompts with one of the study's 13 openings", percent, WORDING,
            interval=True),
     Column("refusal_rate_study_lexicon_delta", "Δ openings", "points",
            "cell − baseline of that share; where it tells another story than Δ refusals, the first screen says so",
-           points, "Wording"),
+           points, WORDING),
     Column("rtsi_score", "RTSI", "0 to 1", "how far the wording of refusals moved; a screen, not a verdict",
-           _form(".2f"), "Wording"),
-    Column("rtsi_band", "Band", "", "LOW, MODERATE, HIGH or UNKNOWN; LOW never means safe", str, "Wording",
+           _form(".2f"), WORDING),
+    Column("rtsi_band", "Band", "", "LOW, MODERATE, HIGH or UNKNOWN; LOW never means safe", str, WORDING,
            order=("HIGH", "MODERATE", "LOW")),
-    Column("entropy_shift", "Δ entropy", "nats", "of the first token, over harmful prompts", _form("+.3f"), "Probes"),
+    Column("entropy_shift", "Δ entropy", "nats", "of the first token, over harmful prompts", _form("+.3f"), PROBES),
     Column("confidence_shift", "Δ top-1", "probability", "of the first token, over harmful prompts", _form("+.3f"),
-           "Probes"),
-    Column("cosine", "Cosine", "study's layer", "of the refusal direction to the baseline's", _form(".4f"), "Probes"),
+           PROBES),
+    Column("cosine", "Cosine", "study's layer", "of the refusal direction to the baseline's", _form(".4f"), PROBES),
     Column("safety_ratio", "Safety ÷ rest", "raw error", "activation error of safety units over the others'",
-           _form(".2f"), "Probes"),
+           _form(".2f"), PROBES),
     Column("safety_ratio_normalized", "Safety ÷ rest", "normalized", "the same, errors divided by each unit's spread",
-           _form(".2f"), "Probes"),
+           _form(".2f"), PROBES),
     Column("safety_p", "p", "matched null", "of the normalized ratio among random sets of the same magnitude",
-           _form(".3f"), "Probes"),
+           _form(".3f"), PROBES),
     Column("margin_shift", "Δ margin", "logits", "refusal margin, cell − baseline, over harmful prompts", _form("+.3f"),
-           "Probes"),
+           PROBES),
 )  # fmt: skip
 
 
 def build(run: Run) -> dict[str, Any]:
-    """Columns that the run has, in groups, and the rows in the run's order."""
+    """The columns that the run has, a table per group of them, and the rows in the run's order."""
     columns = [c for c in COLUMNS if c.key in run.matrix and run.matrix[c.key].replace("", np.nan).notna().any()]
-    groups = {group: sum(c.group == group for c in columns) for group in dict.fromkeys(c.group for c in columns)}
     return {
         "columns": columns,
-        "groups": groups,
-        "rows": [_row(row, columns) for _, row in run.matrix.iterrows()],
+        "tables": [
+            {"group": group, "columns": chosen, "rows": [_row(row, chosen) for _, row in run.matrix.iterrows()]}
+            for group in (MAIN, COUNTING, WORDING, PROBES)
+            if (chosen := [column for column in columns if column.group == group])
+        ],
         "quality": _metric(run.matrix),
         "notes": _said(run.matrix, "note"),
         "undefined": list(_undefined(run.matrix)),

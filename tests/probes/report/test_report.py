@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from PIL import Image
 from statsmodels.stats.proportion import confint_proportions_2indep
 
@@ -26,7 +27,7 @@ from interp.errors import InputError
 from interp.generation import Completion
 from probes.harness.results import SCHEMA_VERSION, Result, read_result
 from probes.labels.refused import by_cell
-from probes.report import files, flips, formatting, layers, svg, tradeoff, verdict, wording
+from probes.report import explained, files, flips, formatting, layers, svg, tradeoff, verdict, wording
 from probes.report import sections as report_sections
 from probes.report.figures import write_figures
 from probes.report.losses import LossKind, losses
@@ -221,7 +222,7 @@ def test_every_field_of_the_matrix_is_there(page: BeautifulSoup, run: Path) -> N
     rows = page.find("table", class_="matrix").tbody.find_all("tr")
     shown = [(row.td["data-key"], row.th["data-key"]) for row in rows]
     assert shown == list(zip(matrix["model"], matrix["cell"], strict=True))
-    names = [head["data-name"] for head in page.find("table", class_="matrix").thead.find_all("tr")[1].find_all("th")]
+    names = [head["data-name"] for head in page.find("table", class_="matrix").thead.find_all("th")]
     rates = [float(row.find_all(["th", "td"])[names.index("Refuses")]["data-key"]) for row in rows]
     assert rates == pytest.approx(list(matrix["refusal_rate"]))
 
@@ -298,8 +299,8 @@ def test_the_size_of_an_error_stands_beside_its_ratio_and_orders_the_cells(run: 
     assert size.get_yscale() == "log"
     drawn = {line.get_color(): list(line.get_ydata()) for line in size.lines}
     assert drawn[svg.look(2).color] == pytest.approx([1.0, 1.5]), "cells have the same colour in both panels"
-    areas = {to_hex(points.get_facecolor()[0]): points.get_sizes()[0] for points in ratio.collections[1:]}
-    assert areas[svg.look(0).color] < areas[svg.look(1).color] < areas[svg.look(2).color]
+    widths = {line.get_color(): line.get_markersize() for line in ratio.lines}
+    assert widths[svg.look(0).color] < widths[svg.look(1).color] < widths[svg.look(2).color]
     older = rows.drop(columns="error_safety")
     assert len(layers.ratios(older, list(CELLS), "ratio", "resid")[0].axes) == 1
 
@@ -319,6 +320,93 @@ def test_figures_are_saved_as_svg_and_png_that_need_no_page(run: Path, tmp_path:
             assert image.size == pytest.approx(
                 [2 * float(root.get(side).removesuffix("pt")) for side in ("width", "height")], abs=1
             )
+
+
+def test_cells_that_lost_refusals_lead_to_the_command_that_says_why(page: BeautifulSoup) -> None:
+    first = page.find(id="verdict")
+    for links in (first.find(class_="follow"), first.table.tbody.tr.th):
+        assert [link["href"] for link in links.find_all("a")] == ["#why-1-2", "#keep-1-2"], "Q2_K has the fewest bits"
+    assert not first.table.tbody.find_all("tr")[1].find_all("a")
+    section = page.find(id="why")
+    assert section.find(id="why-1-2").get_text(" ", strip=True) == "Why Q2_K, and what to keep of it"
+    assert section.find(id="keep-1-2")
+    said = shlex.split(section.find("pre").get_text())
+    assert said[:3] == ["python", "-m", "probes.why"]
+    assert said[3:7] == ["--baseline", "a/b/bad", "--quantized", "Q2_K=a/b/bad"]
+    assert said[7] == "--out"
+    assert said[8].endswith("two/bad")
+
+
+def test_what_why_found_is_shown_with_what_to_keep(copy: Path) -> None:
+    linear = "model.layers.0.<i>mlp</i>"
+    row = {
+        "cell": "Q2_K",
+        "n_prompts": N,
+        "margin_baseline": 2.0,
+        "margin_cell": -1.0,
+        "to_answer": 19,
+        "to_refusal": 1,
+    }
+    row |= _interval("shift", -3.0, 0.5) | {"supported": True, "bits_per_weight": 2.96, "kept_bits_per_weight": 3.31}
+    shares = {"cell": "Q2_K", "level": "module", "module": linear, "z": -9.5} | _interval("attribution", -2.5, 0.25)
+    settings = {
+        "choice": {"Q2_K": "the shortest list that gives back 50% of the shift"},
+        "forms": {
+            "Q2_K": {"llm_compressor_ignore": ["lm_head", linear], "llama_cpp_options": ["--tensor-type", "a b"]}
+        },
+    }
+    rewritten = {
+        "cell": "Q2_K",
+        "variant": "kept",
+        "bits_per_weight": 3.4,
+        "refusal_rate": 0.9,
+        "over_refusal_rate": 0.1,
+    }
+    tables = {
+        "why": {**row, "reason": ""},
+        "why_modules": shares,
+        "why_keep": {"cell": "Q2_K", "place": 1, "linear": linear, "chosen": True},
+        "why_rewrite": rewritten | _interval("margin", 1.5, 0.5),
+    }
+    for name, table in tables.items():
+        Result(name, pd.DataFrame([table]), settings).write(copy / "bad")
+    section = BeautifulSoup(files.write(copy)[0].read_text(encoding="utf-8"), "html.parser").find(id="why")
+    assert section.find(id="why-1-2").get_text() == "Why Q2_K"
+    assert section.find(id="keep-1-2").get_text() == "What to keep of Q2_K at higher precision"
+    assert not section.find("pre"), "the command is not needed any more"
+    assert not section.find("i")
+    text = " ".join(section.find("article").get_text(" ", strip=True).split())
+    assert "its refusal margin moved by −3.00 [−3.50, −2.50] nats, from +2.00 to −1.00; 19 of them went" in text
+    assert (
+        "1 linear in float16, 2.96 → 3.31 bits per weight: the shortest list that gives back 50% of the shift." in text
+    )
+    assert f"{linear} −2.500 [−2.750, −2.250] −9.5" in text
+    assert f'ignore=["lm_head", "{linear}"]' in text
+    assert "--type 'a b'" in text
+    assert "kept 3.40 +1.50 [+1.00, +2.00] 90 10" in text
+
+
+def _interval(name: str, value: float, half: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("a/b c", "'a/b c'"),
+        ("{home}/models/x y", "\"$HOME\"/'models/x y'"),
+        ("{here}/models/x", "models/x"),
+        ("/secret/place/models/x", "path/to/models/x"),
+    ],
+)
+def test_paths_are_told_without_the_folders_of_the_machine(
+    path: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert explained.portable(path.format(home=tmp_path / "home", here=here)) == shown
 
 
 def test_flips_are_paired_and_cut() -> None:
@@ -431,7 +519,7 @@ def test_sections_without_tables_are_left_out(tmp_path: Path) -> None:
     (path / "predict.parquet").unlink()
     written = files.write(path)[0]
     sections = BeautifulSoup(written.read_text(encoding="utf-8"), "html.parser").find_all("section")
-    assert [section["id"] for section in sections] == ["verdict", "matrix", "rtsi", "provenance"]
+    assert [section["id"] for section in sections] == ["verdict", "matrix", "rtsi", "why", "provenance"]
     assert not losses(read_run(path))[0].paired
 
 
@@ -455,8 +543,8 @@ def browser(run: Path) -> Iterator[Page]:
         yield tab
 
 
-CELLS_IN_ORDER = "[...document.querySelectorAll('table.matrix tbody tr')].map(r => r.cells[0].dataset.key)"
-DELTAS = "[...document.querySelectorAll('table.matrix tbody tr')].map(r => +r.cells[PLACE].dataset.key)"
+CELLS_IN_ORDER = "[...document.querySelector('table.matrix').tBodies[0].rows].map(r => r.cells[0].dataset.key)"
+DELTAS = "[...document.querySelector('table.matrix').tBodies[0].rows].map(r => +r.cells[PLACE].dataset.key)"
 
 
 def test_browser_loads_without_errors_or_requests(browser: Page, run: Path) -> None:
@@ -502,12 +590,23 @@ def test_browser_sorts_by_click_and_by_key(browser: Page) -> None:
 
 
 def test_browser_selects_a_model(browser: Page) -> None:
-    visible = "[...document.querySelectorAll('table.matrix tbody tr')].filter(r => r.offsetHeight).length"
+    visible = "[...document.querySelector('table.matrix').tBodies[0].rows].filter(r => r.offsetHeight).length"
     assert browser.evaluate(visible) == 2 * (1 + len(CELLS))
     browser.click("#show-1")
     assert browser.evaluate(visible) == 1 + len(CELLS)
     browser.click("#show-all")
     assert browser.evaluate(visible) == 2 * (1 + len(CELLS))
+
+
+def test_browser_shows_every_column_of_every_table_of_cells(browser: Page) -> None:
+    browser.resize(1280, 900)
+    browser.evaluate("document.querySelectorAll('#matrix details').forEach(d => d.open = true)")
+    widths = browser.evaluate(
+        "[...document.querySelectorAll('#matrix .scroll')].map(s => [s.clientWidth, s.scrollWidth])"
+    )
+    assert len(widths) == 4, "what is always shown, counting, wording and probes"
+    assert all(0 < table <= room for room, table in widths), widths
+    browser.evaluate("document.querySelectorAll('#matrix details').forEach(d => d.open = false)")
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
