@@ -18,11 +18,19 @@ def main(
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save every figure as SVG and PNG, too.", show_default=False)
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option("--model-card", help="Print a paragraph on every cell for its model card, and write nothing."),
+    ] = False,
 ) -> None:
     """Write a run's report: one HTML page that works without a network, and a Markdown summary for a model card."""
+    from probes.report.card import model_card
     from probes.report.figures import write_figures
     from probes.report.files import write
 
+    if card:
+        typer.echo(model_card(run), nl=False)
+        return
     for path in (*write(run), *(write_figures(run, figures) if figures else ())):
         typer.echo(path)
     cli.ending([], [["probes.study", "status", run]])

@@ -35,9 +35,13 @@ def html(run: Run, sections: list[tuple[Section, Any]]) -> str:
 
 def markdown(run: Run, sections: list[tuple[Section, Any]]) -> str:
     """The summary for a model card."""
-    environment = _environment(autoescape=False)
     content = {section.key: content for section, content in sections}
-    return environment.get_template("summary.md").render(run=run, **content)
+    return fill("summary.md", run=run, **content)
+
+
+def fill(template: str, **content: Any) -> str:
+    """A Markdown template filled; what it prints of others' goes through its filter `md`."""
+    return _environment(autoescape=False).get_template(template).render(**content)
 
 
 def _environment(*, autoescape: bool) -> jinja2.Environment:
