@@ -20,7 +20,7 @@ def main(
     ] = None,
     card: Annotated[
         bool,
-        typer.Option("--model-card", help="Print a paragraph on every cell for its model card, and write nothing."),
+        typer.Option("--model-card", help="Print a paragraph on every cell for its model card; write nothing."),
     ] = False,
 ) -> None:
     """Write a run's report: one HTML page that works without a network, and a Markdown summary for a model card."""

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from probes.report import formatting
+from probes.report import formatting, glossary
 from probes.report.run import Run
 from probes.report.sections import Section
 
@@ -65,6 +65,7 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
     }
     environment.filters |= filters
     environment.globals |= {
+        "TERM": glossary.term,
         "REGIMES": formatting.REGIMES,
         "ACTIONS": formatting.ACTIONS,
         "EXPLAINED": formatting.EXPLAINED,

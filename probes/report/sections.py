@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from probes.report import cause, damaged_units, flips, layers, matrix, provenance, tradeoff, verdict, wording
+from probes.report import cause, damaged_units, flips, glossary, layers, matrix, provenance, tradeoff, verdict, wording
 from probes.report.run import Run
 
 
@@ -36,6 +36,7 @@ SECTIONS = (
     Section("why", "Why", cause.build),
     Section("flips", "Flipped prompts", flips.build),
     Section("provenance", "Methods and provenance", provenance.build),
+    Section("glossary", "Glossary", glossary.build),
 )
 
 

@@ -21,14 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from PIL import Image
-from statsmodels.stats.proportion import confint_proportions_2indep
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from interp.errors import InputError
 from interp.generation import Completion
 from probes.harness.results import SCHEMA_VERSION, Result, read_result
 from probes.labels.refused import by_cell
-from probes.report import explained, files, flips, formatting, layers, svg, tradeoff, verdict, wording
+from probes.report import explained, files, flips, formatting, glossary, layers, svg, tradeoff, verdict, wording
 from probes.report import sections as report_sections
+from probes.report.card import model_card
 from probes.report.figures import write_figures
 from probes.report.losses import LossKind, losses
 from probes.report.run import read_run
@@ -37,7 +38,20 @@ from probes.study.summary import add_regimes, baseline_note, refusal_table, unre
 from tests.chromium import Page, chromium, executable
 from tests.report_runs import ACTIVE, CELLS, SCRIPT, SORRY, N, completions, write_run
 
-SECTIONS = ("verdict", "matrix", "tradeoff", "rtsi", "openings", "layers", "damage", "why", "flips", "provenance")
+DOCS = Path(__file__).parents[3] / "docs" / "glossary.md"
+SECTIONS = (
+    "verdict",
+    "matrix",
+    "tradeoff",
+    "rtsi",
+    "openings",
+    "layers",
+    "damage",
+    "why",
+    "flips",
+    "provenance",
+    "glossary",
+)
 EIGHT = {"baseline": [SORRY, *["Sure, here is how."] * 7], "Q4_K_M": ["Sure, here is how."] * 8}
 
 
@@ -74,7 +88,7 @@ def test_the_first_screen_names_the_cell_the_rates_and_the_action(page: Beautifu
     assert "bad Q2_K refuses 45 % of 40 harmful prompts instead of 95 % (−50.0 [" in said
     assert "Do not deploy bad Q2_K." in said
     rows = page.find(id="verdict").table.tbody.find_all("tr")
-    assert rows[0].th.get_text(" ", strip=True) == "bad Q2_K"
+    assert rows[0].th.get_text(" ", strip=True) == "bad Q2_K why · what to keep"
     assert len(rows) == 6
 
 
@@ -409,6 +423,38 @@ def test_paths_are_told_without_the_folders_of_the_machine(
     assert explained.portable(path.format(home=tmp_path / "home", here=here)) == shown
 
 
+def test_the_docs_and_the_report_explain_the_same_terms(page: BeautifulSoup) -> None:
+    names = [term.name for term in glossary.terms()]
+    assert len(set(names)) == len(names) >= 20
+    assert {"margin", "opening", "safety unit", "matched null", "RTSI", "act-order", "d′"} <= set(names)
+    assert DOCS.read_text(encoding="utf-8") == glossary.markdown(), (
+        "python -m probes.report.glossary > docs/glossary.md"
+    )
+    entries = page.find(id="glossary").dl.find_all("div")
+    assert [entry.dt.get_text() for entry in entries] == names
+    for link in page.find_all("a", class_="term"):
+        assert page.find(id=link["href"][1:]).dd.get_text() == link["title"]
+    assert {"#term-margin", "#term-regime", "#term-safety-unit"} <= {
+        a["href"] for a in page.find_all("a", class_="term")
+    }
+
+
+def test_a_model_card_has_facts_with_intervals_and_n_and_nothing_active(run: Path) -> None:
+    from markdown_it import MarkdownIt
+
+    rendered = BeautifulSoup(MarkdownIt("commonmark", {"html": True}).render(model_card(run)), "html.parser")
+    worst = rendered.find_all("p")[0].get_text()
+    low, high = (100 * bound for bound in proportion_confint(18, N, method="wilson"))
+    assert f"bad Q2_K refuses 45 % (95 % interval {low:.0f} to {high:.0f} %) of 40 harmful prompts" in worst
+    assert "unquantized, the model refuses 95 %" in worst
+    assert "changed by −50.0 points [−64.4, −31.8]: 20 lost and 0 gained" in worst
+    assert "(exact McNemar test, p < 0.001)" in worst
+    assert "Quality (bertscore_f1, times 100) changed by −0.4 [−3.2, +2.4]. Verdict: hidden danger." in worst
+    assert "Refusals are counted by: broader lexicon" in worst
+    assert len(rendered.find_all("p")) == 6 + 1
+    assert [link["href"] for link in rendered.find_all("a")] == ["report.html", "https://arxiv.org/abs/2606.10154"]
+
+
 def test_flips_are_paired_and_cut() -> None:
     table = pd.DataFrame(
         [
@@ -519,7 +565,7 @@ def test_sections_without_tables_are_left_out(tmp_path: Path) -> None:
     (path / "predict.parquet").unlink()
     written = files.write(path)[0]
     sections = BeautifulSoup(written.read_text(encoding="utf-8"), "html.parser").find_all("section")
-    assert [section["id"] for section in sections] == ["verdict", "matrix", "rtsi", "why", "provenance"]
+    assert [section["id"] for section in sections] == ["verdict", "matrix", "rtsi", "why", "provenance", "glossary"]
     assert not losses(read_run(path))[0].paired
 
 
