@@ -57,7 +57,8 @@ def _rate(row: pd.Series, name: str) -> Estimate | None:
     value = row.get(name)
     if pd.isna(value):
         return None
-    return Estimate(float(value), *(float(row.get(f"{name}_{end}", float("nan"))) for end in ("low", "high")))
+    low, high = (float(row.get(f"{name}_{end}", float("nan"))) for end in ("low", "high"))
+    return Estimate(float(value), low, high)
 
 
 def _sha256(settings: Mapping[str, Any], cell: str) -> str:
