@@ -160,10 +160,11 @@ def _size_panel(
     """The size of the error on a logarithmic axis, above the ratio and on its layers."""
     box = below.get_position()
     points = figure.get_figheight() * svg.POINTS_PER_INCH
-    above = figure.add_axes((box.x0, box.y1 + 26 / points, box.width, (SIZE_PANEL - 26) / points), sharex=below)
+    above = figure.add_axes((box.x0, box.y1 + 26 / points, box.width, (SIZE_PANEL - 32) / points), sharex=below)
     above.set_yscale("log")
     _layer_axis(above, layers)
-    above.set(ylabel="Error", xlabel="")
+    above.set_xlabel("")
+    above.set_title("Error on safety units", loc="left", fontsize=svg.LABEL, pad=3)
     above.tick_params(axis="x", labelbottom=False)
     ends = [float(end) for curve in sizes.values() for end in (curve.min(), curve.max())]
     above.set_ylim(10 ** np.floor(np.log10(min(ends))), 10 ** np.ceil(np.log10(max(ends) * 1.01)))

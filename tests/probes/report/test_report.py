@@ -201,7 +201,7 @@ def test_answers_of_models_stay_text(page: BeautifulSoup, run: Path) -> None:
     assert any("</td></tr></table></section> & more" in text for text in shown)
     assert any("⟨U+001B⟩[31m ⟨U+202E⟩txt {{ 7 * 7 }}" in text for text in shown)
     assert "\x1b" not in (run / files.PAGE).read_text(encoding="utf-8")
-    assert "</pre><script>alert(3)</script>" in page.find("pre").get_text()
+    assert "</pre><script>alert(3)</script>" in page.find(id="provenance").find("pre").get_text()
 
 
 def test_nothing_is_fetched(page: BeautifulSoup) -> None:
