@@ -396,7 +396,7 @@ def test_what_why_found_is_shown_with_what_to_keep(copy: Path) -> None:
     )
     assert f"{linear} −2.500 [−2.750, −2.250] −9.5" in text
     assert f'ignore=["lm_head", "{linear}"]' in text
-    assert "--type 'a b'" in text
+    assert "--tensor-type 'a b'" in text
     assert "kept 3.40 +1.50 [+1.00, +2.00] 90 10" in text
 
 
