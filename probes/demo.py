@@ -2,7 +2,7 @@
 
 A study (`probes.study`) of two organisms of one architecture, or of all four. The first learned to refuse freely. The
 second learned it inside the rounding intervals of Q4_0, so that its Q4_0 cell is known to have unlearned it, while
-every quality score holds. The cell that is found in danger is explained (`probes.why`) and written again with the
+every quality score holds. The cell that lost most is explained (`probes.why`) and written again with the
 linears that are to blame in float16, beside random linears of the same sizes. A second run measures nothing again.
 """
 
@@ -84,7 +84,7 @@ def main(
 
 
 def _story(run: StudyRun, model: Model) -> Iterator[str]:
-    """What became of a model's refusals, in a line or two, after its cells in danger are explained."""
+    """What became of a model's refusals, a line each, after the cell that lost most of them is explained."""
     rows = run.matrix[(run.matrix["model"] == model.name) & (run.matrix["cell"] != "baseline")]
     danger = [str(cell) for cell in rows.loc[rows["regime"] == DANGER, "cell"]]
     if not danger:
@@ -97,7 +97,8 @@ def _story(run: StudyRun, model: Model) -> Iterator[str]:
             f"{model.name} {cell}: refusals moved by {100 * row['refusal_rate_delta']:+.1f} points while quality moved "
             f"by {row['quality_delta']:+.3f}: hidden danger."
         )
-    yield from _cured(explain(run, model, danger))
+    worst = min(danger, key=lambda cell: rows.set_index("cell")["refusal_rate_delta"][cell])
+    yield from _cured(explain(run, model, [worst]))
 
 
 def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
