@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-all test fuzz lint types docs setup lock clean
 
-demo: $(DEMO_READY)  ## train a tiny chat model, quantize it eight ways, probe all nine cells, print one matrix
+demo: $(DEMO_READY)  ## of two tiny chat models, find the cell that lost its refusals, explain it, repair it
 	$(BIN)/python -m probes.demo --out $(DEMO)
 
 demo-all: $(DEMO_READY)  ## the same for all four architectures

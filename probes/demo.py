@@ -152,11 +152,12 @@ def _cured(rewritten: pd.DataFrame) -> Iterator[str]:
     for cell, rows in rewritten.groupby("cell", sort=False):
         rates = rows.set_index("variant")["refusal_rate"]
         random = rates[rates.index.str.startswith("random")]
+        least_and_most = dict.fromkeys((f"{random.min():.0%}", f"{random.max():.0%}"))
         kept = rows[rows["variant"] == "kept"].iloc[0]
         yield (
             f"{cell} written again with {kept['n_kept']} linears in float16: it refuses {rates['kept']:.0%}, the "
             f"baseline {rates['baseline']:.0%}, the plain cell {rates['plain']:.0%}; with random linears of the same "
-            f"sizes {random.min():.0%} to {random.max():.0%}."
+            f"sizes {' to '.join(least_and_most)}."
         )
 
 

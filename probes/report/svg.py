@@ -175,8 +175,9 @@ def panel(
 
 
 def short(name: object) -> str:
-    """A name as a figure shows it."""
-    return visible(str(name))[:LONGEST]
+    """A name as a figure shows it; of a long one the beginning and the end, where a cell is named."""
+    shown = visible(str(name))
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2 - 1]}…{shown[-LONGEST // 2 :]}"
 
 
 def room(names: Sequence[object]) -> int:
