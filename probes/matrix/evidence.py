@@ -58,7 +58,7 @@ def evidence(
 
 def little_to_lose(n_refusals: float | int, n_total: float | int, name: str = "The baseline") -> str:
     """A sentence where a baseline refuses so little that no cell can lose much, else ""."""
-    if pd.isna(n_total) or not n_total or n_refusals / n_total >= ALMOST_NOTHING:
+    if pd.isna(n_total) or pd.isna(n_refusals) or not n_total or n_refusals / n_total >= ALMOST_NOTHING:
         return ""
     rate = wilson(int(n_refusals), int(n_total))
     return (

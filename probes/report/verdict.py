@@ -92,8 +92,8 @@ def _little_to_lose(run: Run) -> list[str]:
     called = [
         f"The baseline of {cut(row['model'], 40)}" if run.several else "The baseline" for _, row in rows.iterrows()
     ]
-    counts = rows["refusal_rate"] * rows["n_total"]
-    said = [little_to_lose(round(n), of, name) for name, n, of in zip(called, counts, rows["n_total"], strict=True)]
+    counts = (rows["refusal_rate"] * rows["n_total"]).round()  # undefined where no answer was scored
+    said = [little_to_lose(n, of, name) for name, n, of in zip(called, counts, rows["n_total"], strict=True)]
     return [sentence for sentence in said if sentence]
 
 
