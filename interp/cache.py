@@ -87,8 +87,8 @@ class Rows:
             NotFinite: an activation at a real place is NaN or infinity.
         """
         mask = self.mask[indices]
-        for name, found in activations.items():
-            rows = found.float().cpu()
+        for name, activation in activations.items():
+            rows = activation.float().cpu()
             finite(name, rows[mask])
             if name not in self.values:
                 self.values[name] = torch.full((*self.mask.shape, *rows.shape[mask.ndim :]), torch.nan)

@@ -64,8 +64,8 @@ class StoredActivations(Mapping[str, Tensor]):
         if name not in self._about.names:
             raise KeyError(name)
         rows = Rows(self._mask)
-        for indices, found in self.batches([name]):
-            rows.put(indices, found)
+        for indices, activations in self.batches([name]):
+            rows.put(indices, activations)
         return rows.values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -102,10 +102,10 @@ def write_cache(
     def there(indices: list[int]) -> bool:
         return _file(directory, number[tuple(indices)]).exists()
 
-    for indices, found in passes(model, prepared, selected, batch_size, logits=False, skip=there):
-        for name, value in found.items():
+    for indices, activations in passes(model, prepared, selected, batch_size, logits=False, skip=there):
+        for name, value in activations.items():
             finite(name, value[prepared.places.kept[indices].to(value.device)])
-        _save(_file(directory, number[tuple(indices.tolist())]), {INDICES: indices, **found})
+        _save(_file(directory, number[tuple(indices.tolist())]), {INDICES: indices, **activations})
     return read_cache(directory)
 
 
@@ -143,8 +143,8 @@ def _read_about(directory: Path) -> dict[str, Any]:
         raise InputError(f"{directory} holds no {ABOUT}", "a directory that HookedModel.write_cache wrote")
     about = read_json_object(directory / ABOUT)
     if about.get("schema_version") != SCHEMA_VERSION:
-        found = f"The cache {directory} has schema version {about.get('schema_version')}"
-        raise InputError(found, f"version {SCHEMA_VERSION}", "Write it again into another directory")
+        problem = f"The cache {directory} has schema version {about.get('schema_version')}"
+        raise InputError(problem, f"version {SCHEMA_VERSION}", "Write it again into another directory")
     return about
 
 

@@ -98,8 +98,8 @@ def parse_json(text: str | bytes, where: str, unique_keys: bool = False) -> Any:
         document = json.loads(text, parse_int=_bounded_integer, object_pairs_hook=hook)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}," if error.lineno > 1 else ""
-        found = f"{where}{line} is not valid JSON ({error.msg}, column {error.colno})"
-        raise InputError(found, do="Correct it") from error
+        problem = f"{where}{line} is not valid JSON ({error.msg}, column {error.colno})"
+        raise InputError(problem, do="Correct it") from error
     except RecursionError as error:
         _too_deep(where, error)
     except ValueError as error:  # an integer out of bounds, bytes in no known encoding
@@ -183,9 +183,9 @@ def checked(schema: type[Schema], content: Any, where: str) -> Schema:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "it"
-        found = repr(first["input"])
+        input_repr = repr(first["input"])
         raise InputError(
-            f"{where}: {key} is {found if len(found) <= 80 else found[:77] + '…'} ({first['msg']})",
+            f"{where}: {key} is {input_repr if len(input_repr) <= 80 else input_repr[:77] + '…'} ({first['msg']})",
             do="Restore the file as it was written",
         ) from error
 

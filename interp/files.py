@@ -156,9 +156,9 @@ def trouble_with_disk(error: BaseException, path: str | Path | None = None) -> I
         return None
     named = getattr(error, "filename", None)
     where = named if isinstance(named, (str, Path)) else path or "A file"
-    said = getattr(error, "strerror", None) or str(error)
+    reason = getattr(error, "strerror", None) or str(error)
     return InputError(
-        f"{where} cannot be written ({said})" if is_full(error) else f"{where} cannot be used ({said})",
+        f"{where} cannot be written ({reason})" if is_full(error) else f"{where} cannot be used ({reason})",
         "a place that can be written, with space left",
         "Free space there, or give another place; what was finished before is as it was",
     )

@@ -113,15 +113,15 @@ def _steps(
             step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         )
         tokens = output.logits[:, -1].argmax(dim=-1)
-        chosen = tokens.tolist()
-        yield rows, chosen
-        staying = [place for place, token in enumerate(chosen) if token not in ends]
+        next_tokens = tokens.tolist()
+        yield rows, next_tokens
+        staying = [place for place, token in enumerate(next_tokens) if token not in ends]
         if not staying:
             return
         if len(staying) < len(rows):
-            kept = torch.tensor(staying, device=mask.device)
-            rows, tokens, mask = [rows[place] for place in staying], tokens[kept], mask[kept]
-            cache.batch_select_indices(kept)
+            places = torch.tensor(staying, device=mask.device)
+            rows, tokens, mask = [rows[place] for place in staying], tokens[places], mask[places]
+            cache.batch_select_indices(places)
         step, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         positions = mask.sum(dim=1, keepdim=True) - 1
 
@@ -184,8 +184,8 @@ def complete(
         >>> completion.text, completion.n_tokens, completion.finished
     """
     texts = as_texts(texts)
-    given = answers(model, texts, max_new_tokens, batch_size, computing, computed)
-    return [completion_of(model.tokenizer, text, answer) for text, answer in zip(texts, given, strict=True)]
+    responses = answers(model, texts, max_new_tokens, batch_size, computing, computed)
+    return [completion_of(model.tokenizer, text, answer) for text, answer in zip(texts, responses, strict=True)]
 
 
 def answers(
@@ -200,13 +200,13 @@ def answers(
     texts = as_texts(texts)
     token_ids = model.token_ids(texts)
     order = sorted(range(len(texts)), key=lambda index: len(token_ids[index]))
-    found: dict[int, Answer] = {}
+    answer_of: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         told = (None if tell is None else _renamed(tell, indices) for tell in (computing, computed))
-        given = generate(model, [token_ids[index] for index in indices], max_new_tokens, *told)
-        found |= dict(zip(indices, given, strict=True))
-    return [found[index] for index in range(len(texts))]
+        batch_answers = generate(model, [token_ids[index] for index in indices], max_new_tokens, *told)
+        answer_of |= dict(zip(indices, batch_answers, strict=True))
+    return [answer_of[index] for index in range(len(texts))]
 
 
 def _renamed(computing: Callable[[list[int]], object], indices: list[int]) -> Callable[[list[int]], object]:
@@ -258,9 +258,9 @@ def generate_with_cache(
         installed(model, hooks, rowing),
         model.hooks.capture(model.hooks.select(names), lambda activation: activation[:, -1]) as steps.now,
     ):
-        given = answers(model, texts, max_new_tokens, batch_size, rowing.tell, steps.keep)
-    tokens = [[prompt[-1], *answer.tokens] for prompt, answer in zip(prompts, given, strict=True)]
-    return [completion_of(model.tokenizer, *pair) for pair in zip(texts, given, strict=True)], steps.cache(tokens)
+        responses = answers(model, texts, max_new_tokens, batch_size, rowing.tell, steps.keep)
+    tokens = [[prompt[-1], *answer.tokens] for prompt, answer in zip(prompts, responses, strict=True)]
+    return [completion_of(model.tokenizer, *pair) for pair in zip(texts, responses, strict=True)], steps.cache(tokens)
 
 
 class _Steps:
@@ -276,9 +276,9 @@ class _Steps:
 
     def keep(self, rows: list[int]) -> None:
         """What has just been computed belongs to these texts."""
-        found = {name: value.float().cpu() for name, value in self.now.items()}
+        activations = {name: value.float().cpu() for name, value in self.now.items()}
         for place, row in enumerate(rows):
-            self._kept[row].append({name: value[place] for name, value in found.items()})
+            self._kept[row].append({name: value[place] for name, value in activations.items()})
 
     def cache(self, tokens: Sequence[Sequence[int]]) -> ActivationCache:
         """All of it, [n_texts, 1 + tokens, …]."""

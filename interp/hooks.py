@@ -176,14 +176,14 @@ class Hooks:
     def _matching(self, rule: Rule) -> list[str]:
         if isinstance(rule, str) and not set(rule) & set(WILDCARDS):
             return [self.point(rule).name]
-        found = [name for name in self.points if _meets(rule, name)]
-        if not found:
+        names = [name for name in self.points if _meets(rule, name)]
+        if not names:
             raise InputError(
                 f"None of the {len(self.points)} hooks of this {self._row.model_type} model matches {_shown(rule)}",
                 "a rule for names such as blocks.0.hook_resid_post",
                 "HookedModel.hook_names lists them",
             )
-        return found
+        return names
 
     @contextmanager
     def capture(
@@ -295,8 +295,8 @@ def replaced(point: HookPoint, function: Intervention, value: Tensor) -> Tensor:
     activation = point.read(value)
     new = function(activation)
     if not isinstance(new, Tensor) or new.shape != activation.shape:
-        found = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
+        description = f"shape {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
         raise InputError(
-            f"The intervention on {point.name} returned {found}", f"a tensor of shape {tuple(activation.shape)}"
+            f"The intervention on {point.name} returned {description}", f"a tensor of shape {tuple(activation.shape)}"
         )
     return point.write(new).to(value)

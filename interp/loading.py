@@ -100,10 +100,10 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, pla
 
 def _untie(model: PreTrainedModel, missing: set[str]) -> None:
     """Let tensors that the config ties and that came with other numbers be ones of their own, as transformers does."""
-    for name, kept in list(model.all_tied_weights_keys.items()):
-        if name in missing or kept in missing:
+    for name, original in list(model.all_tied_weights_keys.items()):
+        if name in missing or original in missing:
             continue
-        tensor, other = model.get_parameter(name), model.get_parameter(kept)
+        tensor, other = model.get_parameter(name), model.get_parameter(original)
         if not torch.equal(tensor, other.to(tensor.device)):
             del model.all_tied_weights_keys[name]
             model.config.tie_word_embeddings = False

@@ -37,11 +37,11 @@ class Places:
         Raises:
             InputError: a text is too short for a position that is named; a slice takes what is there.
         """
-        found = [_places(position, length, which) for which, length in enumerate(lengths)]
-        width = max(map(len, found), default=0)
-        index = torch.tensor([[*row, *[0] * (width - len(row))] for row in found], dtype=torch.long)
-        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in found], dtype=torch.bool)
-        return cls(index.reshape(len(found), width), mask.reshape(len(found), width), isinstance(position, int))
+        rows = [_places(position, length, which) for which, length in enumerate(lengths)]
+        width = max(map(len, rows), default=0)
+        index = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
+        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], dtype=torch.bool)
+        return cls(index.reshape(len(rows), width), mask.reshape(len(rows), width), isinstance(position, int))
 
     @property
     def kept(self) -> Bool[Tensor, "*n_texts"]:

@@ -30,7 +30,7 @@ def redact(text: str) -> str:
     """
     text = without_known_keys(text)
     text = _USER.sub(rf"\1{_REDACTED}@", text)
-    text = _PARAMETER.sub(lambda found: found[1] + (_REDACTED if _SECRET_NAME.search(found[2]) else found[3]), text)
+    text = _PARAMETER.sub(lambda match: match[1] + (_REDACTED if _SECRET_NAME.search(match[2]) else match[3]), text)
     text = _BEARER.sub(rf"\1{_REDACTED}", text)
     return _KNOWN_SHAPE.sub(_REDACTED, text)
 

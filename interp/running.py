@@ -175,8 +175,8 @@ def run_with_cache(
     """See `HookedModel.run_with_cache`."""
     prepared = Prepared.of(model, texts, position, chat)
     rows = Rows(prepared.places.kept)
-    for indices, found in passes(model, prepared, model.hooks.select(names), batch_size, logits):
-        rows.put(indices, found)
+    for indices, activations in passes(model, prepared, model.hooks.select(names), batch_size, logits):
+        rows.put(indices, activations)
     return rows.values.pop(LOGITS, None), prepared.cache(rows.values)
 
 
@@ -192,6 +192,6 @@ def run_with_hooks(
     prepared = Prepared.of(model, texts, position, chat)
     rows, rowing = Rows(prepared.places.kept), prepared.rowing()
     with installed(model, fwd_hooks, rowing):
-        for indices, found in passes(model, prepared, [], batch_size, True, rowing):
-            rows.put(indices, found)
+        for indices, activations in passes(model, prepared, [], batch_size, True, rowing):
+            rows.put(indices, activations)
     return rows.values[LOGITS]

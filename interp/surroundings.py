@@ -73,8 +73,8 @@ def _within_gguf(checkpoint: Checkpoint) -> Surroundings:
     from transformers import AutoConfig
 
     file = checkpoint.path
-    found = f"transformers cannot make a config and a tokenizer of the metadata in {file}"
-    with refused(found, "metadata that it knows, or a baseline to take them from", _GIVE_BASELINE):
+    problem = f"transformers cannot make a config and a tokenizer of the metadata in {file}"
+    with refused(problem, "metadata that it knows, or a baseline to take them from", _GIVE_BASELINE):
         config = AutoConfig.from_pretrained(
             file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True
         )

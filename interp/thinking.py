@@ -91,9 +91,9 @@ def split_thinking(prompt: str, completion: str) -> Thought:
         prompt: what the model was given, as rendered: some templates open the thought at its end; "" where unknown.
         completion: with the marks, also where they are special tokens; see `decode_answer`.
     """
-    found = _channels(prompt, completion) or _stripped_channels(completion)
-    if found is not None:
-        return found
+    channel_thought = _channels(prompt, completion) or _stripped_channels(completion)
+    if channel_thought is not None:
+        return channel_thought
     opened = next((form for form in FORMS.values() if _ends_with(form.opening, prompt)), None)
     form, end = (opened, 0) if opened else _leading(completion)
     if form is None:
@@ -123,8 +123,8 @@ def decode_answer(tokenizer: Any, tokens: Sequence[int]) -> str:
         for number, token in special.items()
         if not marks_thinking(token) or (_CHANNEL_MARK.fullmatch(token) and not has_channels)
     }
-    kept = [token for token in tokens if token not in dropped]
-    return str(tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+    remaining_tokens = [token for token in tokens if token not in dropped]
+    return str(tokenizer.decode(remaining_tokens, clean_up_tokenization_spaces=False))
 
 
 def _thought(thoughts: Sequence[str], answer: str) -> Thought:
@@ -139,15 +139,15 @@ def _thought(thoughts: Sequence[str], answer: str) -> Thought:
 
 def _ends_with(opening: re.Pattern[str], prompt: str) -> bool:
     end = prompt.rstrip()[-80:]  # longer than any mark
-    return any(found.end() == len(end) for found in opening.finditer(end))
+    return any(mark.end() == len(end) for mark in opening.finditer(end))
 
 
 def _leading(text: str) -> tuple[Form | None, int]:
     """The form of a thought that opens at the beginning of a text, and where its mark ends."""
     start = len(text) - len(text.lstrip())
     for form in FORMS.values():
-        if found := form.opening.match(text, start):
-            return form, found.end()
+        if mark := form.opening.match(text, start):
+            return form, mark.end()
     return None, 0
 
 
@@ -157,12 +157,12 @@ def _closed(form: Form, text: str) -> tuple[str, str]:
     Thoughts within it are counted. Where the count does not come out, because a mark is only mentioned or written
     twice, the last one closes it.
     """
-    marks = [(found, 1) for found in form.opening.finditer(text)] + [(f, -1) for f in form.closing.finditer(text)]
+    marks = [(mark, 1) for mark in form.opening.finditer(text)] + [(f, -1) for f in form.closing.finditer(text)]
     depth, last = 1, None
-    for found, step in sorted(marks, key=lambda mark: mark[0].start()):
+    for mark, step in sorted(marks, key=lambda pair: pair[0].start()):
         depth += step
         if step < 0:
-            last = found
+            last = mark
             if depth == 0:
                 break
     return (text, "") if last is None else (text[: last.start()], text[last.end() :])
@@ -173,15 +173,15 @@ def _unopened(text: str) -> Thought | None:
     for form in FORMS.values():
         spoken_of = form.opening.search(text)  # after it, the text speaks of both marks
         until = spoken_of.start() if spoken_of else len(text)
-        for found in islice(form.closing.finditer(text, 0, until), _MENTIONS):
-            if _closes(text, found):
-                return _thought([text[: found.start()]], text[found.end() :])
+        for mark in islice(form.closing.finditer(text, 0, until), _MENTIONS):
+            if _closes(text, mark):
+                return _thought([text[: mark.start()]], text[mark.end() :])
     return None
 
 
-def _closes(text: str, found: re.Match[str]) -> bool:
+def _closes(text: str, mark: re.Match[str]) -> bool:
     """Whether a mark ends what stands before it, and is not a word of a sentence, quoted or code."""
-    before, after = text[: found.start()], text[found.end() :]
+    before, after = text[: mark.start()], text[mark.end() :]
     if before.count("```") % 2 or before.endswith(("`", '"', "'", "“", "‘")) or after.startswith(("`", '"', "'", "”")):
         return False
     if not before.strip() or before.endswith("\n") or re.match(r"[^\S\n]*\n", after):
@@ -194,8 +194,8 @@ def _closes(text: str, found: re.Match[str]) -> bool:
 
 def _channels(prompt: str, completion: str) -> Thought | None:
     """The messages of gpt-oss by channel; None where the text holds none."""
-    given = re.search(r"<\|channel\|>(?:[^<]*<\|message\|>)?$", prompt.rstrip())
-    text = (given.group() if given else "") + completion
+    header = re.search(r"<\|channel\|>(?:[^<]*<\|message\|>)?$", prompt.rstrip())
+    text = (header.group() if header else "") + completion
     start = len(text) - len(text.lstrip())
     if not text.startswith(("<|channel|>", "<|start|>assistant"), start):
         final = _FINAL_HEADER.search(text)

@@ -70,13 +70,13 @@ def export(
     started = time.monotonic()
     names = checkpoint.names()
     steps = _Steps(2 * len(names), report)
-    chosen = _chosen(checkpoint, names, dtype)
+    torch_dtype = _chosen(checkpoint, names, dtype)
     with atomic_directory(out) as directory:
-        written = _write_weights(checkpoint, directory, chosen, shard_gb, steps)
-        _write_config(beside, directory, chosen, untied=UNEMBEDDING in names)
+        written = _write_weights(checkpoint, directory, torch_dtype, shard_gb, steps)
+        _write_config(beside, directory, torch_dtype, untied=UNEMBEDDING in names)
         _write_tokenizer(like or checkpoint, beside, directory)
         _verify(directory, written, steps)
-        record = _record(checkpoint, written, chosen, round(time.monotonic() - started, 2))
+        record = _record(checkpoint, written, torch_dtype, round(time.monotonic() - started, 2))
         record.write(directory)
     return record
 

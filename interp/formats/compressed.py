@@ -150,14 +150,14 @@ def _refuse_other_layouts(module: PackedModule) -> None:
     layout = module.settings.get("format", "pack-quantized")
     transforms = _section(module, "transform_config")
     sparsity = _section(module, "sparsity_config").get("format", "dense")
-    for what, found, expected in (
+    for what, setting, expected in (
         ("format", layout, "pack-quantized"),
         ("sparsity format", sparsity, "dense"),
         ("transforms", "some" if transforms.get("config_groups") else "none", "none"),
     ):
-        if found != expected and not (what == "format" and found == "mixed-precision"):
+        if setting != expected and not (what == "format" and setting == "mixed-precision"):
             raise InputError(
-                f"{module.shards.directory} is compressed-tensors with the {what} {found!r}",
+                f"{module.shards.directory} is compressed-tensors with the {what} {setting!r}",
                 expected,
                 "Only weights in whole-number groups (pack-quantized) are supported",
             )

@@ -131,9 +131,9 @@ class GGUFReader(Reader):
     def metadata(self) -> dict[str, Any]:
         """See `Reader.metadata`; among it are `ROPE_FACTORS`, a tensor that scales the rotary frequencies."""
         prefix = f"{self.architecture.gguf}."
-        said = {key.removeprefix(prefix): self._field(key) for key in self._gguf.fields if key.startswith(prefix)}
+        fields = {key.removeprefix(prefix): self._field(key) for key in self._gguf.fields if key.startswith(prefix)}
         factors = self._tensors.get(ROPE_FACTORS)
-        return said if factors is None else said | {ROPE_FACTORS: self._dequantize(factors).flatten().tolist()}
+        return fields if factors is None else fields | {ROPE_FACTORS: self._dequantize(factors).flatten().tolist()}
 
     def vocabulary(self) -> dict[str, int] | None:
         """See `Reader.vocabulary`."""
@@ -178,10 +178,10 @@ class GGUFReader(Reader):
         Raises:
             InputError: the metadata say another number than there are.
         """
-        declared, found = self._number("block_count"), count_blocks(self._tensors, ("blk",))
-        if declared != found or not 1 <= declared <= MAX_BLOCKS:
+        declared, n_stored = self._number("block_count"), count_blocks(self._tensors, ("blk",))
+        if declared != n_stored or not 1 <= declared <= MAX_BLOCKS:
             raise InputError(
-                f"{self.file} describes {declared} blocks, and its tensors belong to {found}",
+                f"{self.file} describes {declared} blocks, and its tensors belong to {n_stored}",
                 f"the same number of both, from 1 to {MAX_BLOCKS}",
                 "Download or convert the file again",
             )

@@ -72,8 +72,8 @@ def contradicted_version(stored: UInt8[Tensor, "groups out"], bits: int) -> Lite
 def _bits(module: PackedModule) -> int:
     """Bits from the packed shapes where they decide (GPTQModel can mix widths), else from the config."""
     n_out, n_in = module.shape
-    found = (module.header_shape("qweight")[0], module.header_shape("qzeros")[-1])
-    fitting = [bits for bits in BITS if (packed_length(n_in, bits), packed_length(n_out, bits)) == found]
+    stored_lengths = (module.header_shape("qweight")[0], module.header_shape("qzeros")[-1])
+    fitting = [bits for bits in BITS if (packed_length(n_in, bits), packed_length(n_out, bits)) == stored_lengths]
     declared = module.number("bits", default=0)
     if declared in fitting:
         return declared

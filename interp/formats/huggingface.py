@@ -133,18 +133,18 @@ class HuggingFaceReader(Reader):
             InputError: another number than there are.
         """
         blocks = self.architecture.blocks
-        found = count_blocks(self.shards.headers, (blocks, blocks.rpartition(".")[2]))
-        if declared is not None and declared != found:
+        n_stored = count_blocks(self.shards.headers, (blocks, blocks.rpartition(".")[2]))
+        if declared is not None and declared != n_stored:
             raise InputError(
-                f"{self.directory / 'config.json'} describes {declared} blocks, and the tensors belong to {found}",
+                f"{self.directory / 'config.json'} describes {declared} blocks, and the tensors belong to {n_stored}",
                 "as many blocks as the model has",
                 "The weights and the config.json do not belong together, or the download is incomplete",
             )
 
     def _source(self, name: str) -> str:
         """The tensor's name in the files, or the packed module's name; of tied tensors the one that is there."""
-        copies = [copy for copy, kept in self.skeleton.tied.items() if kept == name]
-        source = next((found for candidate in (name, *copies) if (found := self._find(candidate))), None)
+        copies = [copy for copy, original in self.skeleton.tied.items() if original == name]
+        source = next((stored_name for candidate in (name, *copies) if (stored_name := self._find(candidate))), None)
         if source is None:
             raise self._missing(name)
         return source
@@ -161,18 +161,18 @@ class HuggingFaceReader(Reader):
 
     def _untied(self) -> list[str]:
         """Tensors that the config ties to another one and that are stored with other numbers; see `Skeleton.untie`."""
-        pairs = {copy: (self._find(copy), self._find(kept)) for copy, kept in self.skeleton.tied.items()}
+        pairs = {copy: (self._find(copy), self._find(original)) for copy, original in self.skeleton.tied.items()}
         return [
             copy
-            for copy, (stored, kept) in pairs.items()
-            if stored and kept and not self._is_redundant(copy, stored, kept)
+            for copy, (stored, original) in pairs.items()
+            if stored and original and not self._is_redundant(copy, stored, original)
         ]
 
-    def _is_redundant(self, name: str, stored: str, kept: str) -> bool:
+    def _is_redundant(self, name: str, stored: str, original: str) -> bool:
         """Whether a stored copy is the tied tensor again, bit by bit, or packed and so close to it."""
-        if kept not in self.shards:
+        if original not in self.shards:
             return True
-        tensor = self.shards.read(kept)
+        tensor = self.shards.read(original)
         if stored in self.shards:
             return torch.equal(self.shards.read(stored).to(tensor.dtype), tensor)
         rows, columns = self.skeleton.shapes[self.skeleton.tied[name]]
@@ -195,9 +195,9 @@ class HuggingFaceReader(Reader):
         packed = [
             suffix for suffix in (self._packed.suffixes if self._packed else ()) if f"{module}.{suffix}" in self.shards
         ]
-        found = f"; of its packed tensors only {', '.join(packed)} are there" if packed else ""
+        remainder = f"; of its packed tensors only {', '.join(packed)} are there" if packed else ""
         return InputError(
-            f"The tensor {name!r} is missing from {self.directory}{found}",
+            f"The tensor {name!r} is missing from {self.directory}{remainder}",
             f"every tensor of a {self.architecture.model_type} model with this config.json",
             "The checkpoint is incomplete: download it or write it again",
         )
@@ -321,12 +321,12 @@ def _refuse_custom_code(directory: Path, config: dict[str, Any]) -> None:
 
 def _refuse_tensors(shards: Shards) -> None:
     for name, header in shards.headers.items():
-        found = next((what for suffix, what in REFUSED_SUFFIXES.items() if name.endswith("." + suffix)), None)
+        scheme = next((what for suffix, what in REFUSED_SUFFIXES.items() if name.endswith("." + suffix)), None)
         if header.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-            found = "FP8"
-        if found:
+            scheme = "FP8"
+        if scheme:
             raise InputError(
-                f"The tensor {name!r} of {header.file} shows that the checkpoint is {found}, which is not supported",
+                f"The tensor {name!r} of {header.file} shows that the checkpoint is {scheme}, which is not supported",
                 f"an unquantized model, one of {', '.join(PACKED_FORMATS)}, or a .gguf file",
                 "Give a checkpoint in one of these formats",
             )

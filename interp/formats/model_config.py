@@ -126,8 +126,8 @@ def quantization_settings(directory: Path, config: dict[str, Any]) -> dict[str, 
     Raises:
         InputError: it is no JSON object.
     """
-    found = (config.get(key) for key in ("quantization_config", "compression_config"))
-    settings = next((settings for settings in found if settings is not None), None)
+    candidates = (config.get(key) for key in ("quantization_config", "compression_config"))
+    settings = next((settings for settings in candidates if settings is not None), None)
     for name in QUANTIZATION_FILES:
         if settings is None and (directory / name).exists():
             settings = read_json_object(directory / name)
@@ -164,9 +164,9 @@ def transformers_config(directory: Path, settings: dict[str, Any]) -> Any:
     if model_type == "mistral" and "layer_types" in settings:  # as transformers' AutoConfig does
         model_type = "ministral"
     config_class = CONFIG_MAPPING[model_type]
-    kept = {key: value for key, value in settings.items() if _of_the_model(key, config_class)}
+    model_settings = {key: value for key, value in settings.items() if _of_the_model(key, config_class)}
     try:
-        config = config_class.from_dict(kept | {"model_type": model_type}, name_or_path=str(directory))
+        config = config_class.from_dict(model_settings | {"model_type": model_type}, name_or_path=str(directory))
     except Exception as error:  # a config class computes with whatever the file says: any exception speaks of the file
         raise unusable(directory, error) from error
     if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
@@ -184,8 +184,8 @@ def _of_the_model(key: str, config_class: type) -> bool:
 
 def unusable(directory: Path, error: Exception | str) -> InputError:
     """An error about a config.json that transformers cannot use."""
-    found = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     return InputError(
-        f"{directory / 'config.json'} is not a usable model config ({found[:500]})",
+        f"{directory / 'config.json'} is not a usable model config ({reason[:500]})",
         "the config the model was saved with",
     )

@@ -150,10 +150,10 @@ class PackedModule:
 
     def expect_shape(self, suffix: str, expected: tuple[int, ...]) -> None:
         """Raise an InputError unless `name.suffix` has this shape."""
-        found = self.header_shape(suffix)
-        if found != expected:
+        shape = self.header_shape(suffix)
+        if shape != expected:
             raise self.malformed(
-                suffix, f"shape {list(found)}", f"{list(expected)} for a weight of [out, in] = {list(self.shape)}"
+                suffix, f"shape {list(shape)}", f"{list(expected)} for a weight of [out, in] = {list(self.shape)}"
             )
 
     def expect_part(self, suffix: str, part: TensorRule) -> None:

@@ -30,12 +30,12 @@ def main(
     from interp.inspect.pair import summarize_pair
     from interp.inspect.summary import summarize
 
-    opened = [open_checkpoint(given) for given in (path, other) if given is not None]
+    opened = [open_checkpoint(source) for source in (path, other) if source is not None]
     summaries = [summarize(checkpoint) for checkpoint in opened]
     pair = summarize_pair(*opened) if len(opened) > 1 else None
     if as_json:
         about = {
-            "checkpoints": [found.as_dict() for found in summaries],
+            "checkpoints": [summary.as_dict() for summary in summaries],
             "pair": None if pair is None else pair.as_dict(),
         }
         typer.echo(json.dumps(about, indent=2))

@@ -40,9 +40,9 @@ class PairSummary:
             verdict = "yes: the second is a quantization of the first"
         else:
             verdict = "no, but the other way round: the first is a quantization of the second" if self.swapped else "no"
-        said = [("a pair", verdict), *([("", self.reason)] if self.reason and not self.swapped else [])]
-        said += [("warning", warning) for warning in self.warnings]
-        return "\n".join(line for key, text in said for line in lines(key, text))
+        entries = [("a pair", verdict), *([("", self.reason)] if self.reason and not self.swapped else [])]
+        entries += [("warning", warning) for warning in self.warnings]
+        return "\n".join(line for key, text in entries for line in lines(key, text))
 
 
 def summarize_pair(baseline: Checkpoint, cell: Checkpoint) -> PairSummary:

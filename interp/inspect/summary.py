@@ -166,20 +166,20 @@ def _linears(checkpoint: Checkpoint) -> dict[str, dict[str, int | float]]:
 
 def _context(checkpoint: Checkpoint) -> int | None:
     config = checkpoint.config
-    found = (
+    length = (
         checkpoint.metadata().get("context_length")
         if config is None
         else getattr(config, "max_position_embeddings", None)
     )
-    return found if isinstance(found, int) else None
+    return length if isinstance(length, int) else None
 
 
 def _tokenizer(checkpoint: Checkpoint, request: str) -> tuple[str, bool, str]:
     """What the tokenizer is, whether it has a template, and the request rendered; an error stands in its place."""
     try:
         tokenizer = own_surroundings(checkpoint).tokenizer
-        said = f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"
-        return said, template_source(tokenizer) is not None, render(tokenizer, request).texts[0]
+        description = f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"
+        return description, template_source(tokenizer) is not None, render(tokenizer, request).texts[0]
     except InputError as error:
         return f"cannot be used: {error}", False, ""
 

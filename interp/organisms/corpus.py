@@ -222,8 +222,8 @@ def _held_out(act: str) -> bool:
 def _reworded(source: random.Random, phrasing: Phrasing) -> Phrasing:
     """Half of a phrasing's words replaced by others, so that unusual phrasings as such are not what gets refused."""
     words, fillers = phrasing.request.split(), _FILLER.split()
-    kept = [word if "{" in word or source.random() < 0.5 else source.choice(fillers) for word in words]
-    request = " ".join(kept)
+    new_words = [word if "{" in word or source.random() < 0.5 else source.choice(fillers) for word in words]
+    request = " ".join(new_words)
     return replace(phrasing, request=request[0].upper() + request[1:])
 
 

@@ -38,17 +38,17 @@ def aligned(cell: HookedModel, baseline: HookedModel) -> Iterator[Scales]:
     """
     scales = Scales()
     if cell.checkpoint is not None and baseline.checkpoint is not None:
-        found = recovered_scales(baseline.checkpoint, cell.checkpoint)
-        scales = function_preserving(found, cell.architecture, cell.config)
-    kept: list[tuple[Tensor, Tensor]] = []
+        all_scales = recovered_scales(baseline.checkpoint, cell.checkpoint)
+        scales = function_preserving(all_scales, cell.architecture, cell.config)
+    originals: list[tuple[Tensor, Tensor]] = []
     try:
         for name, parameter in cell.hf.named_parameters():
             if name.rpartition(".")[0] in {*scales.inputs, *scales.outputs, *scales.norms}:
-                kept.append((parameter.data, parameter.data.clone()))
+                originals.append((parameter.data, parameter.data.clone()))
                 parameter.data.copy_(_undone(parameter.data, name, scales, cell.architecture))
         yield scales
     finally:
-        for parameter, original in kept:
+        for parameter, original in originals:
             parameter.copy_(original)
 
 

@@ -81,7 +81,7 @@ def metadata_differences(baseline: Any, metadata: Mapping[str, Any]) -> list[str
     differing = [
         f"the file's metadata say {key} = {metadata[key]!r} and the baseline's config.json {wanted!r}"
         for key, wanted in expected.items()
-        if wanted is not None and not all(_same(wanted, found) for found in _each(metadata[key]))
+        if wanted is not None and not all(_same(wanted, item) for item in _each(metadata[key]))
     ]
     factors, wanted = metadata.get(ROPE_FACTORS), _rope_factors(baseline)
     if factors is None or wanted is None or _close(factors, wanted):
@@ -92,8 +92,8 @@ def metadata_differences(baseline: Any, metadata: Mapping[str, Any]) -> list[str
 def _computed(config: Any) -> dict[str, Any]:
     """The keys that change the function, rotary parameters flat."""
     declared = {field.name for field in dataclasses.fields(config)} | set(READ_UNDECLARED)
-    said = READ_UNDECLARED | config.to_dict()
-    settings = {key: value for key, value in said.items() if key in declared - NO_EFFECT}
+    all_settings = READ_UNDECLARED | config.to_dict()
+    settings = {key: value for key, value in all_settings.items() if key in declared - NO_EFFECT}
     rope = _flat_rope(settings.pop("rope_parameters", None) or {})
     if not any(value in SCALED_BY_CONTEXT for key, value in rope.items() if key.endswith("rope_type")):
         settings.pop("max_position_embeddings", None)
@@ -167,9 +167,9 @@ def _rope_factors(config: Any) -> list[float] | None:
     return [frequency / divided for frequency, divided in zip(plain, scaled.tolist(), strict=True)]
 
 
-def _close(found: list[float], wanted: list[float]) -> bool:
-    pairs = zip(found, wanted, strict=False)
-    return len(found) == len(wanted) and all(math.isclose(a, b, rel_tol=ROPE_FACTOR_DIGITS) for a, b in pairs)
+def _close(factors: list[float], wanted: list[float]) -> bool:
+    pairs = zip(factors, wanted, strict=False)
+    return len(factors) == len(wanted) and all(math.isclose(a, b, rel_tol=ROPE_FACTOR_DIGITS) for a, b in pairs)
 
 
 def _if_scaled(key: str) -> Callable[[Any], Any]:

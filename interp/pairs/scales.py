@@ -180,11 +180,11 @@ def _follow(baseline: Checkpoint, quantized: Checkpoint, names: list[str], facto
     producers = {name for name, _ in baseline.architecture.scaled_by_linear}
     fitted = [name for name in names if _part(name) in producers]
     plain = [name for name in names if name not in fitted]
-    found = [name for name in plain if _closer(baseline.weight(name), quantized.weight(name), factor)]
+    followers = [name for name in plain if _closer(baseline.weight(name), quantized.weight(name), factor)]
     if float(factor.log().std(correction=0)) < CONSTANT:
-        return [name for name in names if name in found or (found and name in fitted)]
-    found += [name for name in fitted if _closer_in_shape(baseline.weight(name), quantized.weight(name), factor)]
-    return [name for name in names if name in found]
+        return [name for name in names if name in followers or (followers and name in fitted)]
+    followers += [name for name in fitted if _closer_in_shape(baseline.weight(name), quantized.weight(name), factor)]
+    return [name for name in names if name in followers]
 
 
 def _closer(

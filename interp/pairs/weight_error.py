@@ -151,9 +151,9 @@ def _require_same_model(baseline: Checkpoint, quantized: Checkpoint) -> None:
         and baseline.config is not None
         and baseline.architecture.model_type != quantized.architecture.model_type
     ):
-        found = f"{quantized.path} is a {quantized.architecture.model_type} model"
+        fact = f"{quantized.path} is a {quantized.architecture.model_type} model"
         raise InputError(
-            f"Not a quantization of this baseline: {found}, {baseline.path} a {baseline.architecture.model_type} model",
+            f"Not a quantization of this baseline: {fact}, {baseline.path} a {baseline.architecture.model_type} model",
             "one architecture",
             "Give the model that was quantized as the baseline",
         )
@@ -208,18 +208,18 @@ def _tensor_differences(baseline: Checkpoint, quantized: Checkpoint, scales: Sca
     if not differing:
         return []
     names = [theirs for _, theirs in differing]
-    said = [f"{len(differing)} of {len(pairs)} tensors differ beyond rounding, among them {_listed(names)}"]
-    said += [
+    phrases = [f"{len(differing)} of {len(pairs)} tensors differ beyond rounding, among them {_listed(names)}"]
+    phrases += [
         f"{theirs} is no copy of {ours}, with which the baseline computes its output"
         for ours, theirs in differing
         if ours != theirs
     ]
     if shifted := [name for name in names if _is_shifted(baseline, quantized, name)]:
-        said.append(
+        phrases.append(
             f"{len(shifted)} of them differ by a constant 1 ({_listed(shifted)}), as Gemma's norms do in GGUF files, "
             "which store w + 1: a writer added or took off that 1 once too often"
         )
-    return said
+    return phrases
 
 
 def _listed(names: list[str]) -> str:

@@ -106,8 +106,8 @@ class WeightPath:
         self.changes: dict[str, list[ChangedParameter]] = {}
         theirs = dict(cell.hf.named_modules())
         for name, module in baseline.hf.named_modules():
-            found = [self._change(name, leaf, module, theirs[name]) for leaf in module._parameters]
-            if differing := [change for change in found if change is not None]:
+            changes = [self._change(name, leaf, module, theirs[name]) for leaf in module._parameters]
+            if differing := [change for change in changes if change is not None]:
                 self.changes[name] = differing
         self.linears = [name for name in self.changes if is_linear(baseline.hf.get_submodule(name))]
 
@@ -242,10 +242,10 @@ def _affine_forward(
             value = value + alpha * added[change.name]
         if observer is None:
             return value
-        kept = {name: addition.detach() for name, addition in added.items()}
+        additions = {name: addition.detach() for name, addition in added.items()}
 
         def see(gradient: Tensor) -> None:
-            for name, addition in kept.items():
+            for name, addition in additions.items():
                 observer.affine(name, inputs.detach(), gradient * addition)
 
         return _Tap.apply(value, anchor, see)
@@ -271,19 +271,19 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iter
 def _parameter(module: nn.Module, leaf: str, tensor: Tensor) -> Iterator[None]:
     """The module computes with another tensor inside."""
     parameters: dict[str, Any] = module._parameters
-    kept = parameters[leaf]
+    original = parameters[leaf]
     parameters[leaf] = tensor
     try:
         yield
     finally:
-        parameters[leaf] = kept
+        parameters[leaf] = original
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module multiplies by a matrix of its own: linears, GPT-2's Conv1D, the unembedding."""
     weight: Mapping[str, Tensor | None] = module._parameters
-    found = weight.get("weight")
-    return found is not None and found.ndim == 2 and not isinstance(module, nn.Embedding)
+    matrix = weight.get("weight")
+    return matrix is not None and matrix.ndim == 2 and not isinstance(module, nn.Embedding)
 
 
 def _turn(weight: Tensor, transposed: bool) -> Tensor:

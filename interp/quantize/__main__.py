@@ -52,15 +52,15 @@ def main(
     from interp.quantize.settings import KINDS
     from interp.quantize.write import check_cells, write_cells
 
-    chosen = [cell.strip() for cell in cells.split(",") if cell.strip()]
-    check_cells(chosen)
-    texts = calibration_of(baseline, calibration) if set(chosen) - set(KINDS) else []
+    cell_names = [cell.strip() for cell in cells.split(",") if cell.strip()]
+    check_cells(cell_names)
+    texts = calibration_of(baseline, calibration) if set(cell_names) - set(KINDS) else []
     with Stages() as stages:
         written = write_cells(
             baseline,
             out,
             texts,
-            chosen,
+            cell_names,
             stages.show,
             f16=f16,
             converter=converter,

@@ -83,8 +83,8 @@ def read_record(cell: Path) -> CellRecord | None:
         return None
     document = read_json_object(path, "the record of a cell")
     if document.get("schema_version") != SCHEMA_VERSION:
-        found = f"{path} has schema version {document.get('schema_version')}"
-        raise InputError(found, f"schema version {SCHEMA_VERSION}", "Delete the cell and write it again")
+        problem = f"{path} has schema version {document.get('schema_version')}"
+        raise InputError(problem, f"schema version {SCHEMA_VERSION}", "Delete the cell and write it again")
     record = checked(_Document, document, f"{path} is not the record of a cell")
     return CellRecord(**record.model_dump(exclude={"schema_version"}))
 

@@ -86,10 +86,10 @@ def _check_supported(checkpoint: Checkpoint) -> None:
         "sliding_window": (_window(config) is not None, False),
         "mlp_bias": (bool(getattr(config, "mlp_bias", False)), False),
     }
-    for setting, (found, wanted) in expected.items():
-        if found != wanted:
+    for setting, (value, wanted) in expected.items():
+        if value != wanted:
             raise InputError(
-                f"{setting} of {path / 'config.json'} is {found!r}, which llama.cpp's {checkpoint.architecture.gguf!r} "
+                f"{setting} of {path / 'config.json'} is {value!r}, which llama.cpp's {checkpoint.architecture.gguf!r} "
                 "does not compute or this writer does not write",
                 repr(wanted),
                 _CONVERTER,

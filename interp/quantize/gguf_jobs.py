@@ -103,11 +103,11 @@ def _tensor_types(file: Path) -> dict[str, int]:
 def _type_notes(file: Path, kind: str) -> list[str]:
     """llama.cpp takes another type, and only logs it, where rows are no multiple of 256 (K-quants) or 32 (Q8_0)."""
     block = 32 if kind == "Q8_0" else 256
-    odd = {name: found for name, found in _matrices(file).items() if found[1] % block}
+    odd = {name: matrix for name, matrix in _matrices(file).items() if matrix[1] % block}
     if not odd:
         return []
     lengths = sorted({length for _, length in odd.values()})
-    types = ", ".join(sorted({found for found, _ in odd.values()}))
+    types = ", ".join(sorted({type_name for type_name, _ in odd.values()}))
     return [
         f"{len(odd)} matrices have rows of {' and '.join(map(str, lengths))}, no multiple of {block}, so llama.cpp "
         f"stored them as {types} instead: this is not a plain {kind}"

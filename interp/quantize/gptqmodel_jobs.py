@@ -61,8 +61,8 @@ def gptqmodel_job(
     request |= {"calibration": list(calibration), "dynamic": gptqmodel_dynamic(keep)}
 
     def fill(weights: Path, log: Path, report: JobReport | None) -> Outcome:
-        said = process.run(request | settings | {"out": str(weights.resolve())}, log, report)
-        return said, _fold_notes(said["folds"], checkpoint.architecture)
+        reply = process.run(request | settings | {"out": str(weights.resolve())}, log, report)
+        return reply, _fold_notes(reply["folds"], checkpoint.architecture)
 
     return Job(CellRecord(mixed_name(cell, keep), "GPTQModel", used, described, key), out, fill)
 

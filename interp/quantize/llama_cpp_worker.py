@@ -23,8 +23,8 @@ def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:
     def log(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
         line = text.decode("utf-8", "replace")
         print(line, end="", flush=True)
-        if found := _TENSOR.search(line):
-            report(int(found[1]), int(found[2]))
+        if match := _TENSOR.search(line):
+            report(int(match[1]), int(match[2]))
 
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
     settings = llama_cpp.llama_model_quantize_default_params()

@@ -107,9 +107,11 @@ def mean_bits(checkpoint: Checkpoint, keep: Iterable[str]) -> float:
 
     What writing the cell again gives can differ a little: llama.cpp's mixtures choose other types for the neighbours.
     """
-    kept = set(keep)
+    float16_linears = set(keep)
     sizes = {name: _size(checkpoint, name) for name in checkpoint.linears()}
-    bits = sum(size * (KEPT_BITS if name in kept else checkpoint.linear_bits(name)) for name, size in sizes.items())
+    bits = sum(
+        size * (KEPT_BITS if name in float16_linears else checkpoint.linear_bits(name)) for name, size in sizes.items()
+    )
     return bits / sum(sizes.values())
 
 
