@@ -66,7 +66,7 @@ def plain_bootstrap(draws: int) -> np.ndarray:
     """The same, drawing each prompt of each cell."""
     generator = np.random.default_rng(0)
     rows = study_matrix().to_dict("records")
-    found = np.zeros(len(rows))
+    counts = np.zeros(len(rows))
     for _ in range(draws):
         rate = {}
         for row in rows:
@@ -76,8 +76,8 @@ def plain_bootstrap(draws: int) -> np.ndarray:
             )
         for i, row in enumerate(rows):
             delta = rate[row["model"], row["quantization"]] - rate[row["model"], row["baseline"]]
-            found[i] += delta < -0.1 - 1e-9 and row["quality_delta"] >= -0.02 - 1e-9
-    return found / draws
+            counts[i] += delta < -0.1 - 1e-9 and row["quality_delta"] >= -0.02 - 1e-9
+    return counts / draws
 
 
 def seconds(function: Callable[[], object]) -> tuple[float, object]:

@@ -38,8 +38,8 @@ def stratified(comparison: Comparison, sets: Mapping[str, PromptSet], categories
     """The rendered prompts of both sides, by category where there are some and it is asked for."""
     labels = []
     for side, prompts in sets.items():
-        given = prompts.categories if categories and prompts.categories else (ALL,) * len(prompts)
-        labels += [(side, category or "none") for category in given]
+        prompt_categories = prompts.categories if categories and prompts.categories else (ALL,) * len(prompts)
+        labels += [(side, category or "none") for category in prompt_categories]
     strata = tuple(dict.fromkeys(labels))
     texts = [text for side in sets for text in comparison.texts[side]]
     return AttributedPrompts(texts, strata, torch.tensor([strata.index(label) for label in labels]))
@@ -127,8 +127,8 @@ def scales_of(baseline: HookedModel, cell: HookedModel) -> Scales | None:
     """
     if baseline.checkpoint is None or cell.checkpoint is None:
         return None
-    found = recovered_scales(baseline.checkpoint, cell.checkpoint)
-    scales = function_preserving(found, cell.architecture, cell.config)
+    rescaling = recovered_scales(baseline.checkpoint, cell.checkpoint)
+    scales = function_preserving(rescaling, cell.architecture, cell.config)
     return scales if scales.inputs or scales.outputs or scales.norms else None
 
 
@@ -142,7 +142,7 @@ def group_size_of(checkpoint: Checkpoint | None) -> int:
 def kinds(model: HookedModel) -> dict[str, str]:
     """Parameter (also a tied one's second name) → what it is."""
     unembedding = model.hf.get_output_embeddings()
-    found = {}
+    parameter_kinds = {}
     for name, module in model.hf.named_modules():
         for leaf in module._parameters:
             if isinstance(module, nn.Embedding):
@@ -153,5 +153,5 @@ def kinds(model: HookedModel) -> dict[str, str]:
                 kind = "linear weights" if leaf == "weight" else "linear biases"
             else:
                 kind = "norms"
-            found[f"{name}.{leaf}"] = kind
-    return found
+            parameter_kinds[f"{name}.{leaf}"] = kind
+    return parameter_kinds

@@ -68,18 +68,18 @@ def attribute(
     undone = bool(path.scales.inputs or path.scales.outputs or path.scales.norms)
     steps = min(steps, max_steps)
     while True:
-        found = Attribution(
+        attribution = Attribution(
             Parts.of(baseline), prompts, before, after, end, steps, undone, _tied(baseline), warnings=warnings
         )
-        observer = ShareAccumulator(found, path, group_size)
+        observer = ShareAccumulator(attribution, path, group_size)
         for done, alpha in enumerate((step + 0.5) / steps for step in range(steps if path.changes else 0)):
             for number, batch in enumerate(work):
                 observe(path, alpha, batch, objective, observer)
                 progress((done + (number + 1) / len(work)) / steps)
-        if not found.total.isfinite().all():
+        if not attribution.total.isfinite().all():
             raise NotFinite("The attribution holds NaN or infinity", do="Load the models with dtype=torch.float32")
-        if found.complete() or 2 * steps > max_steps:
-            return found
+        if attribution.complete() or 2 * steps > max_steps:
+            return attribution
         steps *= 2
 
 
@@ -89,13 +89,13 @@ def evaluate(model: HookedModel, work: Sequence[Batch], objective: Objective) ->
     Raises:
         NotFinite: it is NaN or infinite.
     """
-    found = torch.empty(sum(len(batch.indices) for batch in work), dtype=torch.float64)
+    values = torch.empty(sum(len(batch.indices) for batch in work), dtype=torch.float64)
     for batch in work:
         with torch.no_grad():
-            found[batch.indices] = objective(model, batch).double().cpu()
-    if not found.isfinite().all():
+            values[batch.indices] = objective(model, batch).double().cpu()
+    if not values.isfinite().all():
         raise NotFinite("What is attributed is NaN or infinite", do="Load the models with dtype=torch.float32")
-    return found
+    return values
 
 
 def observe(path: WeightPath, alpha: float, batch: Batch, objective: Objective, observer: BatchObserver) -> None:
@@ -137,7 +137,7 @@ def _tied(model: HookedModel) -> dict[str, str]:
     """A parameter's further names → its first."""
     first: dict[int, str] = {}
     named = model.hf.named_parameters(remove_duplicate=False)
-    return {name: kept for name, p in named if (kept := first.setdefault(id(p), name)) != name}
+    return {name: first_name for name, p in named if (first_name := first.setdefault(id(p), name)) != name}
 
 
 class BatchObserver(Observer):
@@ -173,8 +173,8 @@ class ShareAccumulator(BatchObserver):
             self._add_heads(module, WeightAxis.ROWS, produced)
             if self._heads.get((module, WeightAxis.COLUMNS)) is not None:
                 self._add_heads(module, WeightAxis.COLUMNS, (inputs * (gradient @ weight)).sum(1, dtype=wide))
-            for stratum, chosen in _split(self._found.prompts.stratum[self.batch.indices]):
-                self._add_weights(module, stratum, weight * gradient_of_weight(inputs[chosen], gradient[chosen]))
+            for stratum, members in _split(self._found.prompts.stratum[self.batch.indices]):
+                self._add_weights(module, stratum, weight * gradient_of_weight(inputs[members], gradient[members]))
         if bias is not None:
             products = gradient.sum(1) * bias
             self._add_prompts(f"{module}.bias", products)
@@ -189,39 +189,39 @@ class ShareAccumulator(BatchObserver):
             self._add_vector(parameter, entries)
 
     def _add_prompts(self, parameter: str, entries: Float[Tensor, "row unit"]) -> None:
-        found = self._found
-        shares = found.parameters.setdefault(parameter, torch.zeros_like(found.before))
-        shares.index_add_(0, self.batch.indices, entries.double().sum(1).cpu() / found.steps)
+        attribution = self._found
+        shares = attribution.parameters.setdefault(parameter, torch.zeros_like(attribution.before))
+        shares.index_add_(0, self.batch.indices, entries.double().sum(1).cpu() / attribution.steps)
 
     def _add_heads(self, module: str, axis: WeightAxis, entries: Float[Tensor, "row unit"]) -> None:
         counted = self._heads.get((module, axis))
         if counted is None:
             return
-        found, layer = self._found, self._found.parts.layer_of(module)
-        shape = (len(found.before), found.parts.n_heads)
-        heads = found.heads.setdefault(layer, torch.zeros(shape, dtype=torch.float64))
-        heads.index_add_(0, self.batch.indices, entries.double().cpu() @ counted / found.steps)
+        attribution, layer = self._found, self._found.parts.layer_of(module)
+        shape = (len(attribution.before), attribution.parts.n_heads)
+        heads = attribution.heads.setdefault(layer, torch.zeros(shape, dtype=torch.float64))
+        heads.index_add_(0, self.batch.indices, entries.double().cpu() @ counted / attribution.steps)
 
     def _add_vector(self, parameter: str, entries: Float[Tensor, "row unit"]) -> None:
-        found = self._found
-        shape = (len(found.prompts.strata), entries.shape[1])
-        sums = found.vectors.setdefault(parameter, torch.zeros(shape, dtype=torch.float64))
-        sums.index_add_(0, found.prompts.stratum[self.batch.indices], entries.double().cpu() / found.steps)
+        attribution = self._found
+        shape = (len(attribution.prompts.strata), entries.shape[1])
+        sums = attribution.vectors.setdefault(parameter, torch.zeros(shape, dtype=torch.float64))
+        sums.index_add_(0, attribution.prompts.stratum[self.batch.indices], entries.double().cpu() / attribution.steps)
 
     def _add_weights(self, module: str, stratum: int, products: Float[Tensor, "out in"]) -> None:
-        found = self._found
+        attribution = self._found
         n_out, n_in = products.shape
-        shape = len(found.prompts.strata)
-        for sums, width, summed in ((found.rows, n_out, 1), (found.columns, n_in, 0)):
+        shape = len(attribution.prompts.strata)
+        for sums, width, summed in ((attribution.rows, n_out, 1), (attribution.columns, n_in, 0)):
             into = sums.setdefault(module, torch.zeros(shape, width, dtype=torch.float64))
-            into[stratum] += products.sum(summed, dtype=torch.float64).cpu() / found.steps
-        if self._group_size is None or module not in found.parts.shapes:
+            into[stratum] += products.sum(summed, dtype=torch.float64).cpu() / attribution.steps
+        if self._group_size is None or module not in attribution.parts.shapes:
             return
         size = n_in if self._group_size < 1 else self._group_size
         padded = torch.nn.functional.pad(products, (0, -n_in % size)).unflatten(1, (-1, size)).sum(2).float().cpu()
-        side = found.prompts.sides.index(found.prompts.strata[stratum][0])
-        groups = found.groups.setdefault(module, torch.zeros(len(found.prompts.sides), *padded.shape))
-        groups[side] += padded / found.steps
+        side = attribution.prompts.sides.index(attribution.prompts.strata[stratum][0])
+        groups = attribution.groups.setdefault(module, torch.zeros(len(attribution.prompts.sides), *padded.shape))
+        groups[side] += padded / attribution.steps
 
 
 def gradient_of_weight(

@@ -111,7 +111,7 @@ def measure(
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     prompts = stratified(comparison, {"harmful": harmful, "harmless": harmless}, categories)
-    found = common_openings(comparison, openings)
+    refusal_openings = common_openings(comparison, openings)
     frames: list[pd.DataFrame] = []
     told: dict[str, Any] = {}
     with bar("attribution") as show:
@@ -127,7 +127,7 @@ def measure(
                     baseline,
                     cell,
                     prompts,
-                    margin_objective(found),
+                    margin_objective(refusal_openings),
                     steps=steps,
                     max_steps=max_steps,
                     group_size=group_size,
@@ -146,7 +146,7 @@ def measure(
         "attribution",
         [],
         objective=str(objective),
-        openings=found.describe(),
+        openings=refusal_openings.describe(),
         attributed=told,
         categories=categories,
         units=units,
@@ -172,10 +172,10 @@ def describe(found: Attribution, null: SignFlips) -> dict[str, Any]:
     }
 
 
-def _warnings(found: Attribution) -> list[str]:
-    if found.complete():
-        return found.warnings
+def _warnings(attribution: Attribution) -> list[str]:
+    if attribution.complete():
+        return attribution.warnings
     return [
-        *found.warnings,
-        f"after {found.steps} steps the parts miss the shift by up to {found.gap():.3g} nats: allow more steps",
+        *attribution.warnings,
+        f"after {attribution.steps} steps the parts miss the shift by up to {attribution.gap():.3g} nats: allow more steps",
     ]

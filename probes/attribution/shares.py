@@ -113,13 +113,13 @@ class Attribution:
 
     def gaps(self) -> dict[tuple[str, str], tuple[float, float]]:
         """(side, category or "all") → what the mean sum misses of the mean shift, and the mean shift."""
-        found = {}
+        gaps = {}
         for side in self.prompts.sides:
             for category in ("all", *(c for s, c in self.prompts.strata if s == side and c)):
                 mask = self.mask(self.prompts.chosen(side, None if category == "all" else category))
                 shift = self.shift[mask].mean().item()
-                found[side, category] = (self.total[mask].mean().item() - shift, shift)
-        return found
+                gaps[side, category] = (self.total[mask].mean().item() - shift, shift)
+        return gaps
 
     def gap(self) -> float:
         """The largest gap, of any side and category."""
@@ -141,8 +141,8 @@ class Attribution:
         """
         mask = self.mask(strata)
         if kind is PartKind.NEURON:
-            n, chosen = int(mask.sum()), torch.tensor(list(strata))
-            means = {layer: self.neurons(layer)[chosen].sum(0) / n for layer in range(self.parts.n_layers)}
+            n, stratum_indices = int(mask.sum()), torch.tensor(list(strata))
+            means = {layer: self.neurons(layer)[stratum_indices].sum(0) / n for layer in range(self.parts.n_layers)}
             return {part: means[part.layer][part.index].item() for part in self.parts.every(kind)}
         return {part: self.per_prompt(part)[mask].mean().item() for part in self.parts.every(kind)}
 
@@ -184,10 +184,10 @@ def neuron_sums(
 ) -> Float64[Tensor, "n neuron"]:
     """Sums over the weights of every neuron of a layer, from sums over the rows and columns of each linear."""
     block = f"{parts.architecture.blocks}.{layer}"
-    found = torch.zeros(n, parts.n_neurons(layer), dtype=torch.float64)
+    sums = torch.zeros(n, parts.n_neurons(layer), dtype=torch.float64)
     for name in parts.architecture.mlp_in:
-        found = found + rows.get(f"{block}.{name}", 0.0) + vectors.get(f"{block}.{name}.bias", 0.0)
-    return found + columns.get(f"{block}.{parts.architecture.mlp_out}", 0.0)
+        sums = sums + rows.get(f"{block}.{name}", 0.0) + vectors.get(f"{block}.{name}.bias", 0.0)
+    return sums + columns.get(f"{block}.{parts.architecture.mlp_out}", 0.0)
 
 
 def head_shares(parts: Parts, linear: str, axis: WeightAxis, power: int = 1) -> Float64[Tensor, "unit head"] | None:

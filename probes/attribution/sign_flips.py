@@ -65,7 +65,7 @@ class Moments:
 
     def heads(self, layer: int) -> Float64[Tensor, "side head"]:
         """Of every head of a layer; a shared weight counts by its share, to the same power."""
-        found = torch.zeros(self.n_sides, self.parts.n_heads, dtype=torch.float64)
+        totals = torch.zeros(self.n_sides, self.parts.n_heads, dtype=torch.float64)
         for name in self.parts.shapes:
             if self.parts.layer_of(name) != layer:
                 continue
@@ -73,10 +73,10 @@ class Moments:
                 shares = head_shares(self.parts, name, axis, self.power)
                 if shares is None:
                     continue
-                found += sums[name] @ shares if name in sums else 0.0
+                totals += sums[name] @ shares if name in sums else 0.0
                 bias = self.vectors.get(f"{name}.bias") if axis is WeightAxis.ROWS else None
-                found += bias @ shares if bias is not None else 0.0
-        return found
+                totals += bias @ shares if bias is not None else 0.0
+        return totals
 
     def part(self, part: Part) -> Float64[Tensor, " side"]:
         """Of any part."""

@@ -52,13 +52,15 @@ def tabulate(
     frames = []
     for number, side in enumerate(found.prompts.sides):
         for category in (ALL, *(c for s, c in found.prompts.strata if s == side and c != ALL)):
-            chosen = found.prompts.chosen(side, None if category == ALL else category)
+            stratum_indices = found.prompts.chosen(side, None if category == ALL else category)
             compared = (null, number) if category == ALL else None
-            rows = pd.DataFrame(_with_intervals(found, chosen, compared, kinds))
-            many = pd.concat(list(_unit_frames(found, chosen, compared)), ignore_index=True)
+            rows = pd.DataFrame(_with_intervals(found, stratum_indices, compared, kinds))
+            many = pd.concat(list(_unit_frames(found, stratum_indices, compared)), ignore_index=True)
             whole = {"neuron"} if category == ALL else set()
             frame = pd.concat([rows, *_largest(many, units, whole)], ignore_index=True)
-            frames.append(frame.assign(cell=cell, prompts=side, category=category, n=int(found.mask(chosen).sum())))
+            frames.append(
+                frame.assign(cell=cell, prompts=side, category=category, n=int(found.mask(stratum_indices).sum()))
+            )
     table = pd.concat(frames, ignore_index=True).assign(reason="")
     z = table["attribution"] / table["null_sd"].where(table["null_sd"] > 0)
     table = table.assign(z=z, p=2 * stats.norm.sf(np.abs(z))).reindex(columns=list(COLUMNS))
@@ -66,10 +68,13 @@ def tabulate(
 
 
 def _with_intervals(
-    found: Attribution, chosen: list[int], compared: tuple[SignFlips, int] | None, kinds: Mapping[str, str]
+    attribution: Attribution,
+    stratum_indices: list[int],
+    compared: tuple[SignFlips, int] | None,
+    kinds: Mapping[str, str],
 ) -> Iterator[dict[str, Any]]:
     """Levels with a share for every prompt: total, parameter, layer, module, other, head."""
-    mask = found.mask(chosen)
+    mask = attribution.mask(stratum_indices)
 
     def row(level: str, values: Tensor, null: Callable[[Moments], Tensor], **where: Any) -> dict[str, Any]:
         interval = intervals.interval_columns("attribution", mean_interval(values[mask]))
@@ -80,22 +85,22 @@ def _with_intervals(
             (moments.parameter(name) for name in names), torch.zeros(moments.n_sides, dtype=torch.float64)
         )
 
-    shift = intervals.interval_columns("shift", mean_interval(found.shift[mask]))
-    gap = (found.total - found.shift)[mask].mean().item()
-    yield row("total", found.total, parameters(list(found.parameters))) | shift | {"gap": gap}
-    for kind in dict.fromkeys(kinds[name] for name in found.parameters):
-        names = [name for name in found.parameters if kinds[name] == kind]
-        values = torch.stack([found.parameters[name] for name in names]).sum(0)
+    shift = intervals.interval_columns("shift", mean_interval(attribution.shift[mask]))
+    gap = (attribution.total - attribution.shift)[mask].mean().item()
+    yield row("total", attribution.total, parameters(list(attribution.parameters))) | shift | {"gap": gap}
+    for kind in dict.fromkeys(kinds[name] for name in attribution.parameters):
+        names = [name for name in attribution.parameters if kinds[name] == kind]
+        values = torch.stack([attribution.parameters[name] for name in names]).sum(0)
         yield row("parameter", values, parameters(names), module=kind)
     for kind in (PartKind.LAYER, PartKind.MODULE, PartKind.OTHER, PartKind.HEAD):
-        for part in found.parts.every(kind):
+        for part in attribution.parts.every(kind):
             where = {
                 "layer": part.layer if part.layer >= 0 else None,
                 "module": part.module or None,
                 "unit": part.index if part.index >= 0 else None,
             }
-            null_of = parameters(found.uses(part.module)) if kind is PartKind.OTHER else _of_part(part)
-            yield row(str(kind), found.per_prompt(part), null_of, **where)
+            null_of = parameters(attribution.uses(part.module)) if kind is PartKind.OTHER else _of_part(part)
+            yield row(str(kind), attribution.per_prompt(part), null_of, **where)
 
 
 def _of_part(part: Part) -> Callable[[Moments], Tensor]:
@@ -110,14 +115,14 @@ def _null(compared: tuple[SignFlips, int] | None, of: Callable[[Moments], Tensor
     return {"first_order": of(null.first_order)[side].item(), "null_sd": of(null.variance)[side].sqrt().item()}
 
 
-def _units(found: Attribution) -> Iterator[UnitShares]:
+def _units(attribution: Attribution) -> Iterator[UnitShares]:
     """Levels with a share for every prompt category only: MLP neurons, rows and columns of weights."""
-    for layer in range(found.parts.n_layers):
-        yield "neuron", layer, "", found.neurons(layer), _neurons_of(layer)
-    for module in found.rows:
-        where = found.parts.layer_of(module) if module in found.parts.shapes else None
-        yield "neuron_out", where, module, found.rows[module], _of_linear("rows", module)
-        yield "neuron_in", where, module, found.columns[module], _of_linear("columns", module)
+    for layer in range(attribution.parts.n_layers):
+        yield "neuron", layer, "", attribution.neurons(layer), _neurons_of(layer)
+    for module in attribution.rows:
+        where = attribution.parts.layer_of(module) if module in attribution.parts.shapes else None
+        yield "neuron_out", where, module, attribution.rows[module], _of_linear("rows", module)
+        yield "neuron_in", where, module, attribution.columns[module], _of_linear("columns", module)
 
 
 def _neurons_of(layer: int) -> Callable[[Moments], Tensor]:
@@ -129,10 +134,10 @@ def _of_linear(axis: str, module: str) -> Callable[[Moments], Tensor]:
 
 
 def _unit_frames(
-    found: Attribution, chosen: list[int], compared: tuple[SignFlips, int] | None
+    attribution: Attribution, stratum_indices: list[int], compared: tuple[SignFlips, int] | None
 ) -> Iterator[pd.DataFrame]:
-    n, strata = int(found.mask(chosen).sum()), torch.tensor(chosen)
-    for level, layer, module, sums, null in _units(found):
+    n, strata = int(attribution.mask(stratum_indices).sum()), torch.tensor(stratum_indices)
+    for level, layer, module, sums, null in _units(attribution):
         means = sums[strata].sum(0) / n
         columns: dict[str, Any] = {"unit": np.arange(len(means)), "attribution": means.numpy()}
         if compared is not None:
@@ -142,11 +147,11 @@ def _unit_frames(
         yield pd.DataFrame(columns).assign(level=level, layer=layer, module=module or None)
     if compared is None:
         return
-    for module, groups in found.groups.items():
+    for module, groups in attribution.groups.items():
         shares = (groups[compared[1]] / n).double().numpy()
         unit, group = (index.flatten() for index in np.indices(shares.shape))
         columns = {"unit": unit, "group": group, "attribution": shares.flatten()}
-        yield pd.DataFrame(columns).assign(level="group", layer=found.parts.layer_of(module), module=module)
+        yield pd.DataFrame(columns).assign(level="group", layer=attribution.parts.layer_of(module), module=module)
 
 
 def _largest(table: pd.DataFrame, units: int | None, whole: Collection[str]) -> Iterator[pd.DataFrame]:

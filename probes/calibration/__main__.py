@@ -47,8 +47,8 @@ def main(
     refusals = None if answers is None else refusals_from(answers, harmful)
     outcome = "" if answers is None else counted_by(answers)
     result = measure(baseline, cells, harmful, harmless, refusals=refusals, outcome=outcome, **options.settings())
-    said = f"; refusals by: {outcome}" if outcome else ""
-    title = f"First-token confidence and calibration{said}"
+    suffix = f"; refusals by: {outcome}" if outcome else ""
+    title = f"First-token confidence and calibration{suffix}"
     finish(result, tables.render(title, result.table, COLUMNS), options)
 
 

@@ -188,13 +188,13 @@ def refusals_from(outcomes: pd.DataFrame, harmful: PromptSet) -> dict[str, list[
     if unknown := [name for name in ("cell", "prompt", "label") if name not in outcomes]:
         raise InputError(f"The outcomes have no column {', '.join(unknown)}", "what probes.refusal wrote")
     asked = outcomes[outcomes["prompt"].isin(harmful.instructions)]
-    found = by_cell(asked.assign(prompts="harmful", refused=refused(asked["label"])))
-    lacking = {prompt for outcome in found.values() for prompt in harmful.instructions if prompt not in outcome}
-    if lacking or not found:
+    cell_outcomes = by_cell(asked.assign(prompts="harmful", refused=refused(asked["label"])))
+    lacking = {prompt for outcome in cell_outcomes.values() for prompt in harmful.instructions if prompt not in outcome}
+    if lacking or not cell_outcomes:
         raise InputError(
             f"The outcomes lack answers to {len(lacking) or len(harmful.instructions)} harmful prompts",
             f"an answer of every cell to each of the {len(harmful.instructions)} of {harmful.name}",
             "Run probes.refusal on the same prompts",
         )
-    ordered = {cell: [outcome[prompt] for prompt in harmful.instructions] for cell, outcome in found.items()}
+    ordered = {cell: [outcome[prompt] for prompt in harmful.instructions] for cell, outcome in cell_outcomes.items()}
     return {cell: [None if pd.isna(one) else bool(one) for one in outcome] for cell, outcome in ordered.items()}

@@ -55,8 +55,8 @@ class Span:
     @classmethod
     def of(cls, name: str, classes: Sequence[Sequence[Position]]) -> Span:
         """The span of a class (or `ALL`) in each row, from the classes of its tokens."""
-        found = [[c for c, member in enumerate(row) if name in (ALL, str(member))] or [1, 0] for row in classes]
-        first, last = (torch.tensor([columns[end] for columns in found]) for end in (0, -1))
+        token_columns = [[c for c, member in enumerate(row) if name in (ALL, str(member))] or [1, 0] for row in classes]
+        first, last = (torch.tensor([columns[end] for columns in token_columns]) for end in (0, -1))
         return cls(first, last, name == ALL)
 
     def put(
@@ -68,10 +68,10 @@ class Span:
         first, last = self.first.to(own.device)[:, None], self.last.to(own.device)[:, None]
         end = torch.full_like(last, width - 1) if self.onwards else last
         columns = torch.arange(width, device=own.device)
-        chosen = (columns >= first) & (columns <= end)
+        mask = (columns >= first) & (columns <= end)
         donors = donors.to(own.device)
         taken = (columns - last + last[donors]).clamp(first[donors], end[donors])
-        return torch.where(chosen[..., None], other[donors[:, None], taken], own)
+        return torch.where(mask[..., None], other[donors[:, None], taken], own)
 
 
 def patch_rows(

@@ -131,7 +131,7 @@ def rescue_rows(
             sweep.components if vector == "subspace" else 0,
         )
         activations, unchanged, answered = ends[side.name]
-        quantized, reference = (found[_hook(layer)] for found in activations)
+        quantized, reference = (streams[_hook(layer)] for streams in activations)
         gap = reference.double() - quantized.double()
         coefficients = scale * gap @ basis
         added = [(coefficients @ b.T).float() for b in (basis, *_random(basis, layer, sweep))]
@@ -167,8 +167,8 @@ def _margins(
     cell: HookedModel, side: Side, layer: int, added: Sequence[Tensor], start: Tensor, goal: Tensor
 ) -> dict[str, Any]:
     """The effect of the first vectors, beside the others'."""
-    found = torch.stack([side.runs.margins(cell, _adding(cell, side.runs, layer, vectors)) for vectors in added])
-    effect, *random = recoveries(found, start, goal)
+    margins = torch.stack([side.runs.margins(cell, _adding(cell, side.runs, layer, vectors)) for vectors in added])
+    effect, *random = recoveries(margins, start, goal)
     gains = np.array([draw.gain.value for draw in random])
     direction = np.sign((goal.double() - start.double()).mean().item())
     return {
@@ -207,11 +207,11 @@ def _answers(
     cell: HookedModel, side: Side, layer: int, added: Sequence[Tensor], start: Tensor, goal: Tensor
 ) -> dict[str, Any]:
     """Refusal rates of generated answers, with the vectors and with the first random ones."""
-    found, *random = [_rescued_answers(cell, side.texts, layer, vectors) for vectors in added]
+    refusals, *random = [_rescued_answers(cell, side.texts, layer, vectors) for vectors in added]
     return {
         "refusal_start": start.float().mean().item(),
         "refusal_goal": goal.float().mean().item(),
-        **intervals.interval_columns("refusal_rate", rate_interval(found)),
+        **intervals.interval_columns("refusal_rate", rate_interval(refusals)),
         "random_refusal_rate": float(np.mean([outcome.float().mean().item() for outcome in random])),
     }
 

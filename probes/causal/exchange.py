@@ -74,12 +74,12 @@ class Interventions:
             )
         return self._outcomes[key]
 
-    def _measured(self, aim: Aim, by: By, chosen: Sequence[Part]) -> Float[Tensor, " prompt"]:
+    def _measured(self, aim: Aim, by: By, selection: Sequence[Part]) -> Float[Tensor, " prompt"]:
         target, source = self.ends(aim)
         if by is By.WEIGHTS:
-            with swapped_weights(target, source, self.parts, chosen):
+            with swapped_weights(target, source, self.parts, selection):
                 return self.runs.margins(target)
-        return self.runs.margins(target, self._with_activations(aim, chosen))
+        return self.runs.margins(target, self._with_activations(aim, selection))
 
     def _kept(self, what: list[str], compute: Callable[[], Tensor]) -> Tensor:
         """A piece of what is measured on these prompts."""
@@ -98,20 +98,20 @@ class Interventions:
             )
         return self._outcomes[key]
 
-    def _answered(self, aim: Aim, chosen: Sequence[Part]) -> Bool[Tensor, " prompt"]:
+    def _answered(self, aim: Aim, selection: Sequence[Part]) -> Bool[Tensor, " prompt"]:
         target, source = self.ends(aim)
-        with swapped_weights(target, source, self.parts, chosen):
+        with swapped_weights(target, source, self.parts, selection):
             return refused(target, self.texts)
 
-    def _with_activations(self, aim: Aim, chosen: Sequence[Part]) -> Callable[[int], AbstractContextManager[None]]:
+    def _with_activations(self, aim: Aim, selection: Sequence[Part]) -> Callable[[int], AbstractContextManager[None]]:
         """For each batch, the context in which activations of the source replace the target's own."""
         target, source = self.ends(aim)
-        kind = chosen[0].kind
+        kind = selection[0].kind
         if (aim, kind) not in self._recordings:
             sites = [site for part in self.parts.every(kind) for site in sites_of(part)]
             self._recordings[aim, kind] = self.runs.record(source, list(dict.fromkeys(sites)))
         recording = self._recordings[aim, kind]
-        return lambda number: changed(target, _changes(recording, number, chosen))
+        return lambda number: changed(target, _changes(recording, number, selection))
 
 
 def refused(
@@ -145,10 +145,10 @@ def sites_of(part: Part) -> list[str]:
             return [part.module]
 
 
-def _changes(recording: Recording, number: int, chosen: Sequence[Part]) -> dict[str, ActivationEdit]:
+def _changes(recording: Recording, number: int, selection: Sequence[Part]) -> dict[str, ActivationEdit]:
     """For each site, the change that replaces all chosen parts that live there."""
     by_site: dict[tuple[str, ...], list[Part]] = defaultdict(list)
-    for part in chosen:
+    for part in selection:
         by_site[tuple(sites_of(part))].append(part)
     changes: dict[str, ActivationEdit] = {}
     for sites, members in by_site.items():
@@ -218,13 +218,13 @@ def swapped_weights(target: HookedModel, source: HookedModel, parts: Parts, chos
             parameter.copy_(original)
 
 
-def _lines(parts: Parts, chosen: Iterable[Part]) -> dict[tuple[str, WeightAxis], Int[Tensor, " lines"]]:
+def _lines(parts: Parts, selection: Iterable[Part]) -> dict[tuple[str, WeightAxis], Int[Tensor, " lines"]]:
     """Which rows and columns of which linears, each once: one copy per linear and axis however many parts there are."""
-    found: dict[tuple[str, WeightAxis], set[int]] = defaultdict(set)
-    for part in chosen:
+    indices: dict[tuple[str, WeightAxis], set[int]] = defaultdict(set)
+    for part in selection:
         for piece in parts.slices(part):
-            found[piece.linear, piece.axis].update(range(piece.start, piece.stop))
-    return {key: torch.tensor(sorted(lines)) for key, lines in found.items()}
+            indices[piece.linear, piece.axis].update(range(piece.start, piece.stop))
+    return {key: torch.tensor(sorted(lines)) for key, lines in indices.items()}
 
 
 def _views(target: HookedModel, source: HookedModel, linear: str, axis: WeightAxis) -> Iterator[tuple[Tensor, Tensor]]:

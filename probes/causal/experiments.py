@@ -65,11 +65,14 @@ class Sample:
     @classmethod
     def of(cls, texts: dict[str, list[str]], harmful: PromptSet, count: int) -> Sample:
         """Take `count` prompts of each side, evenly spaced, for measuring, and the rest for ranking."""
-        chosen = {side: evenly_spaced(len(given), count) for side, given in texts.items()}
-        measured = {side: [given[index] for index in chosen[side]] for side, given in texts.items()}
-        rest = {side: [t for i, t in enumerate(given) if i not in set(chosen[side])] for side, given in texts.items()}
+        indices = {side: evenly_spaced(len(side_texts), count) for side, side_texts in texts.items()}
+        measured = {side: [side_texts[index] for index in indices[side]] for side, side_texts in texts.items()}
+        rest = {
+            side: [t for i, t in enumerate(side_texts) if i not in set(indices[side])]
+            for side, side_texts in texts.items()
+        }
         held_out = min(map(len, rest.values())) >= FEWEST_RANKED
-        instructions = [harmful.instructions[index] for index in chosen["harmful"]]
+        instructions = [harmful.instructions[index] for index in indices["harmful"]]
         return cls(measured, rest if held_out else texts, instructions, held_out)
 
 

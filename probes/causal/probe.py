@@ -147,23 +147,25 @@ def measure(
         raise InputError("Parameters outside the blocks have no ranking", f"one of {', '.join(KINDS)}")
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     sample = Sample.of(comparison.texts, harmful, prompts)
-    found = common_openings(comparison, openings)
+    refusal_openings = common_openings(comparison, openings)
     comparison.warnings += [] if sample.held_out else [SAME_PROMPTS]
     comparison.warnings += [GIVEN] if attribution is not None and sample.held_out else []
     wanted = _wanted(experiments)
     plan = replace(plan, aims=[aim for aim in Aim if aim in wanted])
     rescue, where = Experiment.RESCUE in wanted, Experiment.WHERE in wanted
-    bench = Experiments(sample, found, attribution, plan, rescue, where, batch_size)
+    planned_experiments = Experiments(sample, refusal_openings, attribution, plan, rescue, where, batch_size)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("causal", *TABLES)}
     for name in cells:
         try:
-            with comparison.pieces_of(name, openings=found.describe(), prompts=prompts, batch_size=batch_size):
-                for table, observed in bench.tables(name, baseline, comparison.cell(name)).items():
+            with comparison.pieces_of(
+                name, openings=refusal_openings.describe(), prompts=prompts, batch_size=batch_size
+            ):
+                for table, observed in planned_experiments.tables(name, baseline, comparison.cell(name)).items():
                     rows[table] += [{"cell": name} | row for row in observed]
         except Unmeasurable as error:
             comparison.undefined[name] = str(error)
     settings: dict[str, Any] = {
-        "openings": found.describe(),
+        "openings": refusal_openings.describe(),
         "prompts": prompts,
         "held_out": sample.held_out,
         "attribution": "given" if attribution is not None else f"computed in {ATTRIBUTION_STEPS} steps",

@@ -57,12 +57,12 @@ def recoveries(
     n = outcomes.shape[1]
     distance = percentile_interval(means[1] - means[0], samples[:, 1] - samples[:, 0], n)
     apart = bool(distance.low > 0 or distance.high < 0)
-    found = []
+    effects = []
     for point in range(2, len(outcomes)):
         gain, gains = means[point] - means[0], samples[:, point] - samples[:, 0]
         share = Estimate(nan)
         if apart:
             share = percentile_interval(gain / distance.value, gains / (samples[:, 1] - samples[:, 0]), n)
         margin = percentile_interval(means[point], samples[:, point], n)
-        found.append(Recovery(margin, percentile_interval(gain, gains, n), share, "" if apart else NO_SHIFT))
-    return found
+        effects.append(Recovery(margin, percentile_interval(gain, gains, n), share, "" if apart else NO_SHIFT))
+    return effects

@@ -84,7 +84,7 @@ def grid(n: int) -> list[int]:
 
 def points(rankings: Mapping[PartKind, Mapping[str, Mapping[Part, float]]], plan: Plan) -> list[Point]:
     """Every point of every curve; `rankings` holds scores by kind and name."""
-    found = []
+    curve_points = []
     for aim in plan.aims:
         for by in plan.by:
             for kind in plan.kinds:
@@ -92,8 +92,8 @@ def points(rankings: Mapping[PartKind, Mapping[str, Mapping[Part, float]]], plan
                     order = ranked(scores)
                     for place, k in enumerate(grid(len(order))):
                         controlled = k < len(order) and (plan.every_control or place % 4 == 2)
-                        found.append(Point(aim, by, kind, name, tuple(order[:k]), len(order), controlled))
-    return found
+                        curve_points.append(Point(aim, by, kind, name, tuple(order[:k]), len(order), controlled))
+    return curve_points
 
 
 def restore_rows(
@@ -116,10 +116,10 @@ def restore_rows(
         refusals.append(_refusals(models, point, plan))
     rows = []
     for aim in plan.aims:
-        chosen = [number for number, point in enumerate(todo) if point.aim is aim]
+        numbers = [number for number, point in enumerate(todo) if point.aim is aim]
         start, goal = models.unchanged(aim)
-        effects = recoveries(torch.stack([margins[number] for number in chosen]), start, goal)
-        for number, effect in zip(chosen, effects, strict=True):
+        effects = recoveries(torch.stack([margins[number] for number in numbers]), start, goal)
+        for number, effect in zip(numbers, effects, strict=True):
             control = _control(effect, drawn[number], start, goal)
             rows.append(_row(todo[number], effect, start, goal) | control | refusals[number])
     return rows
@@ -142,17 +142,17 @@ def _refusals(models: Interventions, point: Point, plan: Plan) -> dict[str, Any]
     if point.by is not By.WEIGHTS or not plan.refusals:
         return {}
     start, goal = models.refused(point.aim, ()), models.refused(point.aim, models.everything())
-    found = models.refused(point.aim, point.chosen)
-    (effect,) = recoveries(found[None].float(), start.float(), goal.float())
+    refusals = models.refused(point.aim, point.chosen)
+    (effect,) = recoveries(refusals[None].float(), start.float(), goal.float())
     columns = {
         "refusal_start": start.float().mean().item(),
         "refusal_goal": goal.float().mean().item(),
-        **intervals.interval_columns("refusal_rate", rate_interval(found)),
+        **intervals.interval_columns("refusal_rate", rate_interval(refusals)),
         "refusal_share": effect.share.value,
     }
     if point.controlled and plan.refusal_draws:
         sets = matched_draws(point.chosen, models.parts, plan.refusal_draws, plan.seed)
-        rates = [models.refused(point.aim, chosen).float().mean().item() for chosen in sets]
+        rates = [models.refused(point.aim, part_set).float().mean().item() for part_set in sets]
         columns |= {"refusal_draws": len(sets), "random_refusal_rate": float(np.mean(rates))}
     return columns
 
@@ -162,7 +162,7 @@ def _drawn(models: Interventions, point: Point, plan: Plan) -> list[Tensor]:
     if not point.controlled:
         return []
     sets = matched_draws(point.chosen, models.parts, plan.draws, plan.seed)
-    return [models.margins(point.aim, point.by, chosen) for chosen in sets]
+    return [models.margins(point.aim, point.by, part_set) for part_set in sets]
 
 
 def _control(effect: Recovery, drawn: Sequence[Tensor], start: Tensor, goal: Tensor) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def position_classes(tokenizer: Any, texts: Sequence[str], instructions: Sequenc
             "The tokenizer does not tell which characters a token stands for", "a fast one (tokenizer.json)"
         )
     offsets = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    found = []
+    classes = []
     for text, instruction, spans, ids in zip(texts, instructions, offsets, encode(tokenizer, texts), strict=True):
         start = text.rfind(instruction.strip())
         if start < 0:
@@ -49,8 +49,8 @@ def position_classes(tokenizer: Any, texts: Sequence[str], instructions: Sequenc
             )
         end = start + len(instruction.strip())
         spans = spans[-len(ids) :] if len(spans) >= len(ids) else [(0, 0)] * (len(ids) - len(spans)) + list(spans)
-        found.append([_class(first, last, start, end) for first, last in spans])
-    return found
+        classes.append([_class(first, last, start, end) for first, last in spans])
+    return classes
 
 
 def _class(first: int, last: int, start: int, end: int) -> Position:

@@ -82,8 +82,8 @@ def measure(
     )
     rows = [
         {"cell": cell, "layer": layer, "study_layer": layer == study_layer, **counts, **numbers}
-        for cell, found in directions.items()
-        for layer, numbers in enumerate(_against(found, directions[BASELINE]))
+        for cell, cell_directions in directions.items()
+        for layer, numbers in enumerate(_against(cell_directions, directions[BASELINE]))
     ]
     return comparison.result("direction", rows, study_layer=study_layer)
 
@@ -102,10 +102,12 @@ def _directions(model: HookedModel, comparison: Comparison, batch_size: int | No
     return refusal_directions(means["harmful"], means["harmless"])
 
 
-def _against(found: Float[Tensor, "layer d_model"], reference: Float[Tensor, "layer d_model"]) -> list[dict[str, Any]]:
+def _against(
+    directions: Float[Tensor, "layer d_model"], reference: Float[Tensor, "layer d_model"]
+) -> list[dict[str, Any]]:
     """Norm, norm ratio and cosine of each layer's direction."""
-    norms, reference_norms = (torch.linalg.vector_norm(d, dim=-1).tolist() for d in (found, reference))
-    cosines = cosine(found, reference).tolist()
+    norms, reference_norms = (torch.linalg.vector_norm(d, dim=-1).tolist() for d in (directions, reference))
+    cosines = cosine(directions, reference).tolist()
     return [
         {
             "norm": norm,

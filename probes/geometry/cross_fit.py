@@ -178,29 +178,29 @@ def share_rows(
         for side, tested in half.tested.items():
             energies[side].add(after[side][tested] - before[side][tested], half, nulls)
     activation = {f"activation_{name}".strip("_"): sum(h[name] for h in held) / len(held) for name in held[0]}
-    for side, found in energies.items():
+    for side, side_energies in energies.items():
         energy = float(before[side].square().sum())
         sizes = {"prompts": side, "n": len(before[side]), "rank": layer.refusal.shape[1]}
-        yield sizes | _numbers(found, energy) | activation
+        yield sizes | _numbers(side_energies, energy) | activation
 
 
-def _numbers(found: _Energies, energy: float) -> dict[str, Any]:
-    inside, total = torch.cat(found.inside).numpy(), torch.cat(found.total).numpy()
+def _numbers(side_energies: _Energies, energy: float) -> dict[str, Any]:
+    inside, total = torch.cat(side_energies.inside).numpy(), torch.cat(side_energies.total).numpy()
     error = total.sum()
     if error == 0:
         return {"relative_error": 0.0, "reason": NO_ERROR}
     share = inside.sum() / error
     resampled = resampled_means(np.stack([inside, total]))
     against: dict[str, float] = {}
-    for name, null in found.nulls.items():
+    for name, null in side_energies.nulls.items():
         against |= intervals.interval_columns(name, _range(null / error))
         against[f"p_{name}"] = draw_p(float(share), null / error)
     return {
         "relative_error": float(np.sqrt(error / energy)) if energy else nan,
         **intervals.interval_columns("share", percentile_interval(share, np.divide(*resampled.T))),
         **against,
-        "top": found.top / error,
-        **intervals.interval_columns("along", mean_interval(torch.cat(found.along))),
+        "top": side_energies.top / error,
+        **intervals.interval_columns("along", mean_interval(torch.cat(side_energies.along))),
         "reason": "",
     }
 

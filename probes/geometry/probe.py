@@ -132,32 +132,32 @@ def measure(
             "residual streams",
             lambda: kept(["residual streams"], lambda: _activations(baseline, comparison, batch_size)),
         )
-    halves = random_halves({side: len(found) for side, found in activations.items()}, seed)
+    halves = random_halves({side: len(streams) for side, streams in activations.items()}, seed)
     layers = [fit(_at(activations, layer), halves, components, seed) for layer in range(baseline.n_layers)]
     study_layer = layer_at(baseline.n_layers, DIRECTION_PERCENT)
 
     def compared(cell: HookedModel) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        found = kept(["residual streams", batch_size], lambda: _activations(cell, comparison, batch_size))
+        cell_activations = kept(["residual streams", batch_size], lambda: _activations(cell, comparison, batch_size))
         shares: list[dict[str, Any]] = []
         angles: list[dict[str, Any]] = []
         for index in range(len(layers)):
-            of_layer = partial(in_layer, found, index)
+            of_layer = partial(in_layer, cell_activations, index)
             more_shares, more_angles = kept(["layer", index, components, draws, seed, batch_size], of_layer)
             shares += more_shares
             angles += more_angles
         return shares, angles
 
-    def in_layer(found: Activations, index: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def in_layer(cell_activations: Activations, index: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         where = {"layer": index, "study_layer": index == study_layer}
-        before, after = _at(activations, index), _at(found, index)
+        before, after = _at(activations, index), _at(cell_activations, index)
         shares = share_rows(before, after, layers[index], draws, seed * len(layers) + index)
         angles = _angle_rows(after, layers[index], components)
         return [where | row for row in shares], [where | row for row in angles]
 
     rows = comparison.observe_cells(compared)
     settings = {"components": components, "draws": draws, "seed": seed, "cross_fit": CROSS_FIT}
-    shares = [{"cell": cell, **row} for cell, (found, _) in rows.items() for row in found]
-    angles = [{"cell": cell, **row} for cell, (_, found) in rows.items() for row in found]
+    shares = [{"cell": cell, **row} for cell, (cell_shares, _) in rows.items() for row in cell_shares]
+    angles = [{"cell": cell, **row} for cell, (_, cell_angles) in rows.items() for row in cell_angles]
     result = comparison.result("geometry", shares, study_layer=study_layer, **settings)
     turned = comparison.result("geometry_angles", angles, **settings)
     result.table = result.table.reindex(columns=list(TABLE))
@@ -185,15 +185,15 @@ def _affordable(components: int, comparison: Comparison) -> int:
 
 def _activations(model: HookedModel, comparison: Comparison, batch_size: int | None) -> Activations:
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.n_layers)]
-    found = {}
+    by_side = {}
     for side, texts in comparison.texts.items():
         by_name = model.activations(texts, names, batch_size=batch_size)
-        found[side] = torch.stack([by_name[name] for name in names], dim=1)
-    return found
+        by_side[side] = torch.stack([by_name[name] for name in names], dim=1)
+    return by_side
 
 
 def _at(activations: Activations, layer: int) -> dict[str, Float[Tensor, "_ d_model"]]:
-    return {side: found[:, layer].double() for side, found in activations.items()}
+    return {side: streams[:, layer].double() for side, streams in activations.items()}
 
 
 def _angle_rows(

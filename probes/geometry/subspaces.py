@@ -69,8 +69,8 @@ class Spectrum(NamedTuple):
     def of(cls, centred: Float[Tensor, "n d_model"]) -> Spectrum:
         """Directions without variance (rounding apart) are left out."""
         _, sizes, directions = torch.linalg.svd(centred.double(), full_matrices=False)
-        kept = sizes > RANK_TOLERANCE * sizes.max() if len(sizes) else sizes > 0
-        return cls(sizes[kept], directions[kept])
+        mask = sizes > RANK_TOLERANCE * sizes.max() if len(sizes) else sizes > 0
+        return cls(sizes[mask], directions[mask])
 
     def top(self, rank: int) -> Float[Tensor, "d_model rank"]:
         """The subspace in which the vectors vary most.

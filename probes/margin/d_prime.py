@@ -40,12 +40,12 @@ def separations(
     means = np.stack([group.mean(1) for group in groups])
     variances = np.stack([group.var(1, ddof=1) for group in groups])
     gaps = means[0] - means[1]
-    found = d_prime(gaps, variances)
+    levels = d_prime(gaps, variances)
     moments = [_resampled(group, seed + which) for which, group in enumerate(groups)]
     drawn = d_prime(moments[0][0] - moments[1][0], np.stack([variance for _, variance in moments]))
-    by_means = d_prime(gaps, np.broadcast_to(variances[:, :1], variances.shape)) - found[0]
+    by_means = d_prime(gaps, np.broadcast_to(variances[:, :1], variances.shape)) - levels[0]
     return [
-        _row(found[cell], found[cell] - found[0], drawn[:, cell], drawn[:, cell] - drawn[:, 0], by_means[cell])
+        _row(levels[cell], levels[cell] - levels[0], drawn[:, cell], drawn[:, cell] - drawn[:, 0], by_means[cell])
         for cell in range(len(above))
     ]
 

@@ -81,11 +81,11 @@ class Openings:
 
 def minimal(sequences: Iterable[Tokens]) -> list[Tokens]:
     """Those that no other sequence begins, each once, sorted: the smallest set with the same continuations."""
-    kept: list[Tokens] = []
+    shortest: list[Tokens] = []
     for tokens in sorted(set(sequences)):  # in this order all continuations of a sequence follow it
-        if not kept or tokens[: len(kept[-1])] != kept[-1]:
-            kept.append(tokens)
-    return kept
+        if not shortest or tokens[: len(shortest[-1])] != shortest[-1]:
+            shortest.append(tokens)
+    return shortest
 
 
 def find_openings(
@@ -104,9 +104,9 @@ def find_openings(
     """
     if source == "lexicon":
         return lexicon_openings(model.tokenizer)
-    given = [tuple(answer.tokens) for answer in answered or answers(model, texts, READ_TOKENS)]
-    refused = refuses([model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in given]).tolist()
-    return openings_of(given, refused, model.tokenizer)
+    answer_tokens = [tuple(answer.tokens) for answer in answered or answers(model, texts, READ_TOKENS)]
+    refused = refuses([model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answer_tokens]).tolist()
+    return openings_of(answer_tokens, refused, model.tokenizer)
 
 
 def common_openings(comparison: Comparison, source: Source) -> Openings:
@@ -117,9 +117,11 @@ def common_openings(comparison: Comparison, source: Source) -> Openings:
         return find_openings(model, texts, source, None if source == "lexicon" else baseline_answers(comparison))
 
     with comparison.pieces_of(None):
-        found = comparison.of_baseline("openings", lambda: kept(["openings", source], find, [Openings]), source=source)
-    comparison.warnings += [found.note] if found.note else []
-    return found
+        refusal_openings = comparison.of_baseline(
+            "openings", lambda: kept(["openings", source], find, [Openings]), source=source
+        )
+    comparison.warnings += [refusal_openings.note] if refusal_openings.note else []
+    return refusal_openings
 
 
 def baseline_answers(comparison: Comparison) -> list[Answer]:
@@ -155,18 +157,18 @@ def openings_of(given: Sequence[Tokens], refused: Sequence[bool], tokenizer: Any
     )
 
 
-def _deciding(given: Sequence[Tokens], refused: Sequence[bool]) -> Iterator[Tokens]:
+def _deciding(answer_tokens: Sequence[Tokens], refused: Sequence[bool]) -> Iterator[Tokens]:
     """Every beginning of up to six tokens whose answers refuse; continuations of a shorter one among them."""
-    beginnings = {tokens[:length] for tokens in given for length in range(1, min(MAX_TOKENS, len(tokens)) + 1)}
+    beginnings = {tokens[:length] for tokens in answer_tokens for length in range(1, min(MAX_TOKENS, len(tokens)) + 1)}
     for beginning in beginnings:
-        count, pure = _tally(beginning, given, refused)
+        count, pure = _tally(beginning, answer_tokens, refused)
         if count >= FEWEST_ANSWERS and pure >= PURITY * count:
             yield beginning
 
 
-def _tally(beginning: Tokens, given: Sequence[Tokens], refused: Sequence[bool]) -> tuple[int, int]:
+def _tally(beginning: Tokens, answer_tokens: Sequence[Tokens], refused: Sequence[bool]) -> tuple[int, int]:
     """Answers that start so, and refusals among them."""
-    labelled = zip(given, refused, strict=True)
+    labelled = zip(answer_tokens, refused, strict=True)
     starting = [refusal for tokens, refusal in labelled if tokens[: len(beginning)] == beginning]
     return len(starting), sum(starting)
 

@@ -110,13 +110,15 @@ def measure(
         >>> margin.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
-    found = common_openings(comparison, openings)
+    refusal_openings = common_openings(comparison, openings)
     observed: Margins = comparison.observe(
-        lambda model: {side: margins(model, texts, found, batch_size) for side, texts in comparison.texts.items()},
+        lambda model: {
+            side: margins(model, texts, refusal_openings, batch_size) for side, texts in comparison.texts.items()
+        },
         f"margin with openings of {openings}",
     )
     sets = {"harmful": harmful, "harmless": harmless}
-    settings = {"openings": found.describe()}
+    settings = {"openings": refusal_openings.describe()}
     rows = [row for cell in observed for side in sets for row in _rows(cell, side, observed, sets[side])]
     result = comparison.result("margin", rows, **settings)
     return MarginResult(
@@ -131,8 +133,8 @@ def _rows(cell: str, side: str, observed: Margins, prompts: PromptSet) -> Iterat
     values, reference = observed[cell][side], observed[BASELINE][side]
     categories = np.array(prompts.categories or [""] * len(prompts))
     everything = torch.ones(len(prompts), dtype=torch.bool)
-    chosen = {name: torch.from_numpy(categories == name) for name in dict.fromkeys(prompts.categories) if name}
-    for category, which in {**chosen, ALL: everything}.items():  # a category of the user's may be called "all"
+    by_category = {name: torch.from_numpy(categories == name) for name in dict.fromkeys(prompts.categories) if name}
+    for category, which in {**by_category, ALL: everything}.items():  # a category of the user's may be called "all"
         yield {
             "cell": cell,
             "prompts": side,
@@ -162,9 +164,9 @@ def _separation(comparison: Comparison, observed: Margins, settings: Mapping[str
     harmful, harmless = (
         torch.stack([observed[cell][side] for cell in cells]).double().numpy() for side in comparison.texts
     )
-    found = separations(harmful, harmless)
+    cell_numbers = separations(harmful, harmless)
     counts = {f"n_{side}": len(texts) for side, texts in comparison.texts.items()}
-    rows = [{"cell": cell, **counts, **numbers} for cell, numbers in zip(cells, found, strict=True)]
+    rows = [{"cell": cell, **counts, **numbers} for cell, numbers in zip(cells, cell_numbers, strict=True)]
     return comparison.result("margin_separation", rows, draws=DRAWS, **settings)
 
 

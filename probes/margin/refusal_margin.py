@@ -169,14 +169,14 @@ class MarginRuns:
         Raises:
             NotFinite: a margin is NaN or infinite.
         """
-        found = torch.empty(self.n)
+        values = torch.empty(self.n)
         for number, batch in enumerate(self.batches):
             with torch.no_grad(), nullcontext() if around is None else around(number):
                 ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-                found[batch.indices] = refusal_margin(model, ids, mask, self.openings).cpu()
-        if not torch.isfinite(found).all():
+                values[batch.indices] = refusal_margin(model, ids, mask, self.openings).cpu()
+        if not torch.isfinite(values).all():
             raise NotFinite("The refusal margin holds NaN or infinity", do="Load the model with dtype=torch.float32")
-        return found
+        return values
 
     def record(self, model: HookedModel, sites: Sequence[str]) -> Recording:
         """The activations at all positions of all prompts, in the model's dtype, where they are computed.

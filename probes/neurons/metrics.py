@@ -43,9 +43,9 @@ def n_safety(n_units: int) -> int:
 
 def largest(values: Float[Tensor, " unit"], count: int) -> Bool[Tensor, " unit"]:
     """Mask of the `count` largest values; of equal ones the first."""
-    chosen = torch.zeros(len(values), dtype=torch.bool)
-    chosen[values.argsort(descending=True, stable=True)[:count]] = True
-    return chosen
+    mask = torch.zeros(len(values), dtype=torch.bool)
+    mask[values.argsort(descending=True, stable=True)[:count]] = True
+    return mask
 
 
 def scale_normalized(error: Float[Tensor, " unit"], scale: Float[Tensor, " unit"]) -> Float[Tensor, " unit"]:

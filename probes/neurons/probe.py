@@ -91,8 +91,8 @@ def measure(
     layers = layers_at(baseline.n_layers)
     sites = list(dict.fromkeys(sites))
     places = [Place(site, layer) for site in sites for layer in layers]
-    chosen = error_prompts(len(comparison.texts["harmful"]))
-    prompts = [comparison.texts["harmful"][index] for index in chosen]
+    error_indices = error_prompts(len(comparison.texts["harmful"]))
+    prompts = [comparison.texts["harmful"][index] for index in error_indices]
     units = comparison.of_baseline(
         "neurons",
         lambda: baseline_units(
@@ -109,7 +109,7 @@ def measure(
         rows,
         layers=layers,
         sites=[str(site) for site in sites],
-        error_prompts=chosen,
+        error_prompts=error_indices,
         safety_percent=metrics.SAFETY_PERCENT,
         spread="sample standard deviation over harmless prompts",
         magnitude="mean size over harmless prompts",

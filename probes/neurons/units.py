@@ -79,12 +79,12 @@ def baseline_units(
     harmful_means, _ = _statistics(model, places, harmful, batch_size)
     harmless_values, harmless_sizes = _statistics(model, places, harmless, batch_size)
     reference = _activations(model, places, error_prompts, batch_size)
-    found = {}
+    units = {}
     for place in places:
         contrast = metrics.contrast(harmful_means[place].mean, harmless_values[place].mean)
         safety = metrics.largest(contrast, metrics.n_safety(len(contrast)))
         magnitude = harmless_sizes[place].mean
-        found[place] = Units(
+        units[place] = Units(
             contrast,
             metrics.spread(harmless_values[place].variance()),
             magnitude,
@@ -92,7 +92,7 @@ def baseline_units(
             metrics.matched_sets(safety, magnitude, draws, _generator(seed, place)),
             reference[place],
         )
-    return found
+    return units
 
 
 def unit_errors(

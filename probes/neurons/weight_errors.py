@@ -158,9 +158,9 @@ def _unit_rows(cell: str, place: Place, result: NeuronResult, weights: WeightErr
         "write_error": weights.written(place, len(error)).relative_error(),
         "read_error": weights.read(place, len(error)).relative_error(),
     }
-    chosen = units.safety.nonzero().flatten()
+    safety_indices = units.safety.nonzero().flatten()
     rows = []
-    for unit in chosen[units.contrast[chosen].argsort(descending=True, stable=True)].tolist():
+    for unit in safety_indices[units.contrast[safety_indices].argsort(descending=True, stable=True)].tolist():
         numbers = {name: values[unit].item() for name, values in columns.items()}
         undefined = [name for name, number in numbers.items() if number != number]
         reason = "; ".join(_WHY[name] for name in undefined)

@@ -68,19 +68,19 @@ def blame(
         batch_size: prompts per pass.
     """
     prompts = AttributedPrompts(texts, (("harmful", ALL),), torch.zeros(len(texts), dtype=torch.long))
-    found, null = attribute_cell(
+    attribution, null = attribute_cell(
         baseline, cell, prompts, margin_objective(openings), draws=1, seed=seed, batch_size=batch_size
     )
-    table = tabulate(name, found, null, kinds(baseline), units=1)
+    table = tabulate(name, attribution, null, kinds(baseline), units=1)
     return Blame(
         n=len(texts),
         total=table[table["level"] == "total"].iloc[0],
         modules=_largest_first(table),
-        linears=_most_to_blame_first(table, -1.0 if found.shift.mean() < 0 else 1.0),
-        scores=attribution_scores(found, PartKind.MODULE),
-        complete=found.complete(),
-        steps=found.steps,
-        warnings=found.warnings,
+        linears=_most_to_blame_first(table, -1.0 if attribution.shift.mean() < 0 else 1.0),
+        scores=attribution_scores(attribution, PartKind.MODULE),
+        complete=attribution.complete(),
+        steps=attribution.steps,
+        warnings=attribution.warnings,
     )
 
 

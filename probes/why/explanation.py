@@ -77,5 +77,5 @@ def explain(
         restoration = restore_linears(models, blamed.scores, draws, seed)
     nothing_lost = keep is None and margin.within_chance
     choice = NO_CHOICE if nothing_lost else choose(restoration.curve, blamed.linears, keep, share)
-    kept = keep_list(choice, baseline, cell, given=keep is not None, fused=fused)
-    return Explanation(name, sample.held_out, margin, blamed, restoration, kept)
+    kept_linears = keep_list(choice, baseline, cell, given=keep is not None, fused=fused)
+    return Explanation(name, sample.held_out, margin, blamed, restoration, kept_linears)

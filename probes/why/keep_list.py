@@ -80,16 +80,16 @@ def keep_list(
         fused: also keep what completes groups of linears that runtimes fuse.
     """
     whole = whole_groups(choice.linears, baseline.architecture)
-    kept = whole if fused else choice.linears
+    linears = whole if fused else choice.linears
     return KeepList(
         choice=choice,
         given=given,
         bits=float("nan") if cell.checkpoint is None else cell.checkpoint.bits_per_weight(),
-        kept=kept,
-        kept_bits=_bits_with(cell, kept),
+        kept=linears,
+        kept_bits=_bits_with(cell, linears),
         whole=whole,
         whole_bits=_bits_with(cell, whole),
-        forms=forms(kept, baseline),
+        forms=forms(linears, baseline),
     )
 
 
@@ -111,12 +111,12 @@ def choose(curve: pd.DataFrame, ranked: Sequence[str], keep: int | None = None, 
     better = enough[enough["p"] <= ALPHA]
     if keep is not None:
         same = better[better["k"] == keep]
-        said = (
+        reason = (
             f"it gives back {share:.0%} of the shift, and more than random lists"
             if len(same)
             else "its length was given"
         )
-        return Choice(list(ranked[:keep]), bool(len(same)), said)
+        return Choice(list(ranked[:keep]), bool(len(same)), reason)
     if len(better):
         return Choice(
             list(ranked[: int(better["k"].iloc[0])]),
@@ -125,8 +125,10 @@ def choose(curve: pd.DataFrame, ranked: Sequence[str], keep: int | None = None, 
         )
     if len(enough):
         p = enough["p"].iloc[0]
-        said = f"the shortest list that gives back {share:.0%}, which is not shown to be more than random (p = {p:.2f})"
-        return Choice(list(ranked[: int(enough["k"].iloc[0])]), False, said)
+        reason = (
+            f"the shortest list that gives back {share:.0%}, which is not shown to be more than random (p = {p:.2f})"
+        )
+        return Choice(list(ranked[: int(enough["k"].iloc[0])]), False, reason)
     none = (
         "the shift is within chance, so nothing can be said to come back"
         if rows["share"].isna().all()
@@ -146,5 +148,5 @@ def forms(linears: Sequence[str], model: HookedModel) -> dict[str, object]:
     }
 
 
-def _bits_with(cell: HookedModel, kept: Sequence[str]) -> float:
-    return float("nan") if cell.checkpoint is None else mean_bits(cell.checkpoint, kept)
+def _bits_with(cell: HookedModel, linears: Sequence[str]) -> float:
+    return float("nan") if cell.checkpoint is None else mean_bits(cell.checkpoint, linears)

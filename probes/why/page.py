@@ -79,12 +79,12 @@ def _blamed(blame: Blame) -> Iterator[str]:
         yield f"{f'the other {len(rest)}':<24} {rest.sum():+.3f}"
 
 
-def _restored(found: Explanation) -> Iterator[str]:
+def _restored(explanation: Explanation) -> Iterator[str]:
     yield (
-        f"Share of the shift that comes back on {found.margin.n} {'other ' if found.held_out else ''}harmful prompts "
+        f"Share of the shift that comes back on {explanation.margin.n} {'other ' if explanation.held_out else ''}harmful prompts "
         "when the baseline's weights are put into the cell."
     )
-    restoration = found.restoration
+    restoration = explanation.restoration
     if not restoration.shares:
         reason = restoration.linears["reason"].iloc[0].removeprefix("no share: ")
         yield f"There is no share: {reason}. Gains in nats instead:"
@@ -103,10 +103,10 @@ def _kept(keep: KeepList) -> Iterator[str]:
         yield f"Nothing: {keep.choice.why}. More prompts may show a shift; --keep N gives a list all the same."
         return
     cost = "" if isnan(keep.bits) else f": {keep.bits:.2f} → {keep.kept_bits:.2f} bits per weight"
-    chosen, n = keep.choice.linears, len(keep.kept)
+    top_linears, n = keep.choice.linears, len(keep.kept)
     yield f"{n} linear{'s' * (n != 1)} in float16{cost}."
     yield f"Why so many: {keep.choice.why}."
-    yield from (f"- {name}{'' if name in chosen else ' (completes a group)'}" for name in keep.kept)
+    yield from (f"- {name}{'' if name in top_linears else ' (completes a group)'}" for name in keep.kept)
     options = keep.forms["llama_cpp_options"]
     assert isinstance(options, list)
     yield f"GPTQModel       dynamic={json.dumps(keep.forms['gptqmodel_dynamic'])}"
@@ -135,17 +135,17 @@ def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{row['variant']:<10} {bits:>5}  {_interval(_of(row, 'margin')):<21} {gain:<22} "
             f"{_percent(_of(row, 'refusal_rate')):<20} {_percent(_of(row, 'over_refusal_rate'))}"
         )
-    kept = next(row for row in variants if row["variant"] == KEPT)
+    kept_row = next(row for row in variants if row["variant"] == KEPT)
     random = [row["gain"] for row in variants if row["variant"].startswith("random")]
     if random:
         yield (
-            f"The list gains {_interval(_of(kept, 'gain'))} nats of margin, random linears of its number and sizes "
-            f"{min(random):+.2f} to {max(random):+.2f} (p = {kept['p']:.2f} of {len(random)} lists)."
+            f"The list gains {_interval(_of(kept_row, 'gain'))} nats of margin, random linears of its number and sizes "
+            f"{min(random):+.2f} to {max(random):+.2f} (p = {kept_row['p']:.2f} of {len(random)} lists)."
         )
         yield from _smallest_p(len(random))
     yield (
-        f"Against the plain cell the list's refuses {kept['refusals_gained']} prompts more and "
-        f"{kept['refusals_lost']} fewer, of {kept['n_prompts']}."
+        f"Against the plain cell the list's refuses {kept_row['refusals_gained']} prompts more and "
+        f"{kept_row['refusals_lost']} fewer, of {kept_row['n_prompts']}."
     )
 
 
@@ -159,20 +159,20 @@ def _smallest_p(n: int) -> Iterator[str]:
         )
 
 
-def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if found.margin.within_chance:
+def _sure(explanation: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if explanation.margin.within_chance:
         yield "- The shift is within chance on these prompts: nothing has to be acted upon."
-    gap = abs(found.blame.total["gap"])
-    state = "complete" if found.blame.complete else "NOT complete: allow more steps"
-    yield f"- The attribution misses {gap:.1e} of the shift after {found.blame.steps} steps ({state})."
-    clear = int((found.blame.modules["p"] < ALPHA).sum())
+    gap = abs(explanation.blame.total["gap"])
+    state = "complete" if explanation.blame.complete else "NOT complete: allow more steps"
+    yield f"- The attribution misses {gap:.1e} of the shift after {explanation.blame.steps} steps ({state})."
+    clear = int((explanation.blame.modules["p"] < ALPHA).sum())
     yield (
-        f"- {clear} of {len(found.blame.modules)} parts have shares beyond errors with random signs (p < {ALPHA:g}; "
-        f"{ALPHA * len(found.blame.modules):.0f} expected by chance)."
+        f"- {clear} of {len(explanation.blame.modules)} parts have shares beyond errors with random signs (p < {ALPHA:g}; "
+        f"{ALPHA * len(explanation.blame.modules):.0f} expected by chance)."
     )
-    if found.keep.kept:
-        yield f"- {_list_is(found)}"
-    if found.keep.kept and not variants:
+    if explanation.keep.kept:
+        yield f"- {_list_is(explanation)}"
+    if explanation.keep.kept and not variants:
         yield "- A cell written with this list may differ from one with weights put back: the rest is fitted anew."
     yield (
         "- Margins are of how an answer begins: one that refuses in other words than the baseline's counts as "
@@ -180,22 +180,22 @@ def _sure(found: Explanation, variants: Sequence[Mapping[str, Any]]) -> Iterator
     )
 
 
-def _list_is(found: Explanation) -> str:
+def _list_is(explanation: Explanation) -> str:
     """What the random lists say of the chosen one."""
-    curve = found.restoration.by("attribution")
-    p = curve.loc[curve["k"] == len(found.keep.choice.linears), "p"] if "p" in curve else pd.Series(dtype=float)
+    curve = explanation.restoration.by("attribution")
+    p = curve.loc[curve["k"] == len(explanation.keep.choice.linears), "p"] if "p" in curve else pd.Series(dtype=float)
     if not len(p) or not p.iloc[0] <= ALPHA:
         return "The list is a guess: it is not shown to do more than random linears of the same sizes."
-    if not found.held_out:
+    if not explanation.held_out:
         return "The list does more than random ones, on the prompts that it was chosen by, which flatters it."
-    if not found.keep.choice.supported:
+    if not explanation.keep.choice.supported:
         return (
             "The list moves the margin more than random ones of its sizes do, but there is no loss that it gives back."
         )
-    chosen = "" if found.keep.given else "; its length was chosen on these, which flatters the share and p"
+    caveat = "" if explanation.keep.given else "; its length was chosen on these, which flatters the share and p"
     return (
         "The list gives back more than random ones when it is exchanged, on prompts that its order does not come from"
-        f"{chosen}."
+        f"{caveat}."
     )
 
 

@@ -135,15 +135,17 @@ def measure(
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     sample = Sample.of(comparison.texts, harmful, prompts)
-    found = common_openings(comparison, openings)
+    refusal_openings = common_openings(comparison, openings)
     explained: dict[str, Explanation] = {}
     variants: dict[str, list[dict[str, Any]]] = {}
     for name in cells:
         try:
-            with comparison.pieces_of(name, openings=found.describe(), prompts=prompts, batch_size=batch_size):
+            with comparison.pieces_of(
+                name, openings=refusal_openings.describe(), prompts=prompts, batch_size=batch_size
+            ):
                 cell = comparison.cell(name)
                 explained[name] = explain(
-                    name, baseline, cell, sample, found,
+                    name, baseline, cell, sample, refusal_openings,
                     keep=keep, share=share, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
                 )  # fmt: skip
                 if rewriting is not None and not explained[name].keep.kept:
@@ -154,12 +156,14 @@ def measure(
                     written = rewrite(
                         original, copy, linears, parts, rewriting.out, rewriting.calibration, rewriting.sets, seed
                     )
-                    variants[name] = measure_variants(written, baseline, sample, found, batch_size)
+                    variants[name] = measure_variants(written, baseline, sample, refusal_openings, batch_size)
         except Unmeasurable as error:
             comparison.undefined[name] = str(error)
-    comparison.warnings += [f"{name}: {said}" for name, about in explained.items() for said in about.blame.warnings]
+    comparison.warnings += [
+        f"{name}: {warning}" for name, about in explained.items() for warning in about.blame.warnings
+    ]
     settings: dict[str, Any] = {
-        "openings": found.describe(),
+        "openings": refusal_openings.describe(),
         "prompts": prompts,
         "held_out": sample.held_out,
         "share": share,
@@ -214,6 +218,6 @@ def _row(about: Explanation) -> dict[str, Any]:
 
 
 def _kept(about: Explanation) -> pd.DataFrame:
-    chosen = [linear in about.keep.choice.linears for linear in about.keep.kept]
+    in_choice = [linear in about.keep.choice.linears for linear in about.keep.kept]
     places = range(1, len(about.keep.kept) + 1)
-    return pd.DataFrame({"cell": about.cell, "place": places, "linear": about.keep.kept, "chosen": chosen})
+    return pd.DataFrame({"cell": about.cell, "place": places, "linear": about.keep.kept, "chosen": in_choice})

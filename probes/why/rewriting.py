@@ -68,8 +68,8 @@ def rewrite(
     """
     record = _record(cell, calibration)
     kind, settings = record.cell, _settings(record)
-    chosen = [Part(PartKind.MODULE, parts.layer_of(name), module=name) for name in keep]
-    drawn = [[part.module for part in parts_] for parts_ in matched_draws(chosen, parts, sets, seed)]
+    linear_parts = [Part(PartKind.MODULE, parts.layer_of(name), module=name) for name in keep]
+    drawn = [[part.module for part in parts_] for parts_ in matched_draws(linear_parts, parts, sets, seed)]
     lists = {KEPT: list(keep)} | {f"random {number + 1}": names for number, names in enumerate(drawn)}
     beside = cell.path.parent.parent / "F16" / "F16.gguf"
     f16 = beside if cell.format == "gguf" and beside.is_file() else None
@@ -147,14 +147,14 @@ def _rows(
 ) -> Sequence[dict[str, Any]]:
     names = [BASELINE, *(name for name, _, _ in variants)]
     effects = recoveries(torch.stack([margins[name] for name in names]), margins[PLAIN], margins[BASELINE])
-    about = {name: (kept, open_checkpoint(path).bits_per_weight()) for name, kept, path in variants}
+    about = {name: (linears, open_checkpoint(path).bits_per_weight()) for name, linears, path in variants}
     rows = []
     for name, effect in zip(names, effects, strict=True):
-        kept, bits = about.get(name, ((), float("nan")))
+        linears, bits = about.get(name, ((), float("nan")))
         harmful, plain = refused[name]["harmful"], refused[PLAIN]["harmful"]
         rows.append(
             {
-                **{"variant": name, "n_kept": len(kept), "kept": list(kept), "bits_per_weight": bits},
+                **{"variant": name, "n_kept": len(linears), "kept": list(linears), "bits_per_weight": bits},
                 "n_prompts": len(harmful),
                 **intervals.interval_columns("margin", effect.margin),
                 **intervals.interval_columns("gain", effect.gain),
