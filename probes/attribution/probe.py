@@ -177,5 +177,6 @@ def _warnings(attribution: Attribution) -> list[str]:
         return attribution.warnings
     return [
         *attribution.warnings,
-        f"after {attribution.steps} steps the parts miss the shift by up to {attribution.gap():.3g} nats: allow more steps",
+        f"after {attribution.steps} steps the parts miss the shift by up to {attribution.gap():.3g} nats: "
+        "allow more steps",
     ]

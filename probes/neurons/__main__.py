@@ -45,11 +45,7 @@ def main(
     baseline, cells, *prompts = options.inputs()
     result = measure(baseline, cells, *prompts, sites=site, draws=draws, seed=seed, **options.settings())
     checkpoint = baseline.checkpoint
-    units = (
-        safety_units(result, baseline_checkpoint, cells.checkpoints)
-        for baseline_checkpoint in (checkpoint,)
-        if baseline_checkpoint is not None
-    )
+    units = (safety_units(result, original, cells.checkpoints) for original in (checkpoint,) if original is not None)
     averages = result.table[result.table["layer"].isna()]
     n = {side: about["n"] for side, about in result.settings["prompts"].items()}
     title = (

@@ -81,8 +81,8 @@ def _blamed(blame: Blame) -> Iterator[str]:
 
 def _restored(explanation: Explanation) -> Iterator[str]:
     yield (
-        f"Share of the shift that comes back on {explanation.margin.n} {'other ' if explanation.held_out else ''}harmful prompts "
-        "when the baseline's weights are put into the cell."
+        f"Share of the shift that comes back on {explanation.margin.n} {'other ' if explanation.held_out else ''}harmful "
+        "prompts when the baseline's weights are put into the cell."
     )
     restoration = explanation.restoration
     if not restoration.shares:
@@ -167,8 +167,8 @@ def _sure(explanation: Explanation, variants: Sequence[Mapping[str, Any]]) -> It
     yield f"- The attribution misses {gap:.1e} of the shift after {explanation.blame.steps} steps ({state})."
     clear = int((explanation.blame.modules["p"] < ALPHA).sum())
     yield (
-        f"- {clear} of {len(explanation.blame.modules)} parts have shares beyond errors with random signs (p < {ALPHA:g}; "
-        f"{ALPHA * len(explanation.blame.modules):.0f} expected by chance)."
+        f"- {clear} of {len(explanation.blame.modules)} parts have shares beyond errors with random signs "
+        f"(p < {ALPHA:g}; {ALPHA * len(explanation.blame.modules):.0f} expected by chance)."
     )
     if explanation.keep.kept:
         yield f"- {_list_is(explanation)}"
