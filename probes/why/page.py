@@ -81,8 +81,8 @@ def _blamed(blame: Blame) -> Iterator[str]:
 
 def _restored(explanation: Explanation) -> Iterator[str]:
     yield (
-        f"Share of the shift that comes back on {explanation.margin.n} {'other ' if explanation.held_out else ''}harmful "
-        "prompts when the baseline's weights are put into the cell."
+        f"Share of the shift that comes back on {explanation.margin.n} {'other ' if explanation.held_out else ''}"
+        "harmful prompts when the baseline's weights are put into the cell."
     )
     restoration = explanation.restoration
     if not restoration.shares:
