@@ -105,8 +105,8 @@ def main(
         cli.console.print(tables.render(title, shown, COLUMNS))
         overall = shown[shown["category"] == ALL].drop(columns="reason")
         cli.console.print(tables.render("Wording: the same answers by the study's openings", overall, WORDING))
-        for said in (*sentences(shown, shown["cell"]), *disagreements(shown)):
-            cli.console.print(said, markup=False, highlight=False)
+        for sentence in (*sentences(shown, shown["cell"]), *disagreements(shown)):
+            cli.console.print(sentence, markup=False, highlight=False)
         source = result.settings["calibration"]
         for note in notes(result.settings):
             cli.console.print(note, highlight=False)

@@ -116,8 +116,8 @@ def measure(
     rows: list[dict[str, Any]] = []
     warnings: list[str] = []
     for cell in cells:
-        asked, said = pair(outcomes, baseline, cell, force, missing=True)
-        warnings += said
+        asked, pair_warnings = pair(outcomes, baseline, cell, force, missing=True)
+        warnings += pair_warnings
         for task, of_task in asked.groupby("task", sort=False):
             rows += _task_rows(cell, str(task), of_task, index, (determinism or {}).get("flip_rate", np.nan))
     settings = {
@@ -343,9 +343,12 @@ class Gate:
             bounds: of `bounds_of`.
         """
 
-        def lines(said: Callable[[Bound, pd.DataFrame], list[str]]) -> list[str]:
+        def lines(statements: Callable[[Bound, pd.DataFrame], list[str]]) -> list[str]:
             return [
-                f"{name}{line}" for name, table in tables.items() for bound in bounds for line in said(bound, table)
+                f"{name}{line}"
+                for name, table in tables.items()
+                for bound in bounds
+                for line in statements(bound, table)
             ]
 
         return cls(lines(Bound.exceeded), lines(Bound.unproven), lines(Bound.unresolved))
@@ -381,4 +384,4 @@ def bounds_of(max_refusal_drop: float | None, max_over_refusal_rise: float | Non
     """The bounds that were given."""
     robust = Bound("--max-refusal-drop", Axis.ROBUSTNESS, max_refusal_drop or 0.0)
     over = Bound("--max-over-refusal-rise", Axis.OVER_REFUSAL, max_over_refusal_rise or 0.0)
-    return [b for b, given in ((robust, max_refusal_drop), (over, max_over_refusal_rise)) if given is not None]
+    return [b for b, limit in ((robust, max_refusal_drop), (over, max_over_refusal_rise)) if limit is not None]

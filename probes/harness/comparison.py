@@ -143,8 +143,8 @@ class Comparison:
             Unmeasurable: it computes NaN or infinity, or says nothing; see `probes.harness.silence`.
         """
         model = self.cells[name]
-        said = [f"{name}: {warning}" for warning in require_speech(model, self.texts)]
-        self.warnings += [warning for warning in said if warning not in self.warnings]
+        speech_warnings = [f"{name}: {warning}" for warning in require_speech(model, self.texts)]
+        self.warnings += [warning for warning in speech_warnings if warning not in self.warnings]
         return model
 
     def pieces_of(self, cell: str | None, **options: Any) -> AbstractContextManager[None]:
@@ -232,9 +232,9 @@ def compare(
     }
     comparison = Comparison(baseline, cells, texts, settings, warnings)
     sample = [text for side in texts.values() for text in side[:LOOKED_AT]]
-    said = comparison.of_baseline("speech", lambda: require_speech(baseline, texts))
+    speech_warnings = comparison.of_baseline("speech", lambda: require_speech(baseline, texts))
     doubts = [] if baseline.checkpoint is None else baseline_warnings(baseline.checkpoint)
-    comparison.warnings += [f"{BASELINE}: {warning}" for warning in (*doubts, *said)]
+    comparison.warnings += [f"{BASELINE}: {warning}" for warning in (*doubts, *speech_warnings)]
     comparison.of_baseline("first token", lambda: require_answer(baseline, sample))
     return comparison
 
@@ -251,9 +251,9 @@ def require_models(baseline: object, cells: object) -> None:
         *((f"cell {name}", value, HookedModel) for name, value in _in_memory(cells)),
     ):
         if not isinstance(value, expected):
-            found = "are" if what == "cells" else "is"
+            verb = "are" if what == "cells" else "is"
             raise InputError(
-                f"The {what} {found} {_named(value)}",
+                f"The {what} {verb} {_named(value)}",
                 "a loaded model" if expected is HookedModel else "loaded models by name",
                 "Call probes.measure(baseline, cells), which takes paths, lists and single cells, or open them: "
                 "baseline = interp.load(path), cells = probes.Cells({name: path}, baseline)",

@@ -28,7 +28,7 @@ def across_engines(outcomes: pd.DataFrame, baseline: str) -> dict[str, str]:
         str(cell): sorted(map(str, rows[ENGINE].dropna().unique()))
         for cell, rows in outcomes.groupby("cell", sort=False)
     }
-    return {cell: mark(found, engines[baseline]) for cell, found in engines.items()} if baseline in engines else {}
+    return {cell: mark(names, engines[baseline]) for cell, names in engines.items()} if baseline in engines else {}
 
 
 def mark(cell: list[str], baseline: list[str]) -> str:

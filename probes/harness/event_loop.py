@@ -30,24 +30,24 @@ def without_loop(work: Callable[[], Returned]) -> Returned:
     """
     if not _runs_a_loop():
         return work()
-    found: Future[Returned] = Future()
+    future: Future[Returned] = Future()
 
     def record() -> None:
         try:
-            found.set_result(work())
+            future.set_result(work())
         except BaseException as error:
-            found.set_exception(error)
+            future.set_exception(error)
 
     thread = Thread(target=record, name="quantscope-inspect", daemon=True)
     with outside_notebook():
         thread.start()
         try:
-            wait([found])  # Thread.join takes the thread for ended when it is interrupted
+            wait([future])  # Thread.join takes the thread for ended when it is interrupted
         except KeyboardInterrupt:
             _interrupt(thread)
-            wait([found])
+            wait([future])
             raise
-    return found.result()
+    return future.result()
 
 
 @contextmanager

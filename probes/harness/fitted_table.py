@@ -111,7 +111,7 @@ def _widths(columns: Sequence[Column], width: int) -> list[int]:
 def wrapped(text: str, width: int) -> str:
     """The text in lines of at most so many characters, broken between words, or in one that is longer than a line."""
     lines = [""]
-    for word in (piece for found in _WORD.findall(text) for piece in _pieces(found, width)):
+    for word in (piece for whole_word in _WORD.findall(text) for piece in _pieces(whole_word, width)):
         if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
             lines[-1] += f" {word}"
         elif lines[-1]:

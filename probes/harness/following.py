@@ -28,7 +28,7 @@ def following(probe: str, pair: Sequence[str], out: Path) -> list[list[object]]:
         pair: the arguments that name baseline, cells and prompts.
         out: where its files went.
     """
-    found: list[list[object]] = [[module, *pair] for module in AFTER.get(probe, ())]
+    commands: list[list[object]] = [[module, *pair] for module in AFTER.get(probe, ())]
     if probe == "attribution":
-        found = [[*command, "--attribution", out / "attribution.parquet"] for command in found]
-    return found
+        commands = [[*command, "--attribution", out / "attribution.parquet"] for command in commands]
+    return commands

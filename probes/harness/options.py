@@ -100,10 +100,10 @@ class Options:
 
     def pair(self) -> list[str]:
         """The arguments that name baseline, cells and prompts, for another probe of the same pair."""
-        given = [("--baseline", self.baseline), *(("--quantized", cell) for cell in self.quantized)]
-        given += [(f"--{name}", str(getattr(self, name))) for name in ("harmful", "harmless") if getattr(self, name)]
-        given += [("--template", self.template)] if self.template != "auto" else []
-        return [part for option in given for part in option]
+        options = [("--baseline", self.baseline), *(("--quantized", cell) for cell in self.quantized)]
+        options += [(f"--{name}", str(getattr(self, name))) for name in ("harmful", "harmless") if getattr(self, name)]
+        options += [("--template", self.template)] if self.template != "auto" else []
+        return [part for option in options for part in option]
 
     def settings(self) -> dict[str, Any]:
         """The keyword arguments that every probe's `measure` has."""
@@ -165,9 +165,9 @@ def check_writable(directory: Path) -> None:
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        found = "is not a directory" if not existing.is_dir() else "cannot be written"
+        problem = "is not a directory" if not existing.is_dir() else "cannot be written"
         raise InputError(
-            f"Results cannot go to {directory}: {existing} {found}",
+            f"Results cannot go to {directory}: {existing} {problem}",
             "a directory that can be written",
             "Give another one with --out",
         )

@@ -27,9 +27,9 @@ def read_parquet(path: Path) -> pd.DataFrame:
     require_file(path, "a parquet file")
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            found = file.metadata
-            n_bytes = sum(found.row_group(number).total_byte_size for number in range(found.num_row_groups))
-            check_size(path, found.num_rows, found.num_columns, n_bytes)
+            metadata = file.metadata
+            n_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+            check_size(path, metadata.num_rows, metadata.num_columns, n_bytes)
             texts = [f.name for f in file.schema_arrow if pyarrow.types.is_string(f.type)]
         # A text that is there a million times is in the file once: it is measured before it is copied.
         columns = pyarrow.parquet.read_table(path, read_dictionary=texts, use_threads=False)

@@ -48,12 +48,12 @@ class Pieces:
     def value(self, key: str, compute: Callable[[], Piece], classes: Sequence[type]) -> Piece:
         """The piece of this key: as it was kept, or computed and kept."""
         file = self.folder / f"{key}.pt"
-        found = _read(file, classes)
-        if found is None:
-            found = (_plain(compute()),)
-            _write(file, found)
+        holder = _read(file, classes)
+        if holder is None:
+            holder = (_plain(compute()),)
+            _write(file, holder)
         self.touched.add(file)
-        return found[0]
+        return holder[0]
 
     def clear(self) -> None:
         """Remove what this run touched, and the folder if nothing else is in it."""
@@ -135,7 +135,7 @@ def _read(file: Path, classes: Sequence[type]) -> tuple[Any] | None:
         return None
     try:
         with torch.serialization.safe_globals(list(classes)):
-            found = torch.load(file, weights_only=True)
+            content = torch.load(file, weights_only=True)
     except Exception:  # whatever torch's reader meets in a damaged file
         return None
-    return found if isinstance(found, tuple) and len(found) == 1 else None
+    return content if isinstance(content, tuple) and len(content) == 1 else None

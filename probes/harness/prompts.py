@@ -65,9 +65,9 @@ class PromptSet:
 
     def spread(self, count: int) -> PromptSet:
         """`count` requests evenly over the set, so that one sorted by category gives all of them; or all there are."""
-        chosen = evenly_spaced(len(self), count)
-        categories = tuple(self.categories[index] for index in chosen) if self.categories else ()
-        return PromptSet(self.name, tuple(self.instructions[index] for index in chosen), categories)
+        indices = evenly_spaced(len(self), count)
+        categories = tuple(self.categories[index] for index in indices) if self.categories else ()
+        return PromptSet(self.name, tuple(self.instructions[index] for index in indices), categories)
 
 
 def evenly_spaced(n: int, count: int) -> list[int]:
@@ -144,9 +144,9 @@ def _prompt(record: object, where: str) -> _Prompt | None:
         raise InputError(f"{where} holds {type(record).__name__} data", f"an object with a field {' or '.join(FIELDS)}")
     field = next((name for name in FIELDS if name in record), None)
     if field is None:
-        found = f"the fields {', '.join(map(str, record))}" if record else "no fields"
+        fields = f"the fields {', '.join(map(str, record))}" if record else "no fields"
         raise InputError(
-            f"{where} has {found}", f"one called {' or '.join(FIELDS)}", "Rename the field of the requests"
+            f"{where} has {fields}", f"one called {' or '.join(FIELDS)}", "Rename the field of the requests"
         )
     if not isinstance(record[field], str):
         raise InputError(f"{where}: the field {field} is {json.dumps(record[field])}", "text")

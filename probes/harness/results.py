@@ -24,13 +24,13 @@ _PACKAGES = ("quantscope", "torch", "transformers", "safetensors", "gguf", "comp
 
 def versions() -> dict[str, str]:
     """Versions of Python, the machine's architecture and the packages that can change a number."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    environment = {"python": platform.python_version(), "machine": platform.machine()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            environment[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            environment[package] = "absent"
+    return environment
 
 
 class _Document(BaseModel):
@@ -69,11 +69,11 @@ class Result:
 
     def __repr__(self) -> str:
         cells, asked = self.settings.get("cells"), self.settings.get("prompts")
-        said = [f"{len(self.table)} rows"]
-        said += [f"cells {', '.join(map(str, cells))}"] if isinstance(cells, (list, dict)) and cells else []
+        parts = [f"{len(self.table)} rows"]
+        parts += [f"cells {', '.join(map(str, cells))}"] if isinstance(cells, (list, dict)) and cells else []
         for side, about in asked.items() if isinstance(asked, dict) else ():
-            said += [f"{about['n']} {side} prompts"] if isinstance(about, dict) and "n" in about else []
-        return f"<{type(self).__name__} of {self.probe}: {', '.join(said)}>"
+            parts += [f"{about['n']} {side} prompts"] if isinstance(about, dict) and "n" in about else []
+        return f"<{type(self).__name__} of {self.probe}: {', '.join(parts)}>"
 
     def describe(self) -> dict[str, Any]:
         """The JSON document without the table."""
@@ -149,8 +149,8 @@ def read_result(document: Path) -> Result:
     try:
         content = read_json_object(document)
     except InputError as error:
-        found = f"{document} is not a Quantscope result ({error})"
-        raise InputError(found, "the JSON file that a probe wrote", "Measure it again") from error
+        problem = f"{document} is not a Quantscope result ({error})"
+        raise InputError(problem, "the JSON file that a probe wrote", "Measure it again") from error
     version = content.get("schema_version")
     if version is None:
         raise InputError(f"{document} is not a Quantscope result", "the JSON file that a probe wrote")
@@ -161,11 +161,11 @@ def read_result(document: Path) -> Result:
     try:
         table = read_parquet(parquet)
     except InputError as error:
-        found = f"{parquet} is missing or damaged ({error})"
-        raise InputError(found, f"the table of {document}", "Measure it again") from error
-    if described.table_sha256 not in (None, found := sha256(parquet)):
+        problem = f"{parquet} is missing or damaged ({error})"
+        raise InputError(problem, f"the table of {document}", "Measure it again") from error
+    if described.table_sha256 not in (None, digest := sha256(parquet)):
         raise InputError(
-            f"{parquet} is not the table that {document} was written with (its SHA-256 is {found[:12]}…)",
+            f"{parquet} is not the table that {document} was written with (its SHA-256 is {digest[:12]}…)",
             "files of one measurement",
             "Measure it again",
         )

@@ -127,20 +127,20 @@ def refused_because(status: int, body: object) -> str | None:
 def error_body(text: str) -> object:
     """The body of an error as the openai package gives it: an object without its outer "error", or text."""
     try:
-        said = parse_json(text, "it")
+        body = parse_json(text, "it")
     except InputError:
         return text
-    return said.get("error", said) if isinstance(said, dict) else said
+    return body.get("error", body) if isinstance(body, dict) else body
 
 
 def error_message(body: object) -> str:
     """What an error's body says, on one line and not too long; a page of HTML is named as that."""
     if isinstance(body, Mapping):
         inner = body.get("error")
-        said = body.get("message") or body.get("detail") or (inner if isinstance(inner, str) else "")
+        message = body.get("message") or body.get("detail") or (inner if isinstance(inner, str) else "")
     else:
-        said = body or ""
-    return one_line(said if isinstance(said, str) else str(said))
+        message = body or ""
+    return one_line(message if isinstance(message, str) else str(message))
 
 
 def one_line(text: str) -> str:

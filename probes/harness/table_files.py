@@ -148,8 +148,8 @@ def _of_one_kind(path: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> li
     values = [row.get(name) for row in rows]
     kinds = {_kind(value): value for value in values if value is not None}
     if len(kinds) > 1 and name not in NAMES:
-        found = " and ".join(f"{kind} ({str(value)[:40]})" for kind, value in kinds.items())
-        raise InputError(f"{path}: the column {name} holds {found}", "one of them in all rows")
+        examples = " and ".join(f"{kind} ({str(value)[:40]})" for kind, value in kinds.items())
+        raise InputError(f"{path}: the column {name} holds {examples}", "one of them in all rows")
     return values if kinds else [float("nan")] * len(values)
 
 

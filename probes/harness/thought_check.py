@@ -58,5 +58,5 @@ def require_answer(model: HookedModel, texts: Sequence[str]) -> None:
 
 def _begin(model: HookedModel, texts: Sequence[str], n_tokens: int) -> list[str]:
     """The first tokens of the model's completions, special ones included."""
-    given = answers(model, texts, n_tokens)
-    return [str(model.tokenizer.decode(answer.tokens, skip_special_tokens=False)) for answer in given]
+    beginnings = answers(model, texts, n_tokens)
+    return [str(model.tokenizer.decode(answer.tokens, skip_special_tokens=False)) for answer in beginnings]

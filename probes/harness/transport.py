@@ -199,11 +199,11 @@ def read_models(text: str) -> dict[str, dict[str, Any]]:
         ServerFailure: it is no such list.
     """
     try:
-        said = parse_json(text, "its list of models")
+        content = parse_json(text, "its list of models")
     except InputError as error:
         page = one_line(text)
         raise ServerFailure(page if page.startswith("a page") else str(error)) from None
-    listed = said.get("data") if isinstance(said, dict) else said
+    listed = content.get("data") if isinstance(content, dict) else content
     if not isinstance(listed, list) or not all(isinstance(m, dict) and isinstance(m.get("id"), str) for m in listed):
         raise ServerFailure("what it says is no list of models")
     return {model["id"]: model for model in listed}
@@ -212,10 +212,10 @@ def read_models(text: str) -> dict[str, dict[str, Any]]:
 def _refusal(reply: Any, body: object) -> ServerFailure:
     """Of an HTTP error or a redirection."""
     location = reply.headers.get("location", "") if 300 <= reply.status_code < 400 else ""
-    said = f"it redirects to {location}: give that address" if location else error_message(body)
+    text = f"it redirects to {location}: give that address" if location else error_message(body)
     asked = reply.headers.get("retry-after", "")
     pause = float(asked) if asked.isascii() and asked.isdecimal() else 0.0
-    return ServerFailure(redact(f"HTTP {reply.status_code}" + (f": {said}" if said else "")), reply.status_code, pause)
+    return ServerFailure(redact(f"HTTP {reply.status_code}" + (f": {text}" if text else "")), reply.status_code, pause)
 
 
 def _no_connection(error: BaseException) -> ServerFailure:
@@ -285,5 +285,5 @@ def _in_words(error: BaseException, patience: Patience) -> str:
         return f"no answer within {patience.timeout:g} s"
     if isinstance(error, (InputError, ServerFailure)):
         return redact(str(error).rstrip("."))
-    said = one_line(str(error))
-    return redact(f"{type(error).__name__}: {said}" if said else type(error).__name__)
+    message = one_line(str(error))
+    return redact(f"{type(error).__name__}: {message}" if message else type(error).__name__)

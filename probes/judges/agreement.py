@@ -82,15 +82,15 @@ def sampling_plan(items: pd.DataFrame, per_row: int, seed: int = 0) -> pd.DataFr
     full = items["regime"].isin([BASELINE, *DANGER])
     positions = pd.Series(np.arange(len(items)), index=items.index)
     generator = np.random.default_rng(seed)
-    chosen: list[int] = []
+    sampled_positions: list[int] = []
     weight = np.ones(len(items))
     for _, rows in positions.groupby([items["model"], items["quantization"], full]):
         taken = rows.to_numpy()
         if not full.iloc[taken[0]] and len(taken) > per_row:
             weight[taken] = len(taken) / per_row
             taken = generator.choice(taken, per_row, replace=False)
-        chosen.extend(taken.tolist())
-    order = sorted(chosen)
+        sampled_positions.extend(taken.tolist())
+    order = sorted(sampled_positions)
     stratum = np.where(full.to_numpy()[order], "full", "sample")
     return items.iloc[order].assign(stratum=stratum, weight=weight[order])
 

@@ -161,9 +161,9 @@ def open_model(name: str) -> Model:
         with outside_notebook():
             return get_model(name, memoize=False)
     except PrerequisiteError as error:
-        found = re.sub(r"\[/?[a-z ]+\]", "", str(error.message)).replace("ERROR: ", "")
+        message = re.sub(r"\[/?[a-z ]+\]", "", str(error.message)).replace("ERROR: ", "")
         raise InputError(
-            redact(f"The judge {name} cannot be used: {one_line(found)}"),
+            redact(f"The judge {name} cannot be used: {one_line(message)}"),
             do="Set the variable (to anything for a server that asks for no key), or install the package",
         ) from None
     except InputError:

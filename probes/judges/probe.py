@@ -101,9 +101,9 @@ def measure(
     distinct = table.drop_duplicates(ANSWER)
     compared = [agreement_row("lexicon and judge", distinct["label"], distinct[JUDGE])]
     if len(judges) > 1:
-        chosen = second_sample(table.loc[asked], baseline, sample, seed)
-        table = _with_verdicts(table, "second_judge", _ask(judges[1], outcomes.loc[chosen]), chosen)
-        read = table.loc[chosen].drop_duplicates(ANSWER)
+        sampled_rows = second_sample(table.loc[asked], baseline, sample, seed)
+        table = _with_verdicts(table, "second_judge", _ask(judges[1], outcomes.loc[sampled_rows]), sampled_rows)
+        read = table.loc[sampled_rows].drop_duplicates(ANSWER)
         compared.append(agreement_row("judge and second judge", read["judge"], read["second_judge"]))
         compared.append(agreement_row("lexicon and second judge", read["label"], read["second_judge"]))
     settings = {
@@ -137,9 +137,9 @@ def agreement_row(compared: str, left: pd.Series, right: pd.Series) -> dict[str,
     a, b = left[scored].tolist(), right[scored].tolist()
     if a:
         refused = agreement([label in REFUSED for label in a], [label in REFUSED for label in b])
-        for suffix, found in (("", agreement(a, b)), ("_refused", refused)):
-            row[f"agreement{suffix}"], row["reason"] = found.agreement, found.kappa.reason
-            row |= interval_columns(f"kappa{suffix}", found.kappa)
+        for suffix, comparison in (("", agreement(a, b)), ("_refused", refused)):
+            row[f"agreement{suffix}"], row["reason"] = comparison.agreement, comparison.kappa.reason
+            row |= interval_columns(f"kappa{suffix}", comparison.kappa)
     return dict.fromkeys(_AGREEMENT_NUMBERS, float("nan")) | row
 
 
@@ -184,13 +184,13 @@ def _with_verdicts(table: pd.DataFrame, name: str, judgements: Sequence[Judgemen
 
 def _harm_guards(judges: Sequence[Judge], table: pd.DataFrame) -> dict[str, str]:
     """The judges that label harm, with what tells."""
-    found = {}
+    guards = {}
     for judge, column in zip(judges, ("judge_text", "second_judge_text"), strict=False):
         if guard_by_name(judge.name):
-            found[judge.name] = "by its name"
+            guards[judge.name] = "by its name"
         elif guard_by_replies(table[column].dropna().tolist()):
-            found[judge.name] = "by the form of its replies"
-    return found
+            guards[judge.name] = "by the form of its replies"
+    return guards
 
 
 def _warnings(settings: dict[str, Any], table: pd.DataFrame) -> list[str]:

@@ -77,10 +77,10 @@ class JudgeTemplate:
 
     def __post_init__(self) -> None:
         template = Template(self.text)
-        found = set(template.get_identifiers()) if template.is_valid() else set()
-        if found != PLACEHOLDERS:
+        placeholders = set(template.get_identifiers()) if template.is_valid() else set()
+        if placeholders != PLACEHOLDERS:
             raise InputError(
-                f"The judge template {self.name} has the placeholders {', '.join(sorted(found)) or 'none'}",
+                f"The judge template {self.name} has the placeholders {', '.join(sorted(placeholders)) or 'none'}",
                 "$request, $response and $fence, and $$ for a dollar sign",
             )
 
@@ -171,10 +171,10 @@ def parse_verdict(text: str) -> Label:
     in for a last one that cannot be read.
     """
     lines = [_plain(line) for line in text.splitlines() if line.strip()]
-    said = [(number, rest) for number, line in enumerate(lines) if (rest := _after_marker(line)) is not None]
-    if not said:
+    verdicts = [(number, rest) for number, line in enumerate(lines) if (rest := _after_marker(line)) is not None]
+    if not verdicts:
         return Label.UNSCORED
-    number, rest = said[-1]
+    number, rest = verdicts[-1]
     if not re.search(r"\w", rest):
         following = next((line for line in lines[number + 1 :] if re.search(r"\w", line)), "")
         return _label(following, explained=False)
@@ -191,27 +191,27 @@ def _plain(line: str) -> str:
 
 def _after_marker(line: str) -> str | None:
     """What a line says after VERDICT and its colon; None where it does not begin with it."""
-    if (found := _JSON_MARKER.match(line)) and len(_JSON_KEY.findall(line)) == 1:
-        string = _JSON_STRING.match(found["rest"])
-        return found["rest"] if string is None else (string["double"] or string["single"] or "")
-    found = _MARKER.match(line)
-    if found is None or (found["rest"] and not re.search(r"[:=|∶꞉-]|[–—→]", found["end"])):
+    if (marker := _JSON_MARKER.match(line)) and len(_JSON_KEY.findall(line)) == 1:
+        string = _JSON_STRING.match(marker["rest"])
+        return marker["rest"] if string is None else (string["double"] or string["single"] or "")
+    marker = _MARKER.match(line)
+    if marker is None or (marker["rest"] and not re.search(r"[:=|∶꞉-]|[–—→]", marker["end"])):
         return None
-    rest = found["rest"]
-    if re.search(r"[!¬≠?/]", found["end"]):
+    rest = marker["rest"]
+    if re.search(r"[!¬≠?/]", marker["end"]):
         return f"not {rest}"
-    string = None if "verdict" in rest else _JSON_STRING.match(found["end"][-1:] + rest)
+    string = None if "verdict" in rest else _JSON_STRING.match(marker["end"][-1:] + rest)
     return rest if string is None else (string["double"] or string["single"])
 
 
-def _label(said: str, explained: bool = True) -> Label:
+def _label(verdict_words: str, explained: bool = True) -> Label:
     """The label that words begin with, if they leave no doubt."""
-    found = _LABEL.match(said.lstrip(" \t*_`~\"'“”‘’([{<#>$.:|-–—"))
-    if found is None or "~~" in said:  # struck out
+    label_match = _LABEL.match(verdict_words.lstrip(" \t*_`~\"'“”‘’([{<#>$.:|-–—"))
+    if label_match is None or "~~" in verdict_words:  # struck out
         return Label.UNSCORED
-    rest = _ABOUT_THE_ANSWER.sub("", found.string[found.end() :].replace("_", " "))
+    rest = _ABOUT_THE_ANSWER.sub("", label_match.string[label_match.end() :].replace("_", " "))
     clear = not _DOUBT.search(rest) and _EXPLAINED.match(rest) if explained else not re.search(r"[^\W_]|[?/]", rest)
-    return _VERDICTS[re.sub("[ -]", "_", found["word"])] if clear else Label.UNSCORED
+    return _VERDICTS[re.sub("[ -]", "_", label_match["word"])] if clear else Label.UNSCORED
 
 
 def sha256_of(text: str) -> str:

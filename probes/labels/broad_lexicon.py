@@ -284,12 +284,12 @@ def without_limits(sentences: list[str]) -> list[str]:
     The latter is no refusal where an answer follows: "Without the logs, I cannot tell you why, but here are …".
     """
     plain = [IDIOM.sub(" ", sentence) for sentence in sentences]
-    kept = []
+    stripped_sentences = []
     for number, sentence in enumerate(plain):
         limit = _LIMITS.search(sentence)
         goes_on = limit and _GOES_ON.search(" ".join([sentence[limit.end() :], *plain[number + 1 :]]))
-        kept.append(_LIMITS.sub(" ", sentence) if goes_on else sentence)
-    return kept
+        stripped_sentences.append(_LIMITS.sub(" ", sentence) if goes_on else sentence)
+    return stripped_sentences
 
 
 def _without_speech(text: str) -> str:

@@ -122,18 +122,18 @@ def show(errors: pd.DataFrame, by_class: pd.DataFrame) -> Group:
 def _errors(table: pd.DataFrame, lexicon: str, reference: str, source: str) -> dict[str, object]:
     layer, counted = COUNTED[lexicon]
     known = table[table[reference].notna() & (table[layer] != Label.UNSCORED)]
-    said, refused = known[layer].isin(counted).to_numpy(), known[reference].to_numpy() == 1
+    by_lexicon, refused = known[layer].isin(counted).to_numpy(), known[reference].to_numpy() == 1
     return {
         "lexicon": lexicon,
         "against": reference,
         "source": source,
         "n": len(known),
-        "both_refuse": int((said & refused).sum()),
-        "missed": int((~said & refused).sum()),
-        "false": int((said & ~refused).sum()),
-        "neither": int((~said & ~refused).sum()),
-        **interval_columns("sensitivity", rate_interval(said[refused])),
-        **interval_columns("specificity", rate_interval(~said[~refused])),
+        "both_refuse": int((by_lexicon & refused).sum()),
+        "missed": int((~by_lexicon & refused).sum()),
+        "false": int((by_lexicon & ~refused).sum()),
+        "neither": int((~by_lexicon & ~refused).sum()),
+        **interval_columns("sensitivity", rate_interval(by_lexicon[refused])),
+        **interval_columns("specificity", rate_interval(~by_lexicon[~refused])),
     }
 
 

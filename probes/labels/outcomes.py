@@ -113,11 +113,11 @@ def pair(
     pairs = asked[~asked["missing"]]
     if pairs.empty:
         raise InputError(f"{cell} and {baseline} have no prompt in common", "the same tasks and samples in both")
-    warnings = [f"{name}: {said}" for name, side in ((baseline, left), (cell, right)) if (said := repeats_said(side))]
+    warnings = [f"{name}: {note}" for name, side in ((baseline, left), (cell, right)) if (note := repeats_said(side))]
     warnings += _differences(pairs, len(left) + len(right) - 2 * len(pairs), baseline, cell, force)
-    chosen = _with_missing(asked) if missing else pairs.reset_index(drop=True)
-    category = chosen["category_baseline"].fillna("").astype(str) if "category_baseline" in chosen else ""
-    return chosen.assign(category=category), warnings
+    rows = _with_missing(asked) if missing else pairs.reset_index(drop=True)
+    category = rows["category_baseline"].fillna("").astype(str) if "category_baseline" in rows else ""
+    return rows.assign(category=category), warnings
 
 
 def _with_missing(asked: pd.DataFrame) -> pd.DataFrame:
@@ -148,12 +148,14 @@ def _differences(pairs: pd.DataFrame, alone: int, baseline: str, cell: str, forc
         if differ.empty:
             continue
         first = differ.iloc[0]
-        found = (
+        difference = (
             f"{cell} and {baseline} have different {what}: {len(differ)} of {len(pairs)} pairs differ, such as "
             f"{first['task']} {first['sample_id']} "
             f"({first[f'{column}_baseline']!s:.20} and {first[f'{column}_cell']!s:.20})"
         )
         if not force:
-            raise InputError(found, "pairs that differ in the weights only", "Run both alike, or insist with --force")
-        warnings.append(f"compared although {found}")
+            raise InputError(
+                difference, "pairs that differ in the weights only", "Run both alike, or insist with --force"
+            )
+        warnings.append(f"compared although {difference}")
     return warnings

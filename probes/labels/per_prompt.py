@@ -78,11 +78,11 @@ def _of_cell(rows: pd.DataFrame, first: Mapping[tuple[object, object], object]) 
     counted = rows.assign(n_answers=rows.groupby(SAMPLE, sort=False)["label"].transform("size"))
     if (counted["n_answers"] == 1).all():
         return counted
-    chosen = [
+    representatives = [
         places[0] if len(places) == 1 else places[_representative(rows["label"].iloc[places])]
         for places in counted.groupby(SAMPLE, sort=False).indices.values()
     ]
-    return counted.iloc[sorted(chosen)]
+    return counted.iloc[sorted(representatives)]
 
 
 def _representative(labels: pd.Series) -> int:

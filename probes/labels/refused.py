@@ -45,8 +45,8 @@ def refuses(texts: Sequence[str]) -> Bool[np.ndarray, " n"]:
 
 def refused(labels: pd.Series) -> pd.Series:
     """Whether each label is a refusal, as nullable booleans: missing where it is unscored."""
-    found = labels.isin(list(REFUSED)).astype("boolean")
-    return found.mask(labels.isna() | (labels == Label.UNSCORED))
+    is_refusal = labels.isin(list(REFUSED)).astype("boolean")
+    return is_refusal.mask(labels.isna() | (labels == Label.UNSCORED))
 
 
 def refused_by_study(responses: pd.Series) -> pd.Series:
@@ -83,16 +83,16 @@ def decide(table: pd.DataFrame, label: str | None = None, name: str = "The table
     for column in (column for column in columns if column in table):
         # What has no response cannot be judged; it is the judge's unscored answer all the same.
         beside = column == JUDGE and label is None
-        given = table[column].notna() | responses.isna() if beside else pd.Series(True, table.index)
-        labels = labels.mask(given, _known_labels(table[column], f"{name}: the column {column}"))
-        decided_by = decided_by.mask(given, _decided_by(table, column, by_lexicon))
+        labelled_rows = table[column].notna() | responses.isna() if beside else pd.Series(True, table.index)
+        labels = labels.mask(labelled_rows, _known_labels(table[column], f"{name}: the column {column}"))
+        decided_by = decided_by.mask(labelled_rows, _decided_by(table, column, by_lexicon))
     failed = table["error"].notna() & (table["error"] != "") if "error" in table else responses.isna()
     labels = labels.astype(str).mask(failed | responses.isna(), str(Label.UNSCORED))
     return table.assign(**{"label": labels, OUTCOME: decided_by})
 
 
-def _known_labels(given: pd.Series, name: str) -> pd.Series:
-    labels = given.astype(object).where(given.notna(), str(Label.UNSCORED)).astype(str)
+def _known_labels(column: pd.Series, name: str) -> pd.Series:
+    labels = column.astype(object).where(column.notna(), str(Label.UNSCORED)).astype(str)
     unknown = sorted(set(labels) - {str(known) for known in Label})
     if unknown:
         raise InputError(f"{name} holds {', '.join(map(repr, unknown))}", f"only {', '.join(Label)}")
@@ -129,10 +129,10 @@ def with_outcomes(completions: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataF
         prompts=asked["task"].map(SIDES),
         **{REFUSED_COLUMN: refused(asked["label"]), STUDY_COLUMN: refused_by_study(asked["response"])},
     )
-    key, found = ["cell", "prompts", "prompt"], ["label", REFUSED_COLUMN, STUDY_COLUMN, OUTCOME]
-    asked = asked.drop_duplicates(key)[[*key, *found]]
-    kept = completions.drop(columns=[column for column in found if column in completions])
-    joined = kept.merge(asked, on=key, how="left", validate="many_to_one")
+    key, outcome_columns = ["cell", "prompts", "prompt"], ["label", REFUSED_COLUMN, STUDY_COLUMN, OUTCOME]
+    asked = asked.drop_duplicates(key)[[*key, *outcome_columns]]
+    undecided = completions.drop(columns=[column for column in outcome_columns if column in completions])
+    joined = undecided.merge(asked, on=key, how="left", validate="many_to_one")
     return joined.assign(label=joined["label"].fillna(str(Label.UNSCORED)))
 
 
@@ -169,9 +169,9 @@ def by_cell(completions: pd.DataFrame, prompts: str = "harmful", column: str = R
         Nullable booleans, indexed by the prompt, in one order for all cells.
     """
     asked = completions[completions["prompts"] == prompts]
-    found = refused_by_prompt(asked.assign(refused=asked[column]))
+    by_prompt = refused_by_prompt(asked.assign(refused=asked[column]))
     own = asked.groupby("cell", sort=False)["prompt"]
-    return {str(cell): found[cell][found.index.isin(given)] for cell, given in own}
+    return {str(cell): by_prompt[cell][by_prompt.index.isin(cell_prompts)] for cell, cell_prompts in own}
 
 
 def scored_pairs(

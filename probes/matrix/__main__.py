@@ -68,10 +68,14 @@ def main(
     settings = {"quality": quality, "rates": rates, "files": [str(file) for file in files], "outcome": counted}
     title = f"Regimes by {quality} and refusal rate, refusals counted by: {counted}"
     rendered = tables.render(title, matrix.assign(cell="", reason=""), COLUMNS)
-    said = map(Text, sentences(matrix, matrix["model"] + " " + matrix["quantization"]))
+    remarks = map(Text, sentences(matrix, matrix["model"] + " " + matrix["quantization"]))
     result = Result("matrix", matrix, settings | RegimeRule().describe())
     publish(
-        result, Group(rendered, *said), out, as_json, then=[["probes.why", "--baseline", "PATH", "--quantized", "PATH"]]
+        result,
+        Group(rendered, *remarks),
+        out,
+        as_json,
+        then=[["probes.why", "--baseline", "PATH", "--quantized", "PATH"]],
     )
 
 

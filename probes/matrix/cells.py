@@ -159,8 +159,8 @@ def _merge(matrix: pd.DataFrame, table: pd.DataFrame, name: str) -> pd.DataFrame
 
 def _baseline_of(model: str, rows: pd.DataFrame) -> str:
     levels = list(rows["quantization"])
-    given = list(rows[BASELINE].dropna().unique()) if BASELINE in rows else []
-    candidates = given or [level for level in levels if level in UNQUANTIZED] or [FALLBACK]
+    named_baselines = list(rows[BASELINE].dropna().unique()) if BASELINE in rows else []
+    candidates = named_baselines or [level for level in levels if level in UNQUANTIZED] or [FALLBACK]
     if len(candidates) > 1:
         raise InputError(
             f"{model} has two baselines: {', '.join(map(str, candidates))}",
@@ -219,8 +219,8 @@ def _with_engines(matrix: pd.DataFrame) -> pd.DataFrame:
     baselines = is_baseline(matrix)
     of_baseline = matrix["model"].map(dict(zip(matrix.loc[baselines, "model"], engines[baselines], strict=True)))
     marks = [
-        mark([str(found)] if found else [], [str(reference)] if reference else [])
-        for found, reference in zip(engines, of_baseline, strict=True)
+        mark([str(engine)] if engine else [], [str(reference)] if reference else [])
+        for engine, reference in zip(engines, of_baseline, strict=True)
     ]
     return matrix.assign(**{ACROSS_ENGINES: marks})
 
@@ -241,5 +241,5 @@ def add_probabilities(matrix: pd.DataFrame) -> pd.DataFrame:
         matrix.loc[known, "refusal_rate"].to_numpy(float), matrix.loc[known, "refusal_rate_n"].to_numpy(float)
     )
     deltas, quality = deltas_from_rates(rates, matrix), matrix["quality_delta"].to_numpy(dtype=float)
-    found = regime_probabilities(quality, deltas).add_prefix("p_").set_axis(matrix.index)
-    return matrix.join(found.mask(is_baseline(matrix) | np.isnan(deltas[0])))
+    probabilities = regime_probabilities(quality, deltas).add_prefix("p_").set_axis(matrix.index)
+    return matrix.join(probabilities.mask(is_baseline(matrix) | np.isnan(deltas[0])))

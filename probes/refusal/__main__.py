@@ -137,9 +137,9 @@ def main(
     if options.as_json:
         typer.echo(result.to_json())
     else:
-        found = rates(result.table)
-        title = f"What the cells do: refusals by the {counted_by(found)}, beside the study's openings"
-        cli.console.print(tables.render(title, found, COLUMNS))
+        cell_rates = rates(result.table)
+        title = f"What the cells do: refusals by the {counted_by(cell_rates)}, beside the study's openings"
+        cli.console.print(tables.render(title, cell_rates, COLUMNS))
         for note in notes(result.settings):
             cli.console.print(note, highlight=False)
     for warning in result.warnings:

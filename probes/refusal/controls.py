@@ -55,8 +55,8 @@ def engine_drift(
     changed = flips(answers["baseline"], answers["control"])
     if prompts is None or not (isinstance(baseline, LocalSubject) and isinstance(control, LocalSubject)):
         return changed | {"largest_logit_difference": None, "reason": "a server does not give its logits"}
-    chosen = prompts[:LOGIT_PROMPTS]
-    first, second = _logits(baseline, chosen), _logits(control, chosen)
+    logit_prompts = prompts[:LOGIT_PROMPTS]
+    first, second = _logits(baseline, logit_prompts), _logits(control, logit_prompts)
     return changed | {"largest_logit_difference": (first - second).abs().max().item(), "reason": ""}
 
 
@@ -67,17 +67,17 @@ def _logits(subject: LocalSubject, prompts: Sequence[list[int]]) -> Float[Tensor
 def notes(settings: Mapping[str, Any]) -> list[str]:
     """What to print below the table: how far the baseline agrees with itself, and what the engine alone does."""
     found_notes = []
-    if found := settings.get("determinism"):
+    if repeat := settings.get("determinism"):
         found_notes.append(
-            f"the baseline again (another order, another batch size): {found['n_flips']} of {found['n']} flip, "
-            f"{found['n_responses_changed']} texts change"
+            f"the baseline again (another order, another batch size): {repeat['n_flips']} of {repeat['n']} flip, "
+            f"{repeat['n_responses_changed']} texts change"
         )
-    if found := settings.get("engine_control"):
-        difference = found["largest_logit_difference"]
-        logits = found["reason"] if difference is None else f"first-token logits differ by up to {difference:.3g}"
+    if control := settings.get("engine_control"):
+        difference = control["largest_logit_difference"]
+        logits = control["reason"] if difference is None else f"first-token logits differ by up to {difference:.3g}"
         found_notes.append(
-            f"the same weights on the other engine: {found['n_flips']} of {found['n']} flip, "
-            f"{found['n_responses_changed']} texts change; {logits}"
+            f"the same weights on the other engine: {control['n_flips']} of {control['n']} flip, "
+            f"{control['n_responses_changed']} texts change; {logits}"
         )
     return found_notes
 

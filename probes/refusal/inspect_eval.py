@@ -90,8 +90,8 @@ def run_cell(
                 score_display=False,
             )
         except (OSError, sqlite3.Error, zipfile.BadZipFile) as error:
-            said = trouble_with_disk(error, folder) or error
-            raise InputError(f"The run in {folder} stopped: {said}", do=_again(folder)) from error
+            trouble = trouble_with_disk(error, folder) or error
+            raise InputError(f"The run in {folder} stopped: {trouble}", do=_again(folder)) from error
     if len(logs) < len(tasks):  # what Inspect returns after Ctrl-C
         raise KeyboardInterrupt
     by_task = {log.eval.task.rpartition("/")[2]: log for log in logs}

@@ -41,10 +41,10 @@ def check_llama_cpp(path: Path, tokenizer: object, texts: Sequence[str], prompts
     from probes.refusal.llama_cpp_engine import tokenize
 
     bos = [getattr(tokenizer, "bos_token_id", None)]
-    for text, expected, found in zip(texts, prompts, tokenize(path, texts), strict=True):
-        if expected not in (found, bos + found):
+    for text, expected, tokens in zip(texts, prompts, tokenize(path, texts), strict=True):
+        if expected not in (tokens, bos + tokens):
             raise InputError(
-                f"llama.cpp reads {text[:60]!r}… as {len(found)} tokens {found[:8]}…, the Hugging Face tokenizer as "
+                f"llama.cpp reads {text[:60]!r}… as {len(tokens)} tokens {tokens[:8]}…, the Hugging Face tokenizer as "
                 f"{len(expected)} tokens {expected[:8]}…, from the GGUF file {path}",
                 "the same tokens",
                 "Take the tokenizer of the directory that the file was made from (--like DIR), or convert it again",
@@ -103,10 +103,10 @@ def _prompts(baseline: Reading, cell: Reading) -> list[str]:
     differing = [pair for pair in pairs if pair[2] != pair[3]]
     if not differing:
         return []
-    expected, found, expected_ids, found_ids = differing[0]
+    expected, rendered, expected_ids, rendered_ids = differing[0]
     how = (
-        f"the first is rendered as {found[:80]!r} instead of {expected[:80]!r}"
-        if expected != found
-        else f"the first, {expected[:60]!r}, has {len(found_ids)} tokens instead of {len(expected_ids)}, or others"
+        f"the first is rendered as {rendered[:80]!r} instead of {expected[:80]!r}"
+        if expected != rendered
+        else f"the first, {expected[:60]!r}, has {len(rendered_ids)} tokens instead of {len(expected_ids)}, or others"
     )
     return [f"{len(differing)} of {len(pairs)} prompts have other tokens ({how})"]

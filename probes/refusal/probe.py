@@ -76,8 +76,8 @@ def measure(
     table = pd.concat(answers.values(), ignore_index=True)
     table = marked(table, across_engines(table, BASELINE))
     compared = table[table["cell"] != CONTROL]
-    said = [*warnings, *read, *unread, *_withheld(table), *sentences(compared, compared["cell"])]
-    return Result("refusal", table, described, said)
+    all_warnings = [*warnings, *read, *unread, *_withheld(table), *sentences(compared, compared["cell"])]
+    return Result("refusal", table, described, all_warnings)
 
 
 def _withheld(table: pd.DataFrame) -> list[str]:

@@ -189,21 +189,21 @@ def _models(url: str) -> dict[str, dict[str, Any]]:
             "Start it, or correct the address, and run the same command to go on",
         ) from None
     return {
-        name: {"owned_by": str(said.get("owned_by") or "unknown")}
-        | {field: said[field] for field in DECLARED if said.get(field) is not None}
-        for name, said in models.items()
+        name: {"owned_by": str(description.get("owned_by") or "unknown")}
+        | {field: description[field] for field in DECLARED if description.get(field) is not None}
+        for name, description in models.items()
     }
 
 
 def _props(url: str) -> dict[str, Any]:
     """What llama.cpp's own server says of its model; other servers have no such page."""
     try:
-        said = parse_json(fetch(f"{url.rstrip('/').removesuffix('/v1')}/props", _key()), "props")
+        props = parse_json(fetch(f"{url.rstrip('/').removesuffix('/v1')}/props", _key()), "props")
     except (ServerFailure, InputError):
         return {}
-    if not isinstance(said, dict):
+    if not isinstance(props, dict):
         return {}
-    found = {name: said[name] for name in ("model_path", "build_info") if isinstance(said.get(name), str)}
-    if isinstance(template := said.get("chat_template"), str):
-        found["chat_template_sha256"] = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
-    return found
+    identity = {name: props[name] for name in ("model_path", "build_info") if isinstance(props.get(name), str)}
+    if isinstance(template := props.get("chat_template"), str):
+        identity["chat_template_sha256"] = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
+    return identity

@@ -53,7 +53,7 @@ def matched() -> Result:
         )
         for row in pairs.to_dict("records")
     ]
-    table = pairs[KEPT].join(pd.DataFrame(interval_columns("matched_delta", found) for found in intervals))
+    table = pairs[KEPT].join(pd.DataFrame(interval_columns("matched_delta", interval) for interval in intervals))
     table = table.sort_values("engine", ascending=False, kind="stable", ignore_index=True)
     return Result("reproduce_engines", table, {"source": ENGINE_CITATION, "caveats": list(CAVEATS)})
 

@@ -27,7 +27,7 @@ def figures() -> list[Figure]:
 
 def _layers() -> list[Figure]:
     layers = published_neuron_layers()
-    found = []
+    layer_figures = []
     for cell in published_probes().to_dict("records"):
         rows = layers[(layers["model"] == cell["model"]) & (layers["quantization"] == cell["quantization"])]
         if rows.empty:
@@ -37,10 +37,17 @@ def _layers() -> list[Figure]:
         # A hundredth: both the cell's mean and the layers' ratios were rounded to two decimals.
         contradicts = abs(published - ours) > 0.01 + 1e-12
         note = "the mean of its own per-layer ratios is another" if contradicts else ""
-        found.append(Figure(SECTION, f"{name}: mean of the per-layer ratios", published, ours, 0.01, note, contradicts))
-        found.append(Figure(SECTION, f"{name}: largest ratio", float(cell["safety_ratio_max"]), largest, rounding(2)))
+        layer_figures.append(
+            Figure(SECTION, f"{name}: mean of the per-layer ratios", published, ours, 0.01, note, contradicts)
+        )
+        layer_figures.append(
+            Figure(SECTION, f"{name}: largest ratio", float(cell["safety_ratio_max"]), largest, rounding(2))
+        )
     gap = float((layers["safety_error"] / layers["other_error"] - layers["ratio"]).abs().max())
-    return [*found, Figure(SECTION, "per-layer ratios from their errors: largest difference", 0, gap, rounding(2))]
+    return [
+        *layer_figures,
+        Figure(SECTION, "per-layer ratios from their errors: largest difference", 0, gap, rounding(2)),
+    ]
 
 
 def _shift_gaps() -> dict[str, float]:

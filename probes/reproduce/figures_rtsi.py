@@ -59,15 +59,15 @@ def _validation(rows: pd.DataFrame, change: np.ndarray, scores: np.ndarray) -> l
     row = cross_validate(RTSI(), rows, change, LeaveOneOut()).scores
     family = cross_validate(RTSI(), rows, change, LeaveOneGroupOut(), rows["family"]).scores
     danger, threshold = rows["danger"].to_numpy(), RTSI().moderate
-    found, found_held_out = recall(danger, scores >= threshold), recall(danger, row >= threshold)
+    in_sample, held_out = recall(danger, scores >= threshold), recall(danger, row >= threshold)
     flagged = int((scores >= threshold).sum())
     signed = matched_bucket(rows["unique_prefix_rate_delta"].to_numpy(), danger, flagged)
     raw = matched_bucket(-change, danger, flagged)
     return [
         Figure(HELD_OUT, "danger rows", 10, int(danger.sum()), 0),
-        Figure(HELD_OUT, "danger rows ≥ 0.10, in sample", 10, round(found.value * found.n), 0),
-        Figure(HELD_OUT, "danger rows ≥ 0.10, leave one row out", 10, round(found_held_out.value * found.n), 0),
-        Figure(HELD_OUT, "Wilson lower bound of 10/10", 0.72, found.low, rounding(2)),
+        Figure(HELD_OUT, "danger rows ≥ 0.10, in sample", 10, round(in_sample.value * in_sample.n), 0),
+        Figure(HELD_OUT, "danger rows ≥ 0.10, leave one row out", 10, round(held_out.value * in_sample.n), 0),
+        Figure(HELD_OUT, "Wilson lower bound of 10/10", 0.72, in_sample.low, rounding(2)),
         Figure(
             HELD_OUT, "LOW rows in sample and left out", 23, int(((scores < threshold) & (row < threshold)).sum()), 0
         ),
@@ -98,13 +98,13 @@ def _areas(change: np.ndarray, scores: np.ndarray, row: np.ndarray, family: np.n
 
 
 def _routing(scores: np.ndarray, change: np.ndarray) -> list[Figure]:
-    found = []
+    routing_figures = []
     for threshold, routed, digits, recovered in ((0.40, 20.0, 0, 76.17), (0.10, 48.9, 1, 95.12)):
         point = route(scores, change, threshold)
-        found += [
+        routing_figures += [
             Figure(ROUTING, f"routed at {threshold:.2f} (%)", routed, 100 * point["routed_share"], rounding(digits)),
             Figure(
                 ROUTING, f"recovered at {threshold:.2f} (%)", recovered, 100 * point["recovered_share"], rounding(2)
             ),
         ]
-    return found
+    return routing_figures

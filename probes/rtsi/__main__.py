@@ -281,8 +281,8 @@ def _validation(
     row |= {"auc": separation.value, "auc_low": separation.low, "auc_high": separation.high}
     row |= {"permutation_p": auc_permutation_p(loss, scores, seed=seed)}
     if danger is not None:
-        found = recall(danger, escalated)
-        row |= {"recall": found.value, "recall_low": found.low, "recall_high": found.high}
+        danger_recall = recall(danger, escalated)
+        row |= {"recall": danger_recall.value, "recall_low": danger_recall.low, "recall_high": danger_recall.high}
         row |= {
             f"recall_{d}": matched_bucket(np.abs(rows[d].to_numpy()), danger, row["n_escalated"]).value for d in DELTAS
         }

@@ -91,8 +91,8 @@ def prefix_features(frequencies: np.ndarray) -> dict[str, float]:
     }
 
 
-def _word_counts(completions: Sequence[str], chosen: np.ndarray) -> np.ndarray:
-    return np.array([len(completions[index].split()) for index in np.flatnonzero(chosen).tolist()], dtype=float)
+def _word_counts(completions: Sequence[str], mask: np.ndarray) -> np.ndarray:
+    return np.array([len(completions[index].split()) for index in np.flatnonzero(mask).tolist()], dtype=float)
 
 
 def _checked(token_counts: TokenCounts, completions: Sequence[str]) -> np.ndarray:

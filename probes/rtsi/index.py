@@ -198,12 +198,13 @@ class RTSI(BaseEstimator):
         Raises:
             InputError: not a calibration, damaged, or of another schema version.
         """
-        found = checked(_Calibration, _read_calibration(Path(path)), f"The calibration {path} is damaged")
-        index = cls(found.thresholds.moderate, found.thresholds.high, found.token_unit)
+        calibration = checked(_Calibration, _read_calibration(Path(path)), f"The calibration {path} is damaged")
+        index = cls(calibration.thresholds.moderate, calibration.thresholds.high, calibration.token_unit)
         index.weights_, index.correlations_, index.low_, index.high_ = (
-            np.array(values, dtype=float) for values in (found.weights, found.correlations, found.low, found.high)
+            np.array(values, dtype=float)
+            for values in (calibration.weights, calibration.correlations, calibration.low, calibration.high)
         )
-        index.n_calibration_, index.source_ = found.n_rows, found.source
+        index.n_calibration_, index.source_ = calibration.n_rows, calibration.source
         index.token_unit_, index.n_features_in_ = index.token_unit, len(DELTAS)
         index._check_frozen(path)
         return index

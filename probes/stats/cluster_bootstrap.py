@@ -77,10 +77,10 @@ def _weighted_pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.n
         dx = x - (weights * x).sum(axis=1, keepdims=True) / total
         dy = y - (weights * y).sum(axis=1, keepdims=True) / total
         spread_x, spread_y = (weights * dx**2).sum(axis=1), (weights * dy**2).sum(axis=1)
-        found = (weights * dx * dy).sum(axis=1) / np.sqrt(spread_x * spread_y)
+        coefficients = (weights * dx * dy).sum(axis=1) / np.sqrt(spread_x * spread_y)
     # What rounding leaves of a constant column is no spread.
     floor = 1e-18 * np.maximum((weights * x**2).sum(axis=1) * (weights * y**2).sum(axis=1), 1e-300)
-    return np.where(spread_x * spread_y > floor, found, np.nan)
+    return np.where(spread_x * spread_y > floor, coefficients, np.nan)
 
 
 def _membership(models: np.ndarray, n_models: int) -> Float[np.ndarray, "models n"]:

@@ -98,9 +98,9 @@ def mixed_effects(table: pd.DataFrame, x: str, y: str, group: str = "model") -> 
         except np.linalg.LinAlgError as error:
             return Slope(np.nan, np.nan, np.nan, np.nan, len(rows), False, f"singular: {error}")
     low, high = fitted.conf_int().loc["x"]
-    said = "; ".join(sorted({str(warning.message) for warning in caught}))
+    messages = "; ".join(sorted({str(warning.message) for warning in caught}))
     slope, p = float(fitted.params["x"]), float(fitted.pvalues["x"])
-    return Slope(slope, float(low), float(high), p, len(rows), bool(fitted.converged), said)
+    return Slope(slope, float(low), float(high), p, len(rows), bool(fitted.converged), messages)
 
 
 def regress(table: pd.DataFrame, x: str, y: str) -> Slope:
@@ -120,7 +120,7 @@ def leave_one_out(table: pd.DataFrame, x: str, y: str, column: str, method: str 
         raise InputError(
             f"The table has no column {column} to leave out", f"one of {', '.join(map(str, table.columns))}"
         )
-    rows = {value: correlate(kept[x], kept[y], method) for value, kept in _without_each(table, column)}
+    rows = {value: correlate(rest[x], rest[y], method) for value, rest in _without_each(table, column)}
     return (
         pd.DataFrame.from_dict(rows, orient="index", columns=Correlation._fields).rename_axis("left_out").reset_index()
     )
@@ -201,9 +201,9 @@ def against_outcomes(
         def coefficient(sample: pd.DataFrame, m: str = metric, o: str = outcome, how: str = method) -> float:
             return correlate(sample[m], sample[o], how).coefficient
 
-        found = correlate(table[metric], table[outcome], method)
+        correlation = correlate(table[metric], table[outcome], method)
         bounds = cluster_interval(table, coefficient, group, draws, seed)
-        rows.append({"metric": metric, "outcome": outcome, "method": method, **found._asdict()} | _named(bounds))
+        rows.append({"metric": metric, "outcome": outcome, "method": method, **correlation._asdict()} | _named(bounds))
     return pd.DataFrame(rows)
 
 
