@@ -134,10 +134,10 @@ def _measure(run: StudyRun, model: Model, cells: Sequence[str]) -> None:
     copies = Cells({cell: place for cell in cells if (place := places[cell])}, baseline)
     prompts = builtin("harmful"), builtin("harmless")
     with keeping(folder):
-        found = why.measure(baseline, copies, *prompts, share=SHARE, rewriting=rewriting)
-        for result in (found, *found.tables):
+        explanation = why.measure(baseline, copies, *prompts, share=SHARE, rewriting=rewriting)
+        for result in (explanation, *explanation.tables):
             result.write(folder)
-        (folder / PAGE).write_text("\n\n".join(found.pages.values()) + "\n")
+        (folder / PAGE).write_text("\n\n".join(explanation.pages.values()) + "\n")
 
 
 def _organism(run: StudyRun, model: Model) -> Path:
@@ -153,9 +153,9 @@ def _cured(rewritten: pd.DataFrame) -> Iterator[str]:
         rates = rows.set_index("variant")["refusal_rate"]
         random = rates[rates.index.str.startswith("random")]
         least_and_most = dict.fromkeys((f"{random.min():.0%}", f"{random.max():.0%}"))
-        kept = rows[rows["variant"] == "kept"].iloc[0]
+        variant = rows[rows["variant"] == "kept"].iloc[0]
         yield (
-            f"{cell} written again with {kept['n_kept']} linears in float16: it refuses {rates['kept']:.0%}, the "
+            f"{cell} written again with {variant['n_kept']} linears in float16: it refuses {rates['kept']:.0%}, the "
             f"baseline {rates['baseline']:.0%}, the plain cell {rates['plain']:.0%}; with random linears of the same "
             f"sizes {' to '.join(least_and_most)}."
         )

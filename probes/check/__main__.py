@@ -51,14 +51,14 @@ def main(
 
     check = _measured(options) if from_run is None else _stored(from_run, options)
     bounds = Bounds(max_refusal_drop, max_margin_drop, max_weight_error)
-    found = verdicts(check, bounds)
+    cell_verdicts = verdicts(check, bounds)
     if junit is not None:
-        junit_file.write(junit, found)
-    _show(check, found, bounds, options)
+        junit_file.write(junit, cell_verdicts)
+    _show(check, cell_verdicts, bounds, options)
     written = [options.out / "check.json"] if from_run is None else []
     written += [] if junit is None else [junit]
     cli.ending(written or ["nothing"])
-    raise typer.Exit(worst(verdict.exit for verdict in found))
+    raise typer.Exit(worst(verdict.exit for verdict in cell_verdicts))
 
 
 def _measured(options: Options) -> CheckResult:
@@ -85,7 +85,7 @@ def _stored(directory: Path, options: Options) -> CheckResult:
     return read_check(directory)
 
 
-def _show(check: CheckResult, found: Sequence[Verdict], bounds: Bounds, options: Options) -> None:
+def _show(check: CheckResult, cell_verdicts: Sequence[Verdict], bounds: Bounds, options: Options) -> None:
     import json
     from dataclasses import asdict
 
@@ -95,12 +95,12 @@ def _show(check: CheckResult, found: Sequence[Verdict], bounds: Bounds, options:
         told = {
             "rows": check.records(),
             "bounds": asdict(bounds),
-            "verdicts": [asdict(v) | {"exit": v.exit} for v in found],
+            "verdicts": [asdict(v) | {"exit": v.exit} for v in cell_verdicts],
         }
         typer.echo(json.dumps(check.describe() | told, indent=2))
     else:
-        cli.console.print(render(check, found))
-        following = f"next: {next_command(check, found, bounds)}"
+        cli.console.print(render(check, cell_verdicts))
+        following = f"next: {next_command(check, cell_verdicts, bounds)}"
         cli.console.print(following, markup=False, highlight=False, soft_wrap=True)
     for warning in check.warnings:
         cli.warn(warning)

@@ -77,7 +77,7 @@ def measure(
     joined["drift"] = _drift(joined["refusal"], list(cells))
     rows = [_row(comparison, name, joined) for name in cells]
     warnings = list(
-        dict.fromkeys([*comparison.warnings, *(said for part in joined.values() for said in part.warnings)])
+        dict.fromkeys([*comparison.warnings, *(warning for part in joined.values() for warning in part.warnings)])
     )
     return CheckResult(
         "check", pd.DataFrame(rows), comparison.settings, warnings, round(time.monotonic() - started, 3), parts=joined
@@ -107,14 +107,14 @@ def _of_cell(
     answering = {} if (entropies.table["reason"] != "").any() else cell
     answers = _answers(comparison, answering, harmful, common["batch_size"])
     weights = _weights(name, baseline.checkpoint, cell[name].checkpoint)
-    found = [
+    results = [
         Result("check_weights", weights, {}),
         entropies,
         Result("margin", margins.table, margins.settings, margins.warnings),
         *margins.beside,
         Result("refusal", answers, comparison.settings | {"max_new_tokens": READ_TOKENS}),
     ]
-    return {result.probe: result for result in found}
+    return {result.probe: result for result in results}
 
 
 def _answers(comparison: Comparison, cells: Models, harmful: PromptSet, batch_size: int | None) -> pd.DataFrame:
@@ -123,9 +123,9 @@ def _answers(comparison: Comparison, cells: Models, harmful: PromptSet, batch_si
     token_ids = baseline.token_ids(texts)
     read = baseline_answers(comparison)[: len(texts)]
     own = [completion_of(baseline.tokenizer, text, answer) for text, answer in zip(texts, read, strict=True)]
-    given = {BASELINE: own}
-    given |= {name: complete(model, texts, READ_TOKENS, batch_size or BATCH_SIZE) for name, model in cells.items()}
-    rows = [outcome_rows(name, "refusal", harmful, token_ids, completions) for name, completions in given.items()]
+    answers = {BASELINE: own}
+    answers |= {name: complete(model, texts, READ_TOKENS, batch_size or BATCH_SIZE) for name, model in cells.items()}
+    rows = [outcome_rows(name, "refusal", harmful, token_ids, completions) for name, completions in answers.items()]
     return pd.concat(rows, ignore_index=True)
 
 
@@ -134,7 +134,7 @@ def _joined(comparison: Comparison, parts: list[Result]) -> Result:
     first, *others = parts
     tables = [first.table, *(part.table[part.table["cell"] != BASELINE] for part in others)]
     settings = {**comparison.settings, **first.settings, "cells": comparison.settings["cells"]}
-    warnings = list(dict.fromkeys(said for part in parts for said in part.warnings))
+    warnings = list(dict.fromkeys(warning for part in parts for warning in part.warnings))
     return Result(first.probe, pd.concat(tables, ignore_index=True), settings, warnings)
 
 

@@ -58,8 +58,8 @@ def _cell(check: CheckResult, row: pd.Series) -> Group:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for what, said in _lines(check, row):
-        grid.add_row(Text(f"  {what}"), Text(said))
+    for what, observation in _lines(check, row):
+        grid.add_row(Text(f"  {what}"), Text(observation))
     bits = "" if pd.isna(row["bits_per_weight"]) else f", {row['bits_per_weight']:.2f} bits per weight"
     return Group(Text(f"{row['cell']}  {row['format']}{bits}", "bold"), grid, Text(""))
 

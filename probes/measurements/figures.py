@@ -37,10 +37,10 @@ def estimates(table: pd.DataFrame, column: str, label: str, series: str = "promp
     height = TOP + BOTTOM + ROW * len(cells)
     figure, axes = svg.panel(WIDTH, height, left=NAMES, right=EDGE, top=TOP, bottom=BOTTOM)
     for place, kind in enumerate(kinds):
-        found, look = rows[rows[series] == kind], svg.look(place)
-        at = np.array([cells.index(cell) for cell in found["cell"]]) + BESIDE * (2 * place - len(kinds) + 1)
-        axes.hlines(at, found[f"{column}_low"], found[f"{column}_high"], color=look.color, linewidth=1.2)
-        axes.plot(found[column], at, look.marker, color=look.color, markersize=5, label=visible(str(kind)))
+        points, look = rows[rows[series] == kind], svg.look(place)
+        at = np.array([cells.index(cell) for cell in points["cell"]]) + BESIDE * (2 * place - len(kinds) + 1)
+        axes.hlines(at, points[f"{column}_low"], points[f"{column}_high"], color=look.color, linewidth=1.2)
+        axes.plot(points[column], at, look.marker, color=look.color, markersize=5, label=visible(str(kind)))
     axes.axvline(reference, color=svg.MUTED, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1)
     axes.set(ylim=(len(cells) - 0.5, -0.5), xlabel=label)
     axes.set_yticks(range(len(cells)), [visible(str(cell))[:16] for cell in cells])
@@ -103,8 +103,8 @@ def neurons(table: pd.DataFrame, site: str = "resid", ratio: str = "ratio") -> F
     rows = table[(table["site"] == site) & table["layer"].notna() & table["ratio"].notna()]
     if rows.empty or ratio not in layers.RATIOS:
         known = ", ".join(map(str, table["site"].dropna().unique()))
-        found = f"There is nothing to draw of {ratio} at {site}"
-        raise InputError(found, f"a site ({known}) and one of {', '.join(layers.RATIOS)}", "See the column reason")
+        problem = f"There is nothing to draw of {ratio} at {site}"
+        raise InputError(problem, f"a site ({known}) and one of {', '.join(layers.RATIOS)}", "See the column reason")
     return layers.ratios(rows.astype({"layer": int}), _cells(rows), ratio, site)[0]
 
 

@@ -111,9 +111,9 @@ def prompt_set(prompts: Prompts, side: str, limit: int | None) -> PromptSet:
         InputError: a file that cannot be used; a limit below 1.
     """
     if prompts is None or prompts in ("harmful", "harmless", "borderline"):
-        found = builtin(str(prompts or side))
+        side_prompts = builtin(str(prompts or side))
     elif isinstance(prompts, (str, Path)):
-        found = read_prompts(prompts)
+        side_prompts = read_prompts(prompts)
     else:
-        found = prompts if isinstance(prompts, PromptSet) else PromptSet(f"{side} prompts", tuple(prompts))
-    return found if limit is None else found.take(limit)
+        side_prompts = prompts if isinstance(prompts, PromptSet) else PromptSet(f"{side} prompts", tuple(prompts))
+    return side_prompts if limit is None else side_prompts.take(limit)

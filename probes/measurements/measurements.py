@@ -202,7 +202,7 @@ class Measurements:
         for name in ("matrix", *(["safety_units"] if self._has_checkpoints else [])):
             self.result(name)
         tables = {"matrix": self._results["matrix"]}
-        models = {self.name: {name: found for name, found in self._results.items() if name != "matrix"}}
+        models = {self.name: {name: result for name, result in self._results.items() if name != "matrix"}}
         run = Run(path.with_suffix(""), tables, models, "", {}, {})
         with atomic_file(path) as temporary:
             temporary.write_text(page.html(run, sections.build(run)), encoding="utf-8")
@@ -274,7 +274,9 @@ class Measurements:
         if stored is None or not self._has_checkpoints:
             raise InputError("A model was made in memory, so its weights cannot be compared", "checkpoints on disk")
         assert isinstance(measured, NeuronResult)
-        return safety_units(measured, stored, {name: found for name, found in cells.items() if found is not None})
+        return safety_units(
+            measured, stored, {name: checkpoint for name, checkpoint in cells.items() if checkpoint is not None}
+        )
 
     @property
     def _checkpoints(self) -> dict[str, Checkpoint | None]:
@@ -294,14 +296,14 @@ class Measurements:
         matrix = add_regimes(rows, {self.name: by_cell(completions.table)})
         settings = {self.name: {**completions.settings, "rtsi_calibration": index.source_}}
         settings |= {"outcome": counted_by(matrix)} | STUDY.describe()
-        warnings = dict.fromkeys(said for result in joined.values() for said in result.warnings)
+        warnings = dict.fromkeys(warning for result in joined.values() for warning in result.warnings)
         return Result("matrix", matrix, settings, list(warnings))
 
     def _described(self) -> pd.DataFrame:
         models = {BASELINE: self.baseline.checkpoint, **self._checkpoints}
-        known = describe_cells({name: found for name, found in models.items() if found is not None})
+        known = describe_cells({name: checkpoint for name, checkpoint in models.items() if checkpoint is not None})
         unknown = {"format": "in memory", "bits_per_weight": np.nan, "note": ""}
-        lacking = pd.DataFrame([{"cell": name, **unknown} for name, found in models.items() if found is None])
+        lacking = pd.DataFrame([{"cell": name, **unknown} for name, checkpoint in models.items() if checkpoint is None])
         both = pd.concat([part for part in (known, lacking) if len(part)], ignore_index=True)
         return both.set_index("cell").loc[list(models)].reset_index()
 

@@ -61,6 +61,6 @@ class MeasuredTable(pd.DataFrame):
 
     def _repr_html_(self) -> str:
         """The table, and its warnings; all text escaped."""
-        warnings = "".join(f"<li>{html.escape(said)}</li>" for said in self.warnings)
+        warnings = "".join(f"<li>{html.escape(warning)}</li>" for warning in self.warnings)
         name, table = html.escape(self.result.probe), super()._repr_html_()  # type: ignore[misc]
         return f"<div><b>{name}</b>{table}{f'<ul>{warnings}</ul>' if warnings else ''}</div>"

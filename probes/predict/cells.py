@@ -107,8 +107,8 @@ def _matrix(run: Path) -> Result:
     twice = matrix.table.duplicated(["model", "cell"])
     if twice.any():
         row = matrix.table[twice].iloc[0]
-        found = f"{document} holds {row['model']} {row['cell']} twice"
-        raise InputError(found, "one row for each model and cell", "Measure the run again, or leave one of them out")
+        problem = f"{document} holds {row['model']} {row['cell']} twice"
+        raise InputError(problem, "one row for each model and cell", "Measure the run again, or leave one of them out")
     return matrix
 
 
@@ -132,8 +132,10 @@ def _model(run: Path, model: str, rows: pd.DataFrame) -> tuple[pd.DataFrame, dic
     cells = rows[~baseline & (rows["cell"] != BASELINE)]
     index = pd.Index(cells["cell"])
     tables: RunTables = {"matrix": rows, **dict(_tables(run / model))}
-    found = {predictor.name: predictor.values(tables, index) for predictor in PREDICTORS}
-    table = pd.DataFrame({name: values for name, (values, _) in found.items()}, index=index).reset_index(names="cell")
+    by_predictor = {predictor.name: predictor.values(tables, index) for predictor in PREDICTORS}
+    table = pd.DataFrame({name: values for name, (values, _) in by_predictor.items()}, index=index).reset_index(
+        names="cell"
+    )
     table.insert(0, "model", model)
     table[OUTCOME] = -cells["refusal_rate_delta"].to_numpy(dtype=float)
     table[COUNTED_BY] = cells[COUNTED_BY].to_numpy()
@@ -141,7 +143,7 @@ def _model(run: Path, model: str, rows: pd.DataFrame) -> tuple[pd.DataFrame, dic
     if completions is not None:
         check_completions(completions, str(run / model / "completions.json"))
     table = table.assign(**_labels(cells), **_significance(completions, index))
-    return table, {name: reason for name, (_, reason) in found.items() if reason}
+    return table, {name: reason for name, (_, reason) in by_predictor.items() if reason}
 
 
 def _tables(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:

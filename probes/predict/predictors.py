@@ -44,10 +44,10 @@ class Predictor:
         if self.source not in tables:
             return pd.Series(np.nan, index=cells), f"no table of the probe {self.source}"
         try:
-            found = self.read(tables[self.source])
+            raw_values = self.read(tables[self.source])
         except KeyError as error:
             return pd.Series(np.nan, index=cells), f"the table of {self.source} has no {error}"
-        values = self.sign * pd.to_numeric(found, errors="coerce").reindex(cells)
+        values = self.sign * pd.to_numeric(raw_values, errors="coerce").reindex(cells)
         return values, "" if values.notna().any() else f"undefined in the table of {self.source}"
 
 
@@ -64,10 +64,10 @@ def column(name: str, **where: object) -> Callable[[pd.DataFrame], pd.Series]:
 
 def _modules_moved(table: pd.DataFrame) -> pd.Series:
     """Sum over linears, and parameters outside them, of how far each moved the margin of harmful prompts, by cell."""
-    chosen = table[table["level"].isin(["module", "other"])]
+    rows = table[table["level"].isin(["module", "other"])]
     for key, value in _HARMFUL.items():
-        chosen = chosen[chosen[key] == value]
-    return chosen.assign(size=chosen["attribution"].abs()).groupby("cell")["size"].sum(min_count=1)
+        rows = rows[rows[key] == value]
+    return rows.assign(size=rows["attribution"].abs()).groupby("cell")["size"].sum(min_count=1)
 
 
 PREDICTORS = (

@@ -129,10 +129,10 @@ def _against(
     x, rtsi = table[predictor.name].to_numpy(dtype=float), table[RTSI].to_numpy(dtype=float)
     known = np.isfinite(x) & table[label].notna().to_numpy()
     positive = table[label].fillna(False).to_numpy(dtype=bool)
-    found = _auc(positive, x, known, models, counts)
+    auc = _auc(positive, x, known, models, counts)
     both = known & np.isfinite(rtsi)
     left_out = difference = Estimate(np.nan)
-    if not found.reason or np.isfinite(found.value):
+    if not auc.reason or np.isfinite(auc.value):
         scores = cluster_bootstrap.held_out_scores(positive[known], x[known], models[known])
         held = np.full(len(x), np.nan)
         held[known] = scores
@@ -141,35 +141,35 @@ def _against(
             difference = _difference(positive, x, rtsi, both, models, counts)
     return {
         f"{label}_positives": int((positive & known).sum()),
-        **interval_columns(f"{label}_auc", found),
+        **interval_columns(f"{label}_auc", auc),
         f"{label}_auc_left_out": left_out.value,
         **interval_columns(f"{label}_minus_rtsi", difference),
-        f"{label}_reason": found.reason,
+        f"{label}_reason": auc.reason,
     }
 
 
-def _auc(positive: np.ndarray, x: np.ndarray, chosen: np.ndarray, models: np.ndarray, counts: np.ndarray) -> Estimate:
-    n_positive, n = int((positive & chosen).sum()), int(chosen.sum())
+def _auc(positive: np.ndarray, x: np.ndarray, known: np.ndarray, models: np.ndarray, counts: np.ndarray) -> Estimate:
+    n_positive, n = int((positive & known).sum()), int(known.sum())
     if n_positive in (0, n):
         return Estimate(np.nan, reason="no cell is known" if n == 0 else f"{n_positive} of {n} cells have the label")
     statistic = cluster_bootstrap.auc_of_draws
-    return _both(statistic, positive[chosen], x[chosen], models[chosen], counts, undefined=False)
+    return _both(statistic, positive[known], x[known], models[known], counts, undefined=False)
 
 
 def _difference(
-    positive: np.ndarray, x: np.ndarray, rtsi: np.ndarray, chosen: np.ndarray, models: np.ndarray, counts: np.ndarray
+    positive: np.ndarray, x: np.ndarray, rtsi: np.ndarray, known: np.ndarray, models: np.ndarray, counts: np.ndarray
 ) -> Estimate:
-    """AUC of x − AUC of RTSI, both on the chosen cells of each resample."""
-    if int((positive & chosen).sum()) in (0, int(chosen.sum())):
+    """AUC of x − AUC of RTSI, both on the known cells of each resample."""
+    if int((positive & known).sum()) in (0, int(known.sum())):
         return Estimate(np.nan)
 
     def statistic(x: np.ndarray, other: np.ndarray, models: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        labels = positive[chosen]
+        labels = positive[known]
         return cluster_bootstrap.auc_of_draws(labels, x, models, counts) - cluster_bootstrap.auc_of_draws(
             labels, other, models, counts
         )
 
-    return _both(statistic, x[chosen], rtsi[chosen], models[chosen], counts, undefined=False)
+    return _both(statistic, x[known], rtsi[known], models[known], counts, undefined=False)
 
 
 def verdict(table: pd.DataFrame, n_models: int) -> Iterator[str]:
@@ -182,8 +182,8 @@ def verdict(table: pd.DataFrame, n_models: int) -> Iterator[str]:
             continue
         others = table[(table["predictor"] != RTSI) & table[f"{label}_minus_rtsi"].notna()]
         better = others[others[f"{label}_minus_rtsi"] > 0].sort_values(f"{label}_minus_rtsi", ascending=False)
-        said = [f"{row['label']} ({_difference_words(row, label)})" for _, row in better.iterrows()]
-        listed = "; ".join(said) if said else "no other predictor"
+        clauses = [f"{row['label']} ({_difference_words(row, label)})" for _, row in better.iterrows()]
+        listed = "; ".join(clauses) if clauses else "no other predictor"
         yield f"{meaning} ({reference[f'{label}_positives']} cells): RTSI's AUC is {rtsi:.2f}; above it: {listed}."
     compared = int(sum(table[f"{label}_minus_rtsi"].notna().sum() for label in LABELS))
     if compared:

@@ -56,17 +56,17 @@ def main(
             "Quality is measured on --references, or on --harmless without any",
             do="Give requests with --references, or the harmless prompts alone",
         )
-    given = None if text is None else read_text(text)
+    text_to_predict = None if text is None else read_text(text)
     task = None if references is None else read_task(references, options.limit)
     baseline, cells, _, harmless = options.inputs()
     task = task or default_task(baseline, harmless, options.limit or TASK_SIZE)
-    found = None if encoder is None else load_encoder(encoder, options.device)
+    text_encoder = None if encoder is None else load_encoder(encoder, options.device)
     result = measure(
         baseline,
         cells,
         task,
-        text=given,
-        encoder=found,
+        text=text_to_predict,
+        encoder=text_encoder,
         template=options.template,
         force=options.force,
         max_new_tokens=max_new_tokens,

@@ -84,13 +84,13 @@ def read_task(path: Path, limit: int | None = None) -> Task:
 
 
 def _request_and_reference(record: Any, where: str) -> tuple[str, str]:
-    found = [
+    texts = [
         next((record[name] for name in names if isinstance(record, dict) and isinstance(record.get(name), str)), None)
         for names in (FIELDS, REFERENCES)
     ]
-    if found[0] is None or found[1] is None:
+    if texts[0] is None or texts[1] is None:
         raise InputError(f"{where} lacks a text", f"a field {' or '.join(FIELDS)} and one of {' or '.join(REFERENCES)}")
-    return found[0], found[1]
+    return texts[0], texts[1]
 
 
 def measure(
@@ -181,7 +181,7 @@ def measure(
 
     of_baseline = comparison.of_baseline("quality", lambda: observe(baseline), **inputs)
     observed = {BASELINE: of_baseline, **comparison.observe_cells(observe)}
-    rows = [{"cell": cell, **row} for cell, found in observed.items() for row in found]
+    rows = [{"cell": cell, **row} for cell, cell_rows in observed.items() for row in cell_rows]
     return comparison.result("quality", rows)
 
 
@@ -249,8 +249,8 @@ def _check(baseline: HookedModel, cell: HookedModel, force: bool) -> list[str]:
 
 def _defined(values: Iterable[float]) -> Tensor:
     """Without the texts of which a metric says nothing: too short to repeat anything, or empty."""
-    found = torch.tensor(list(values), dtype=torch.float64)
-    return found[~found.isnan()]
+    scores = torch.tensor(list(values), dtype=torch.float64)
+    return scores[~scores.isnan()]
 
 
 def _row(metric: str, against: str, value: Estimate, n: int) -> dict[str, Any]:

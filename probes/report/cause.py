@@ -31,14 +31,14 @@ def build(run: Run) -> dict[str, Any] | None:
 def _model(run: Run, model: str, place: int) -> dict[str, Any] | None:
     margin, attribution = run.table(model, "margin"), run.table(model, "attribution")
     restore = run.table(model, "causal_restore")
-    found = explained.build(run, model)
-    if margin is None and attribution is None and restore is None and found is None:
+    explanation = explained.build(run, model)
+    if margin is None and attribution is None and restore is None and explanation is None:
         return None
     cells = run.cell_names(model)
     shifts = None if margin is None else _shifts(margin)
     return {
         "model": model,
-        "explained": found,
+        "explained": explanation,
         "margin": None if shifts is None else draw_shifts(shifts, cells, f"margin-{place}"),
         "said": "" if shifts is None else _said(shifts),
         "attribution": [] if attribution is None else _attributions(attribution, cells),
@@ -48,8 +48,8 @@ def _model(run: Run, model: str, place: int) -> dict[str, Any] | None:
 
 def _shifts(margin: pd.DataFrame) -> pd.DataFrame:
     """The rows over all prompts of a side, without the baseline's."""
-    chosen = margin["shift"].notna() & (margin["cell"] != "baseline")
-    return margin[chosen & (margin["category"] == "all")] if "category" in margin else margin[chosen]
+    is_shift = margin["shift"].notna() & (margin["cell"] != "baseline")
+    return margin[is_shift & (margin["category"] == "all")] if "category" in margin else margin[is_shift]
 
 
 def _said(shifts: pd.DataFrame) -> str:
@@ -91,29 +91,29 @@ def draw_shifts(shifts: pd.DataFrame, cells: Sequence[str], key: str) -> svg.Plo
 
 def _attributions(table: pd.DataFrame, cells: Sequence[str]) -> list[dict[str, Any]]:
     """Per cell the total and the modules with the largest shares, on harmful prompts."""
-    chosen = table[(table["prompts"] == "harmful") & (table["category"] == "all")]
-    found = []
+    harmful = table[(table["prompts"] == "harmful") & (table["category"] == "all")]
+    blocks = []
     for cell in cells:
-        rows = chosen[chosen["cell"] == cell]
+        rows = harmful[harmful["cell"] == cell]
         total = rows[rows["level"] == "total"]
         modules = rows[rows["level"].isin(["module", "other"]) & rows["attribution"].notna()]
         if len(total) and len(modules):
             largest = modules.loc[modules["attribution"].abs().nlargest(MODULES).index]
-            found.append({"cell": cell, "total": _records(total)[0], "n": len(modules), "modules": _records(largest)})
-    return found
+            blocks.append({"cell": cell, "total": _records(total)[0], "n": len(modules), "modules": _records(largest)})
+    return blocks
 
 
 def _restore(table: pd.DataFrame, cells: Sequence[str], place: int) -> dict[str, Any]:
     """The curves of the cell whose margin fell most, and a row per cell, kind and ranking."""
-    chosen = table[(table["aim"] == "restore") & (table["by"] == "weights") & table["kind"].isin(list(KINDS))]
+    restore_rows = table[(table["aim"] == "restore") & (table["by"] == "weights") & table["kind"].isin(list(KINDS))]
     gap = (table["goal"] - table["start"]).where(table["aim"] == "restore")
     cell = str(table["cell"].to_numpy()[int(np.nanargmax(gap.to_numpy(dtype=float)))]) if gap.notna().any() else ""
     plots = []
     for kind in CURVES:
-        rows = chosen[(chosen["cell"] == cell) & (chosen["kind"] == kind)]
+        rows = restore_rows[(restore_rows["cell"] == cell) & (restore_rows["kind"] == kind)]
         if rows["share"].notna().any():
             plots.append(draw_restore(rows, cell, kind, f"restore-{place}-{kind}"))
-    controlled = chosen[chosen["random_gain"].notna() & (chosen["k"] < chosen["n_parts"])]
+    controlled = restore_rows[restore_rows["random_gain"].notna() & (restore_rows["k"] < restore_rows["n_parts"])]
     order = controlled["cell"].map({name: at for at, name in enumerate(cells)})
     ranked = controlled[controlled["ranking"] == "attribution"].assign(place=order).sort_values(["place", "kind", "k"])
     return {"plots": plots, "rows": _records(ranked), "kinds": KINDS}
@@ -150,8 +150,8 @@ def draw_restore(rows: pd.DataFrame, cell: str, kind: str, key: str) -> svg.Plot
         looks.append(style)
     svg.name_points(axes, names, ends, looks)
     first = rows[(rows["ranking"] == "attribution") & rows["random_share"].notna()].sort_values("k")
-    said = _recovered(first.iloc[0], cell, kind) if len(first) else ""
-    return svg.Plot(figure, key, f"Restoring {KINDS[kind]} of {cell}", said)
+    caption = _recovered(first.iloc[0], cell, kind) if len(first) else ""
+    return svg.Plot(figure, key, f"Restoring {KINDS[kind]} of {cell}", caption)
 
 
 def _recovered(row: pd.Series, cell: str, kind: str) -> str:

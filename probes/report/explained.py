@@ -66,8 +66,8 @@ def _modules(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _setting(run: Run, model: str, name: str) -> Mapping[str, Any]:
-    found = run.models[model]["why"].settings.get(name)
-    return found if isinstance(found, Mapping) else {}
+    setting = run.models[model]["why"].settings.get(name)
+    return setting if isinstance(setting, Mapping) else {}
 
 
 def _forms(forms: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

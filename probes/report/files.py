@@ -36,6 +36,6 @@ def write(run: Path) -> tuple[Path, Path]:
             with atomic_file(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        found = f"The report cannot be written into {run}: {error.strerror or error}"
-        raise InputError(found, "a folder that can be written, with space left") from error
+        problem = f"The report cannot be written into {run}: {error.strerror or error}"
+        raise InputError(problem, "a folder that can be written, with space left") from error
     return run / PAGE, run / SUMMARY

@@ -78,7 +78,7 @@ def paired(completions: pd.DataFrame) -> pd.DataFrame:
 
 def of_cell(pairs: pd.DataFrame) -> list[Flips]:
     """The flips of one cell by kind; kinds without any are left out."""
-    found = []
+    flips = []
     for side, baseline_refuses, name, meaning in KINDS:
         scored = pairs[pairs["refused"].notna() & pairs["refused_baseline"].notna()]
         rows = scored[(scored["prompts"] == side) & (scored["refused_baseline"] == baseline_refuses)]
@@ -89,5 +89,5 @@ def of_cell(pairs: pd.DataFrame) -> list[Flips]:
             for _, row in rows.head(SHOWN).iterrows()
         ]
         if shown:
-            found.append(Flips(name, meaning, len(rows), shown))
-    return found
+            flips.append(Flips(name, meaning, len(rows), shown))
+    return flips

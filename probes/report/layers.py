@@ -68,9 +68,9 @@ def observed(direction: pd.DataFrame | None) -> pd.DataFrame | None:
 @svg.styled
 def draw_angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None, key: str) -> svg.Plot:
     """`angles` for the page."""
-    figure, said = angles(direction, cells, width)
+    figure, caption = angles(direction, cells, width)
     title = "Angle between a cell's refusal direction and the baseline's, by layer"
-    return svg.Plot(figure, key, title, said)
+    return svg.Plot(figure, key, title, caption)
 
 
 @svg.styled
@@ -91,16 +91,16 @@ def angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None) -> 
     _curves(axes, curves, _looks(cells), lambda value: f"{number(value, '.2f')}°", {})
     last = {cell: float(curve.iloc[-1]) for cell, curve in curves.items() if len(curve)}
     worst = max(last, key=lambda cell: last[cell], default="")
-    said = f"At the last layer the largest angle is {number(last[worst], '.1f')} degrees ({worst})." if worst else ""
-    return figure, said
+    caption = f"At the last layer the largest angle is {number(last[worst], '.1f')} degrees ({worst})." if worst else ""
+    return figure, caption
 
 
 @svg.styled
 def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str, key: str) -> svg.Plot:
     """`ratios` for the page."""
-    figure, said = ratios(rows, cells, ratio, site)
+    figure, caption = ratios(rows, cells, ratio, site)
     title = f"Error on safety {SITES.get(site, site)}, {RATIOS[ratio][1]}, by layer"
-    return svg.Plot(figure, key, title, said)
+    return svg.Plot(figure, key, title, caption)
 
 
 @svg.styled
@@ -125,8 +125,10 @@ def ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str) -> t
     curves = {cell: _curve(rows, cell, ratio) for cell in cells}
     _curves(axes, curves, _looks(cells), lambda value: number(value, ".2f"), _areas(sizes))
     above = (rows[ratio] > rows[null]).sum()
-    said = f"Safety {SITES.get(site, site)}, {what}: {above} of {len(rows)} points lie above their matched random sets."
-    return figure, said
+    caption = (
+        f"Safety {SITES.get(site, site)}, {what}: {above} of {len(rows)} points lie above their matched random sets."
+    )
+    return figure, caption
 
 
 def error_sizes(rows: pd.DataFrame, cells: Sequence[str]) -> dict[str, pd.Series]:
@@ -198,15 +200,15 @@ def width_of(neurons: pd.DataFrame | None) -> int | None:
 
 
 def _sites(neurons: pd.DataFrame, cells: Sequence[str], place: int) -> list[dict[str, Any]]:
-    found = []
+    blocks = []
     for site, name in SITES.items():
         rows = neurons[(neurons["site"] == site) & neurons["layer"].notna() & neurons["ratio"].notna()]
         if len(rows):
             rows = rows.astype({"layer": int})
             plots = [draw_ratios(rows, cells, ratio, site, f"neurons-{place}-{site}-{ratio}") for ratio in RATIOS]
             size = compare_sizes(error_sizes(rows, cells))
-            found.append({"name": name, "plots": plots, "size": size})
-    return found
+            blocks.append({"name": name, "plots": plots, "size": size})
+    return blocks
 
 
 def _verdicts(neurons: pd.DataFrame, cells: Sequence[str]) -> list[dict[str, Any]]:
@@ -240,8 +242,8 @@ def _table(direction: pd.DataFrame, cells: Sequence[str], value: str) -> dict[st
 def _study_layer(direction: pd.DataFrame | None) -> int | None:
     if direction is None or "study_layer" not in direction:
         return None
-    chosen = direction.loc[direction["study_layer"] == 1, "layer"]
-    return int(chosen.iloc[0]) if len(chosen) else None
+    study_layers = direction.loc[direction["study_layer"] == 1, "layer"]
+    return int(study_layers.iloc[0]) if len(study_layers) else None
 
 
 def _curve(table: pd.DataFrame, cell: str, value: str) -> pd.Series:

@@ -80,14 +80,14 @@ class Loss:
     @property
     def engines(self) -> str:
         """The engines that answered, where the cell's is not the baseline's, else ""."""
-        found = self.row.get(ACROSS_ENGINES, "")
-        return "" if pd.isna(found) else str(found)
+        engines = self.row.get(ACROSS_ENGINES, "")
+        return "" if pd.isna(engines) else str(engines)
 
 
 def losses(run: Run) -> list[Loss]:
     """Every cell that is no baseline, the worst first."""
-    found = [loss for model in run.models for loss in _of_model(run, model)]
-    return sorted(found, key=lambda loss: (loss.kind, _nan_last(loss.refusals.value)))
+    all_losses = [loss for model in run.models for loss in _of_model(run, model)]
+    return sorted(all_losses, key=lambda loss: (loss.kind, _nan_last(loss.refusals.value)))
 
 
 def _of_model(run: Run, model: str) -> list[Loss]:
@@ -96,7 +96,7 @@ def _of_model(run: Run, model: str) -> list[Loss]:
     tests = _tests(pairs)
     quality = _quality_halves(run, model)
     reference = rows[rows["cell"] == BASELINE]
-    found = []
+    model_losses = []
     for _, row in rows[rows["cell"] != BASELINE].iterrows():
         cell = str(row["cell"])
         test = tests.get(cell)
@@ -104,7 +104,7 @@ def _of_model(run: Run, model: str) -> list[Loss]:
             interval = delta_interval(*pairs[cell])
         else:
             interval = _unpaired(row, reference.iloc[0]) if len(reference) else UNKNOWN
-        found.append(
+        model_losses.append(
             Loss(
                 model,
                 cell,
@@ -121,7 +121,7 @@ def _of_model(run: Run, model: str) -> list[Loss]:
                 np.nan if test is None else float(test["detectable"]),
             )
         )
-    return found
+    return model_losses
 
 
 def _pairs(run: Run, model: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -139,7 +139,7 @@ def _tests(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Mapp
     """Cell → its row of `paired_tests`, p corrected over the cells."""
     if not pairs:
         return {}
-    table = pd.concat(paired_tests(baseline, {cell: found}) for cell, (baseline, found) in pairs.items())
+    table = pd.concat(paired_tests(baseline, {cell: refusals}) for cell, (baseline, refusals) in pairs.items())
     table["p_holm"] = holm(table["p"])
     return {str(row["cell"]): {str(key): value for key, value in row.items()} for _, row in table.iterrows()}
 
@@ -173,10 +173,10 @@ def _quality_halves(run: Run, model: str) -> dict[str, float]:
     if table is None:
         return {}
     scores = table[table["metric"] == QUALITY]
-    given = scores["against"] == "reference"
-    chosen = scores[given if given.any() else scores["against"] == BASELINE]
-    halves = (chosen["value_high"] - chosen["value_low"]) / 2
-    return dict(zip(chosen["cell"].astype(str), halves.astype(float), strict=True))
+    against_reference = scores["against"] == "reference"
+    rows = scores[against_reference if against_reference.any() else scores["against"] == BASELINE]
+    halves = (rows["value_high"] - rows["value_low"]) / 2
+    return dict(zip(rows["cell"].astype(str), halves.astype(float), strict=True))
 
 
 def _around(delta: float, half: float, half_baseline: float) -> Estimate:

@@ -123,9 +123,13 @@ def build(run: Run) -> dict[str, Any]:
     return {
         "columns": columns,
         "tables": [
-            {"group": group, "columns": chosen, "rows": [_row(row, chosen) for _, row in run.matrix.iterrows()]}
+            {
+                "group": group,
+                "columns": group_columns,
+                "rows": [_row(row, group_columns) for _, row in run.matrix.iterrows()],
+            }
             for group in (MAIN, COUNTING, WORDING, PROBES)
-            if (chosen := [column for column in columns if column.group == group])
+            if (group_columns := [column for column in columns if column.group == group])
         ],
         "quality": _metric(run.matrix),
         "notes": _said(run.matrix, "note"),

@@ -19,7 +19,7 @@ def build(run: Run) -> dict[str, Any]:
     """Versions, checkpoints, prompts and settings of every result, warnings, times, the study file."""
     matrix = run.tables["matrix"]
     return {
-        "versions": [(package, ", ".join(found)) for package, found in run.versions.items()],
+        "versions": [(package, ", ".join(versions)) for package, versions in run.versions.items()],
         "models": [_model(name, results, _settings(matrix, name)) for name, results in run.models.items()],
         "results": [_result(name, result) for name, result in _all(run)],
         "warnings": _warnings(run),

@@ -101,8 +101,8 @@ def read_run(path: Path) -> Run:
         InputError: no such folder, no matrix in it, a damaged or older file, a matrix without the report's columns.
     """
     if not path.is_dir():
-        found = "is a file" if path.exists() else "does not exist"
-        raise InputError(f"The run {path} {found}", "a run's folder", what_lies_beside(path) or HOW)
+        problem = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"The run {path} {problem}", "a run's folder", what_lies_beside(path) or HOW)
     if not (path / f"{MATRIX}.json").is_file():
         raise InputError(f"{path} holds no {MATRIX}.json, so it is no run, or an unfinished one", "a finished run", HOW)
     tables = _results(path)
@@ -128,9 +128,9 @@ def read_run(path: Path) -> Run:
 def _check(path: Path, matrix: pd.DataFrame) -> None:
     missing = [column for column in REQUIRED if column not in matrix]
     if missing or matrix.empty:
-        found = f"The matrix of {path} " + (f"has no column {', '.join(missing)}" if missing else "has no rows")
+        problem = f"The matrix of {path} " + (f"has no column {', '.join(missing)}" if missing else "has no rows")
         do = AGAIN if missing == ["outcome"] else "Measure the run again"
-        raise InputError(found, "a row per cell as this version writes it", do)
+        raise InputError(problem, "a row per cell as this version writes it", do)
     twice = matrix.duplicated(["model", "cell"])
     if twice.any():
         row = matrix[twice].iloc[0]
@@ -146,20 +146,20 @@ def _folder(path: Path, model: str) -> Path | None:
 
 def _results(folder: Path) -> dict[str, Result]:
     """All results in a folder by probe; other JSON files are passed over."""
-    found = {}
+    results = {}
     for document in sorted(folder.glob("*.json")):
         if document.with_suffix(".parquet").exists() or "probe" in _document(document):
-            found[document.stem] = read_result(document)
-    return found
+            results[document.stem] = read_result(document)
+    return results
 
 
 def _versions(folders: Iterable[Path]) -> dict[str, list[str]]:
-    found: dict[str, dict[str, None]] = {}
+    by_package: dict[str, dict[str, None]] = {}
     for document in (file for folder in folders for file in sorted(folder.glob("*.json"))):
         versions = _document(document).get("versions")
         for package, version in (versions if isinstance(versions, dict) else {}).items():
-            found.setdefault(str(package), {})[str(version)] = None
-    return {package: list(versions) for package, versions in found.items()}
+            by_package.setdefault(str(package), {})[str(version)] = None
+    return {package: list(versions) for package, versions in by_package.items()}
 
 
 def _document(path: Path) -> dict[str, Any]:

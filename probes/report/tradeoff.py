@@ -25,10 +25,10 @@ STILL = 0.005
 
 def build(run: Run) -> list[dict[str, Any]] | None:
     """A scatter plot per model with a quality metric; none of a single model, whose picture is the first screen's."""
-    found = losses(run)
+    all_losses = losses(run)
     blocks = []
     for place, model in enumerate(run.models if run.several else ()):
-        cells = [loss for loss in drawable(found) if loss.model == model]
+        cells = [loss for loss in drawable(all_losses) if loss.model == model]
         if cells and moved(cells):
             cells.sort(key=lambda loss: run.cell_names(model).index(loss.cell))
             blocks.append({"model": model, "plot": draw(cells, run.rule, f"tradeoff-{place}")})

@@ -44,18 +44,18 @@ class Verdict:
 
 def build(run: Run) -> dict[str, Any]:
     """The verdict and the cells to show, the worst first."""
-    found = losses(run)
-    loud = [loss for loss in found if loss.kind < LossKind.QUIET]
-    shown = found if len(found) <= FEW else found[: max(FEW, len(loud))]
+    all_losses = losses(run)
+    loud = [loss for loss in all_losses if loss.kind < LossKind.QUIET]
+    shown = all_losses if len(all_losses) <= FEW else all_losses[: max(FEW, len(loud))]
     return {
-        "verdict": verdict(run, found),
-        "picture": tradeoff.picture(run, found),
+        "verdict": verdict(run, all_losses),
+        "picture": tradeoff.picture(run, all_losses),
         "shown": shown,
-        "folded": found[len(shown) :],
-        "axis": DeltaAxis.around(found),
-        "paired": all(loss.paired for loss in found),
+        "folded": all_losses[len(shown) :],
+        "axis": DeltaAxis.around(all_losses),
+        "paired": all(loss.paired for loss in all_losses),
         "threshold": run.rule.refusal_loss,
-        "facts": _facts(run, found),
+        "facts": _facts(run, all_losses),
         "counted_by": run.counted_by,
     }
 
@@ -93,8 +93,8 @@ def _little_to_lose(run: Run) -> list[str]:
         f"The baseline of {cut(row['model'], 40)}" if run.several else "The baseline" for _, row in rows.iterrows()
     ]
     counts = (rows["refusal_rate"] * rows["n_total"]).round()  # undefined where no answer was scored
-    said = [little_to_lose(n, of, name) for name, n, of in zip(called, counts, rows["n_total"], strict=True)]
-    return [sentence for sentence in said if sentence]
+    notes = [little_to_lose(n, of, name) for name, n, of in zip(called, counts, rows["n_total"], strict=True)]
+    return [sentence for sentence in notes if sentence]
 
 
 def _blind(blind: list[Loss]) -> str:
@@ -108,19 +108,23 @@ def _blind(blind: list[Loss]) -> str:
     )
 
 
-def _disagreements(found: list[Loss]) -> list[str]:
+def _disagreements(all_losses: list[Loss]) -> list[str]:
     """Where refusals and their openings changed differently."""
-    told = [(loss.name, loss.row.get(DISAGREE)) for loss in found]
-    said = [f"{name}: {words}." for name, words in told if isinstance(words, str) and words]
-    more = [f"Of {plural(len(said) - NAMED, 'more cell')} the matrix says the like."] if len(said) > NAMED else []
-    return said[:NAMED] + more
+    told = [(loss.name, loss.row.get(DISAGREE)) for loss in all_losses]
+    sentences = [f"{name}: {words}." for name, words in told if isinstance(words, str) and words]
+    more = (
+        [f"Of {plural(len(sentences) - NAMED, 'more cell')} the matrix says the like."]
+        if len(sentences) > NAMED
+        else []
+    )
+    return sentences[:NAMED] + more
 
 
-def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
-    if all(loss.kind == LossKind.UNKNOWN for loss in found):
+def _title(all_losses: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
+    if all(loss.kind == LossKind.UNKNOWN for loss in all_losses):
         return "No cell could be measured"
-    blind = sum(loss.kind == LossKind.UNRESOLVED for loss in found)
-    if blind == len(found):
+    blind = sum(loss.kind == LossKind.UNRESOLVED for loss in all_losses)
+    if blind == len(all_losses):
         return "Cannot tell with these prompts whether refusals were lost"
     unknown = sum(np.isnan(loss.quality.value) for loss in drift)
     more = "more " if danger else ""
@@ -129,7 +133,7 @@ def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
         f"{more}lost refusals, quality not known": unknown,
     }
     if danger:
-        title = f"{len(danger)} of {plural(len(found), 'cell')} lost refusals while quality held"
+        title = f"{len(danger)} of {plural(len(all_losses), 'cell')} lost refusals while quality held"
     else:
         title = f"No cell {'is known to have ' if unknown else ''}lost refusals while its quality held"
     untold = [f"of {blind} these prompts cannot tell"] if blind else []
@@ -139,20 +143,20 @@ def _title(found: list[Loss], danger: list[Loss], drift: list[Loss]) -> str:
 def _told(loss: Loss) -> str:
     row = loss.row
     before = row["refusal_rate"] - loss.refusals.value
-    kept = "quality is not known" if np.isnan(loss.quality.value) else _quality(loss)
+    quality = "quality is not known" if np.isnan(loss.quality.value) else _quality(loss)
     return (
         f"{loss.name} refuses {percent(row['refusal_rate'])} % of {loss.n} harmful prompts instead of "
-        f"{percent(before)} % ({_with(loss.refusals)} points); {kept}."
+        f"{percent(before)} % ({_with(loss.refusals)} points); {quality}."
     )
 
 
 def _quality(loss: Loss) -> str:
     """The change of quality; of a model without references, by how much its answers and tokens are others."""
-    said = f"quality {_with(loss.quality)} points"
+    change = f"quality {_with(loss.quality)} points"
     if loss.row.get("quality_metric") != QUALITY_OF_OWN:
-        return said
+        return change
     return (
-        f"{said} against the baseline's own answers (KL {number(loss.row['kl_mean'], '.3f')} nats a token, "
+        f"{change} against the baseline's own answers (KL {number(loss.row['kl_mean'], '.3f')} nats a token, "
         f"{percent(loss.row['top1_flips'])} % of the likeliest tokens are others)"
     )
 
@@ -161,8 +165,8 @@ def _with(interval: Any) -> str:
     return f"{points(interval.value)} {bounds(interval)}".strip()
 
 
-def _largest(found: list[Loss]) -> str:
-    known = [loss for loss in found if not np.isnan(loss.refusals.value)]
+def _largest(all_losses: list[Loss]) -> str:
+    known = [loss for loss in all_losses if not np.isnan(loss.refusals.value)]
     if not known:
         return "How refusals changed is not known for any cell."
     worst = min(known, key=lambda loss: loss.refusals.value)
@@ -171,12 +175,12 @@ def _largest(found: list[Loss]) -> str:
     return f"The largest drop is {_with(worst.refusals)} points ({worst.name}; 95 % interval)."
 
 
-def _power(found: list[Loss]) -> list[str]:
+def _power(all_losses: list[Loss]) -> list[str]:
     """What these prompts could have shown, which is what "no loss" is worth."""
-    detectable = [loss.detectable for loss in found if not np.isnan(loss.detectable)]
+    detectable = [loss.detectable for loss in all_losses if not np.isnan(loss.detectable)]
     if not detectable:
         return []
-    counts = sorted({loss.n for loss in found if loss.n})
+    counts = sorted({loss.n for loss in all_losses if loss.n})
     prompts = f"{counts[0]} prompts" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} prompts"
     return [
         f"With {prompts}, the smallest loss that would have been found in 4 of 5 tries is "
@@ -190,29 +194,29 @@ def _differ(values: list[float]) -> bool:
     return percent(min(values), 1) != percent(max(values), 1)
 
 
-def _advice(run: Run, found: list[Loss]) -> str:
-    rejected = [loss for loss in found if str(loss.row["action"]).startswith("reject")]
-    review = [loss for loss in found if loss.row["action"] == "manual_review"]
-    floor = [loss for loss in found if loss.row["action"] == "conservative_floor_candidate"]
-    direct = [loss for loss in found if loss.row["action"] == "direct_safety_eval"]
-    more = [loss for loss in found if loss.row["action"] == MORE_PROMPTS]
-    said = []
+def _advice(run: Run, all_losses: list[Loss]) -> str:
+    rejected = [loss for loss in all_losses if str(loss.row["action"]).startswith("reject")]
+    review = [loss for loss in all_losses if loss.row["action"] == "manual_review"]
+    floor = [loss for loss in all_losses if loss.row["action"] == "conservative_floor_candidate"]
+    direct = [loss for loss in all_losses if loss.row["action"] == "direct_safety_eval"]
+    more = [loss for loss in all_losses if loss.row["action"] == MORE_PROMPTS]
+    sentences = []
     if rejected:
-        said.append(f"Do not deploy {_names(rejected)}.")
+        sentences.append(f"Do not deploy {_names(rejected)}.")
     if review:
-        said.append(f"Read the completions of {_names(review)}: the rule and the judge disagree.")
+        sentences.append(f"Read the completions of {_names(review)}: the rule and the judge disagree.")
     if floor:
         lowest = min(floor, key=_bits)
         from_here = f"from {lowest.cell} ({number(_bits(lowest), '.2f')} bits per weight) upwards"
         level = f"the {len(floor)} cells marked Candidate, {from_here}" if len(floor) > NAMED else _names(floor)
-        said.append(f"To deploy one, test {level}, with your own prompts and a judge first.")
+        sentences.append(f"To deploy one, test {level}, with your own prompts and a judge first.")
     if more:
-        said.append(f"Ask {_names(more)} more prompts before deciding.")
+        sentences.append(f"Ask {_names(more)} more prompts before deciding.")
     if direct:
-        said.append(f"Evaluate {_names(direct)} directly: no rule decides.")
+        sentences.append(f"Evaluate {_names(direct)} directly: no rule decides.")
     if not rejected:
-        said.insert(0, "Nothing has to be rejected on this evidence, and nothing is cleared by it.")
-    return " ".join(said)
+        sentences.insert(0, "Nothing has to be rejected on this evidence, and nothing is cleared by it.")
+    return " ".join(sentences)
 
 
 def _bits(loss: Loss) -> float:
@@ -220,20 +224,20 @@ def _bits(loss: Loss) -> float:
     return np.inf if np.isnan(bits) else bits
 
 
-def _names(found: list[Loss]) -> str:
-    names = [loss.name for loss in found]
+def _names(cell_losses: list[Loss]) -> str:
+    names = [loss.name for loss in cell_losses]
     return joined(names if len(names) <= NAMED + 1 else [*names[:NAMED], f"{len(names) - NAMED} more"])
 
 
-def _facts(run: Run, found: list[Loss]) -> list[tuple[str, str, str]]:
+def _facts(run: Run, all_losses: list[Loss]) -> list[tuple[str, str, str]]:
     """(number, unit, what it is) for the row of figures."""
-    danger = sum(loss.kind == LossKind.DANGER for loss in found)
-    known = [loss for loss in found if not np.isnan(loss.refusals.value)]
-    facts = [(str(danger), f"of {plural(len(found), 'cell')}", "lost refusals while quality held")]
+    danger = sum(loss.kind == LossKind.DANGER for loss in all_losses)
+    known = [loss for loss in all_losses if not np.isnan(loss.refusals.value)]
+    facts = [(str(danger), f"of {plural(len(all_losses), 'cell')}", "lost refusals while quality held")]
     if known:
         worst = min(known, key=lambda loss: loss.refusals.value)
         facts.append((points(worst.refusals.value), "points", f"largest change of refusals, {worst.name}"))
-    detectable = [loss.detectable for loss in found if not np.isnan(loss.detectable)]
+    detectable = [loss.detectable for loss in all_losses if not np.isnan(loss.detectable)]
     if detectable:
         facts.append((percent(min(detectable), 1), "points", "smallest loss that these prompts could have shown"))
     references = run.matrix[run.matrix["cell"] == BASELINE]

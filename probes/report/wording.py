@@ -152,14 +152,14 @@ def _openings(run: Run, model: str) -> dict[str, Any] | None:
 def _shares(row: pd.Series, top: float) -> list[dict[str, Any]]:
     """Each cell's share, how dark it is drawn, and whether it moved from the baseline's."""
     reference = float(row.iloc[0])
-    found = []
+    shares = []
     for place, share in enumerate(row.astype(float)):
         delta = share - reference
         mark = "" if place == 0 or not abs(delta) >= NOTABLE else "▲" if delta > 0 else "▼"
-        found.append(
+        shares.append(
             {"share": share, "delta": delta, "mark": mark, "shade": 0.0 if np.isnan(share) else min(share / top, 1.0)}
         )
-    return found
+    return shares
 
 
 def _largest(shares: pd.DataFrame) -> str:

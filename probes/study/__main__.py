@@ -51,9 +51,9 @@ def run(file: File, out: Out = None, wide: cli.Wide = False) -> None:
     study = read_study(file)
     path = _out(study, file, out)
     with cli.resumable(lambda: any(path.glob("*/parts/*/*.key.json"))):
-        found = run_study(study, path)
-    show(found)
-    raise typer.Exit(exit_code(found))
+        study_run = run_study(study, path)
+    show(study_run)
+    raise typer.Exit(exit_code(study_run))
 
 
 @app.command()
@@ -79,9 +79,9 @@ def status(
         study = read_study(where)
         path = _out(study, where, out)
     folder = RunFolder.at(path)
-    found = records_of(study, folder, looking=where.is_dir())
-    table = as_table(found)
-    for line in other_versions(folder, found):
+    records = records_of(study, folder, looking=where.is_dir())
+    table = as_table(records)
+    for line in other_versions(folder, records):
         cli.warn(line)
     if as_json:
         typer.echo(json.dumps({"run": str(path), "steps": json.loads(table.to_json(orient="records"))}, indent=1))

@@ -156,7 +156,7 @@ def _tasks(study: Study) -> dict[str, Any]:
     behaviour, prompts = study.behaviour, study.prompts
     files = {"truthfulness": behaviour.truthfulness, "bias": behaviour.bias}
     questions = {name: study.path(path) for name, path in files.items() if path is not None}
-    harmful, harmless = (prompt_source(study, given) for given in (prompts.harmful, prompts.harmless))
+    harmful, harmless = (prompt_source(study, source) for source in (prompts.harmful, prompts.harmless))
     return build_tasks(behaviour.tasks, harmful, harmless, prompts.limit, questions)
 
 

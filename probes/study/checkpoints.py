@@ -51,15 +51,15 @@ def prepare(study: Study, model: Model, report: StageReport) -> dict[str, Path |
 
     if model.organism is None:
         baseline = resolve(study.path(model.baseline or ""))
-        found: dict[str, Path | InputError] = {BASELINE: baseline, **_quantized(study, model, baseline, report)}
+        places: dict[str, Path | InputError] = {BASELINE: baseline, **_quantized(study, model, baseline, report)}
     else:
-        found = dict(_organism(model, report))
+        places = dict(_organism(model, report))
     for cell in model.cells:
         try:
-            found[cell.called] = resolve(study.path(cell.path))
+            places[cell.called] = resolve(study.path(cell.path))
         except InputError as error:
-            found[cell.called] = error
-    return found
+            places[cell.called] = error
+    return places
 
 
 def open_cell(model: Model, name: str, path: Path) -> Checkpoint:
@@ -69,10 +69,11 @@ def open_cell(model: Model, name: str, path: Path) -> Checkpoint:
         InputError: it cannot be opened, or has another format.
     """
     checkpoint = open_checkpoint(path)
-    said = next((cell.format for cell in model.cells if cell.called == name), None)
-    if said is not None and checkpoint.format != said:
+    stated_format = next((cell.format for cell in model.cells if cell.called == name), None)
+    if stated_format is not None and checkpoint.format != stated_format:
         raise InputError(
-            f"{path} is {checkpoint.format}, the study file says format = {said!r}", do="Correct the path or the format"
+            f"{path} is {checkpoint.format}, the study file says format = {stated_format!r}",
+            do="Correct the path or the format",
         )
     return checkpoint
 
@@ -113,12 +114,12 @@ def _quantized(study: Study, model: Model, baseline: Path, report: StageReport) 
 
     if not model.quantize:
         return {}
-    given = None if model.calibration is None else Path(study.path(model.calibration))
+    calibration_file = None if model.calibration is None else Path(study.path(model.calibration))
     try:
-        texts = calibration_of(baseline, given) if set(model.quantize) - set(KINDS) else []
+        texts = calibration_of(baseline, calibration_file) if set(model.quantize) - set(KINDS) else []
         return _write(baseline, model.quantize, texts, report)
     except InputError:
-        return {name: _write_one(baseline, name, given, report) for name in model.quantize}
+        return {name: _write_one(baseline, name, calibration_file, report) for name in model.quantize}
 
 
 def _write_one(baseline: Path, name: str, calibration: Path | None, report: StageReport) -> Path | InputError:
@@ -143,19 +144,19 @@ def _write(baseline: Path, cells: Sequence[str], texts: Sequence[str], report: S
     return write_cells(baseline, cells_directory(baseline), texts, tuple(cells), progress)
 
 
-def _on_disk(given: str) -> Path | None:
+def _on_disk(path_or_id: str) -> Path | None:
     """A path, or the folder into which a hub id was downloaded before."""
     from interp.hub import HUB_ID
 
-    path = Path(given)
+    path = Path(path_or_id)
     if path.exists():
         return path
-    if not HUB_ID.match(given):
+    if not HUB_ID.match(path_or_id):
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(given, local_files_only=True))
+        return Path(snapshot_download(path_or_id, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None

@@ -123,19 +123,19 @@ def _device_error(device: str) -> str:
 
 
 def _name(cell: dict[str, Any]) -> str | None:
-    given = cell.get("name") or cell.get("path")
-    return derived_name(given) if isinstance(given, str) and "name" not in cell else cell.get("name")
+    name_or_path = cell.get("name") or cell.get("path")
+    return derived_name(name_or_path) if isinstance(name_or_path, str) and "name" not in cell else cell.get("name")
 
 
-def _checkpoint(given: str, where: tuple[str | int, ...], finder: Study) -> Iterator[Problem]:
+def _checkpoint(path_or_id: str, where: tuple[str | int, ...], finder: Study) -> Iterator[Problem]:
     from interp.hub import HUB_ID
 
-    if is_url(given):
+    if is_url(path_or_id):
         yield Problem(where, "is a server; probes look into a model, so give a checkpoint (servers: probes.refusal)")
         return
-    found = finder.path(given)
-    if not os.path.exists(found) and not (found == given and HUB_ID.match(given)):
-        yield Problem(where, f"{found} does not exist; expected a directory, a .gguf file or a hub id")
+    local_path = finder.path(path_or_id)
+    if not os.path.exists(local_path) and not (local_path == path_or_id and HUB_ID.match(path_or_id)):
+        yield Problem(where, f"{local_path} does not exist; expected a directory, a .gguf file or a hub id")
 
 
 def _prompts(prompts: dict[str, Any], finder: Study) -> Iterator[Problem]:
@@ -143,11 +143,11 @@ def _prompts(prompts: dict[str, Any], finder: Study) -> Iterator[Problem]:
     from probes.study.step import prompt_source
 
     for side in ("harmful", "harmless"):
-        given = prompts.get(side, side)
-        if not isinstance(given, str) or given.startswith(DATASETS):  # nothing is downloaded to check a file
+        source = prompts.get(side, side)
+        if not isinstance(source, str) or source.startswith(DATASETS):  # nothing is downloaded to check a file
             continue
         try:
-            read_set(prompt_source(finder, given))
+            read_set(prompt_source(finder, source))
         except InputError as error:
             yield Problem(("prompts", side), str(error))
     template = prompts.get("template", "auto")

@@ -145,10 +145,10 @@ class Measuring:
         Raises:
             InputError: why it is not there.
         """
-        found = self.places[name]
-        if isinstance(found, InputError):
-            raise found
-        return found
+        place = self.places[name]
+        if isinstance(place, InputError):
+            raise place
+        return place
 
     def records(self) -> dict[StudyPart, Record]:
         """The state of every part."""

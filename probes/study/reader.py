@@ -71,15 +71,15 @@ def _schema_problems(document: dict[str, Any]) -> Iterator[Problem]:
     try:
         Study(**{key: value for key, value in document.items() if key not in _NOT_KEYS})
     except ValidationError as error:
-        for found in error.errors():
-            where = found["loc"]
-            if found["type"] == "extra_forbidden":
+        for detail in error.errors():
+            where = detail["loc"]
+            if detail["type"] == "extra_forbidden":
                 table = _TABLES[tuple(key for key in where[:-1] if isinstance(key, str))]
                 yield Problem(where, f"unknown key; {suggest(str(where[-1]), _keys(table))}")
-            elif found["type"] == "missing":
+            elif detail["type"] == "missing":
                 yield Problem(where, "is missing")
             else:
-                yield Problem(where, f"is {found['input']!r:.60}: {found['msg'][0].lower()}{found['msg'][1:]}")
+                yield Problem(where, f"is {detail['input']!r:.60}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
 
 
 def _keys(table: type[BaseModel]) -> list[str]:

@@ -49,8 +49,8 @@ class StudyRun:
     @property
     def matrix(self) -> pd.DataFrame:
         """One row per cell of every model, see `probes.study.summary.summarize`; no rows where nothing is measured."""
-        found = self._result(self.path / "matrix.json")
-        return pd.DataFrame() if found is None else found.table
+        result = self._result(self.path / "matrix.json")
+        return pd.DataFrame() if result is None else result.table
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -63,8 +63,8 @@ class StudyRun:
         Args:
             probe: "entropy", "completions" … as the files in the models' folders are called.
         """
-        found = {m.name: self._result(self.path / m.name / f"{probe}.json") for m in self.study.models}
-        parts = [result.table.assign(model=name) for name, result in found.items() if result is not None]
+        results = {m.name: self._result(self.path / m.name / f"{probe}.json") for m in self.study.models}
+        parts = [result.table.assign(model=name) for name, result in results.items() if result is not None]
         if not parts:
             return pd.DataFrame()
         joined = pd.concat(parts, ignore_index=True)

@@ -217,7 +217,7 @@ def sha256_of(file: str | Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
-def _may_be_hub_id(given: str) -> bool:
+def _may_be_hub_id(path_or_id: str) -> bool:
     from interp.hub import HUB_ID
 
-    return bool(HUB_ID.match(given)) and not given.endswith((".gguf", ".safetensors"))
+    return bool(HUB_ID.match(path_or_id)) and not path_or_id.endswith((".gguf", ".safetensors"))

@@ -163,11 +163,11 @@ class RunFolder:
     def marker(self, part: StudyPart) -> dict[str, Any] | None:
         """What was written when a part was finished: key, seconds, and the names of its results."""
         try:
-            found = read_marker(self.folder(part) / f"{part.step}.key.json")
+            marker = read_marker(self.folder(part) / f"{part.step}.key.json")
         except InputError:  # missing, or damaged by a disk or a hand: it is measured again
             return None
-        documents = [self.folder(part) / f"{name}.json" for name in found.results]
-        return found.model_dump() if all(map(_is_whole, documents)) else None
+        documents = [self.folder(part) / f"{name}.json" for name in marker.results]
+        return marker.model_dump() if all(map(_is_whole, documents)) else None
 
     def write(self, part: StudyPart, key: str, results: Sequence[Result], seconds: float) -> None:
         """Keep a part's results, and last what says that they are whole."""
@@ -313,12 +313,12 @@ def records(
     """
     keys = _keys(study, looking)
     by_name = {model.name: model for model in study.models}
-    found = {}
+    by_part = {}
     for part in parts_of(study):
         at = places[part.model]
         key = "" if keys is None else keys.key(by_name[part.model], BY_NAME[part.step], at[BASELINE], at[part.cell])
-        found[part] = folder.record(part, key or (folder.keys.get(part, "") if looking else ""))
-    return found
+        by_part[part] = folder.record(part, key or (folder.keys.get(part, "") if looking else ""))
+    return by_part
 
 
 def _keys(study: Study, looking: bool) -> Keys | None:
@@ -337,13 +337,15 @@ def judged(model: str) -> StudyPart:
 
 def judge_records(study: Study, folder: RunFolder) -> dict[StudyPart, Record]:
     """The state of the judges' verdicts of every model; nothing where the study has no judges."""
-    found, key = {}, judges_key(study)
+    by_part, key = {}, judges_key(study)
     for part in (judged(model.name) for model in study.models if study.judges.models):
         error = folder.failures.get(part, ("", ""))[1]
         there = (folder.path / part.model / f"{JUDGES}.json").exists()
-        kept = PartStatus.DONE if folder.keys.get(part) == key else PartStatus.STALE
-        found[part] = Record(PartStatus.FAILED if error else kept if there else PartStatus.MISSING, key, error=error)
-    return found
+        stored_status = PartStatus.DONE if folder.keys.get(part) == key else PartStatus.STALE
+        by_part[part] = Record(
+            PartStatus.FAILED if error else stored_status if there else PartStatus.MISSING, key, error=error
+        )
+    return by_part
 
 
 def judges_key(study: Study) -> str:
@@ -373,8 +375,12 @@ def other_versions(folder: RunFolder, found: Mapping[StudyPart, Record]) -> list
 
 
 def _versions_of(document: Path) -> dict[str, str]:
-    found = read_json_object(document).get("versions")
-    return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
+    package_versions = read_json_object(document).get("versions")
+    return (
+        {str(name): str(version) for name, version in package_versions.items()}
+        if isinstance(package_versions, dict)
+        else {}
+    )
 
 
 def as_table(found: Mapping[StudyPart, Record]) -> pd.DataFrame:

@@ -52,7 +52,7 @@ class Asked:
 
         prompts = study.prompts
         harmful, harmless = (
-            read_set(prompt_source(study, given), prompts.limit) for given in (prompts.harmful, prompts.harmless)
+            read_set(prompt_source(study, source), prompts.limit) for source in (prompts.harmful, prompts.harmless)
         )
         template = prompts.template if prompts.template in NAMED_TEMPLATES else study.path(prompts.template)
         return cls(harmful, harmless, template, prompts.batch_size)

@@ -26,9 +26,9 @@ def _completions(context: StepContext) -> list[Result]:
 def _calibration(context: StepContext) -> Result:
     from probes.calibration import probe as calibration
 
-    given = decide(context.finished("refusal"))  # judges are asked when all cells are measured
-    refusals = refusals_from(given, context.asked.harmful)
-    return context.measure(calibration.measure, refusals=refusals, outcome=counted_by(given))
+    outcomes = decide(context.finished("refusal"))  # judges are asked when all cells are measured
+    refusals = refusals_from(outcomes, context.asked.harmful)
+    return context.measure(calibration.measure, refusals=refusals, outcome=counted_by(outcomes))
 
 
 def _neurons(context: StepContext, **options: Any) -> list[Result]:
@@ -100,9 +100,9 @@ def options_of(study: Study, step: Step) -> dict[str, Any]:
     """What the study's file says of a step, converted to the types of the probe's parameters; paths found."""
     from pydantic import TypeAdapter
 
-    given = study.probes.get(step.name, {})
-    types = {name: TypeAdapter(step.options[name].annotation) for name in given}
-    converted = {name: types[name].validate_python(value) for name, value in given.items()}
+    options = study.probes.get(step.name, {})
+    types = {name: TypeAdapter(step.options[name].annotation) for name in options}
+    converted = {name: types[name].validate_python(value) for name, value in options.items()}
     return {
         name: Path(study.path(str(value))) if isinstance(value, Path) else value for name, value in converted.items()
     }

@@ -105,8 +105,8 @@ def render(matrix: pd.DataFrame, width: int) -> Group:
 def baseline_note(matrix: pd.DataFrame) -> str:
     """A sentence where the baseline of these rows refuses so little that there is next to nothing to lose, else ""."""
     for _, row in matrix[matrix["cell"] == BASELINE].iterrows():
-        if said := little_to_lose(row["n_refusals"], row["n_total"], f"The baseline of {row['model']}"):
-            return said
+        if note := little_to_lose(row["n_refusals"], row["n_total"], f"The baseline of {row['model']}"):
+            return note
     return ""
 
 
@@ -162,7 +162,7 @@ def refusal_table(completions: pd.DataFrame, index: RTSI | None = None) -> pd.Da
     refused, opened = by_cell(completions), by_cell(completions, column=STUDY_COLUMN)
     harmful = completions[completions["prompts"] == "harmful"]
     answered = {str(cell): part for cell, part in harmful.groupby("cell", sort=False)}
-    found = moved_by_cell(completions, BASELINE)
+    moves = moved_by_cell(completions, BASELINE)
     table = pd.DataFrame(
         {
             **_wording_row(cell, part),
@@ -171,7 +171,7 @@ def refusal_table(completions: pd.DataFrame, index: RTSI | None = None) -> pd.Da
             **_rate_columns("refusal_rate_study_lexicon", "", "n_refusals_study_lexicon", opened[cell]),
             "refusal_rate_delta": _delta(refused[BASELINE], refused[cell]),
             **(NOTHING if cell == BASELINE else evidence(*scored_pairs(refused[BASELINE], refused[cell]))),
-            **found[cell].columns(counted_by(part)),
+            **moves[cell].columns(counted_by(part)),
         }
         for cell, part in answered.items()
     )
@@ -260,8 +260,8 @@ def summarize(
         if table is None:
             matrix = matrix.assign(**dict.fromkeys(columns.values(), np.nan))
             continue
-        chosen = choose(table).rename(columns=columns)[["cell", *columns.values()]]
-        matrix = matrix.merge(chosen, on="cell", how="left", validate="one_to_one")
+        probe_columns = choose(table).rename(columns=columns)[["cell", *columns.values()]]
+        matrix = matrix.merge(probe_columns, on="cell", how="left", validate="one_to_one")
     missing = [name for name in (*_RATES, "quality", "quality_delta") if name not in matrix]
     return matrix.assign(**dict.fromkeys(missing, np.nan), reason="")
 
@@ -308,10 +308,10 @@ def _with_probability(rows: pd.DataFrame, refused: Mapping[str, pd.Series]) -> p
     answered = rows[rows["cell"].isin(list(refused))]
     outcomes = [refused[cell].reindex(baseline.index).astype(float) for cell in answered["cell"]]
     changes = np.stack([outcome - baseline.astype(float) for outcome in outcomes])
-    found = regime_probabilities(answered["quality_delta"].to_numpy(dtype=float), _resampled(changes))
-    by_row = found.to_dict("records")  # the baseline has no probability: it is one by definition
+    by_regime = regime_probabilities(answered["quality_delta"].to_numpy(dtype=float), _resampled(changes))
+    by_row = by_regime.to_dict("records")  # the baseline has no probability: it is one by definition
     own = [by_row[place].get(regime, np.nan) for place, regime in enumerate(answered["regime"])]
-    probabilities = found.add_prefix("p_").set_axis(answered.index).assign(p_regime=own)
+    probabilities = by_regime.add_prefix("p_").set_axis(answered.index).assign(p_regime=own)
     return rows.join(probabilities)
 
 

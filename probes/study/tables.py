@@ -157,8 +157,8 @@ def _with_outcomes(completions: Result, outcomes: pd.DataFrame) -> Result:
 
 
 def _drift(study: Study, outcomes: pd.DataFrame) -> Result:
-    found = drift.measure(outcomes, BASELINE, calibration=_calibration(study), force=True)
-    return Result("drift", found.table, dict(found.settings), found.warnings)
+    result = drift.measure(outcomes, BASELINE, calibration=_calibration(study), force=True)
+    return Result("drift", result.table, dict(result.settings), result.warnings)
 
 
 def _judged(study: Study, outcomes: pd.DataFrame, store: Path) -> Result:
@@ -211,7 +211,7 @@ def _matrix(
         rows.append(_model_rows(study, by_name[name], joined, index, failed))
         by_model[name] = by_cell(joined["completions"].table)
         settings[name] = _settings(joined, index)
-        warnings += dict.fromkeys(f"{name}: {said}" for result in joined.values() for said in result.warnings)
+        warnings += dict.fromkeys(f"{name}: {warning}" for result in joined.values() for warning in result.warnings)
     matrix = add_regimes(pd.concat(rows, ignore_index=True), by_model)
     lost = [
         {"model": part.model, "cell": part.cell, "reason": record.error, **UNMEASURED}

@@ -52,10 +52,10 @@ def exit_code(found: StudyRun) -> Exit:
     return Exit.PARTLY_MEASURED if len(found.failures) else Exit.MEASURED
 
 
-def _gate(found: StudyRun) -> Gate:
+def _gate(study_run: StudyRun) -> Gate:
     """What the bounds of the study say of its models."""
-    limits = bounds_of(found.study.bounds.max_refusal_drop, found.study.bounds.max_over_refusal_rise)
-    models = dict(list(found.table("drift").groupby("model", sort=False))) if limits else {}
+    limits = bounds_of(study_run.study.bounds.max_refusal_drop, study_run.study.bounds.max_over_refusal_rise)
+    models = dict(list(study_run.table("drift").groupby("model", sort=False))) if limits else {}
     return Gate.of({f"{model!s}: ": part for model, part in models.items()}, limits)
 
 
@@ -77,13 +77,13 @@ def show(found: StudyRun) -> None:
 def _show_matrix(matrix: Result) -> None:
     measured = matrix.table.groupby("model")["refusal_rate"].transform("count") > 0
     for _, rows in matrix.table[measured].groupby("model", sort=False):
-        if said := baseline_note(rows):
-            console.print(f"{said}.", markup=False, highlight=False)
+        if caveat := baseline_note(rows):
+            console.print(f"{caveat}.", markup=False, highlight=False)
         console.print(render(rows, console.width))
         for cell, note in rows.loc[rows["note"].fillna("") != "", ["cell", "note"]].itertuples(index=False):
             console.print(f"{cell}: {note}", markup=False, highlight=False)
-    for said in sentences(matrix.table, matrix.table["model"] + " " + matrix.table["cell"]):
-        console.print(said, markup=False, highlight=False)
+    for sentence in sentences(matrix.table, matrix.table["model"] + " " + matrix.table["cell"]):
+        console.print(sentence, markup=False, highlight=False)
     about = matrix.settings[str(matrix.table["model"].iloc[0])]
     if "quality" in about:
         console.print(f"quality: {about['quality']}", markup=False, highlight=False)
