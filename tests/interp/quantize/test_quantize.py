@@ -26,12 +26,11 @@ from interp.errors import InputError, MissingExtra
 from interp.files import sha256
 from interp.quantize import __main__ as quantize_command
 from interp.quantize import calibration, write
-from interp.quantize import settings as quantize_settings
 from interp.quantize.cells import CellRecord, Job, content_hash, read_record
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, group_size_for, unsound_folds
 from interp.quantize.gptqmodel_worker import ENVIRONMENT
 from interp.quantize.process import JobReport, WriterProcess
-from interp.quantize.settings import KINDS
+from interp.quantize.settings import LADDER
 from probes.harness.prompts import BUILTIN, builtin
 from probes.labels.refused import refuses
 from tests.writer_models import CALIBRATION, write_checkpoint
@@ -40,6 +39,7 @@ for extra in ("gptqmodel", "llama_cpp"):
     if importlib.util.find_spec(extra) is None:
         pytest.skip(f"{extra} is not installed", allow_module_level=True)
 
+GGUF_LADDER = LADDER[2:]
 PLAIN = {"group_size": 128}
 GPTQ = PLAIN | {"act_order": False}
 JOBS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -259,10 +259,10 @@ def test_sound_folds_are_told_from_unsound_ones() -> None:
 
 
 def test_ladder_loses_more_with_fewer_bits(sources: dict[str, Path], ladder: dict[str, Path]) -> None:
-    assert list(ladder) == list(quantize_settings.CELLS)
+    assert list(ladder) == list(LADDER)
     weight = open_checkpoint(sources["llama"]).weight("model.layers.1.mlp.gate_proj").numpy()
     errors = []
-    for kind in KINDS:
+    for kind in GGUF_LADDER:
         tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(ladder[kind]).tensors}
         stored_gate = tensors["blk.1.ffn_gate.weight"]
         errors.append(float(np.linalg.norm(gguf.dequantize(stored_gate.data, stored_gate.tensor_type) - weight)))
@@ -272,14 +272,14 @@ def test_ladder_loses_more_with_fewer_bits(sources: dict[str, Path], ladder: dic
 
 def test_ladder_is_llama_cpps_own_mixture(ladder: dict[str, Path]) -> None:
     """https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp: "_M" keeps some tensors at 6 bits."""
-    types = {kind: read_record(ladder[kind]).details["tensor_types"] for kind in KINDS}
+    types = {kind: read_record(ladder[kind]).details["tensor_types"] for kind in GGUF_LADDER}
     assert set(types["Q8_0"]) == {"Q8_0"}
     assert set(types["Q6_K"]) == {"Q6_K"}
     assert set(types["Q5_K_M"]) == {"Q5_K", "Q6_K"}
     assert set(types["Q4_K_M"]) == {"Q4_K", "Q6_K"}
     assert set(types["Q3_K_S"]) == {"Q3_K", "Q6_K"}
     assert types["Q2_K"]["Q2_K"] > 0
-    assert all(read_record(ladder[kind]).notes == [] for kind in KINDS)
+    assert all(read_record(ladder[kind]).notes == [] for kind in GGUF_LADDER)
 
 
 def test_rows_that_k_quants_cannot_take_are_noted(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_finished_cells_are_not_written_again(
     monkeypatch.setattr(WriterProcess, "run", never)
     out, seen = ladder["AWQ"].parent, []
     assert write.write_cells(sources["llama"], out, CALIBRATION, progress=lambda *s: seen.append(s)) == ladder
-    assert seen == [(cell, 1.0) for cell in quantize_settings.CELLS]
+    assert seen == [(cell, 1.0) for cell in LADDER]
     assert write.awq(sources["llama"], out / "AWQ", CALIBRATION) == ladder["AWQ"]
     with pytest.raises(AssertionError, match="started"):
         write.gptq(sources["llama"], out / "GPTQ", CALIBRATION[:-1])
