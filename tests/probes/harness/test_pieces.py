@@ -30,7 +30,7 @@ from tests.cells import HARMFUL, HARMLESS, q8_0
 ROOT = Path(__file__).parents[3]
 COMMANDS: dict[str, tuple[typer.Typer, list[str]]] = {
     "geometry": (geometry_command.app, []),
-    "causal": (causal_command.app, ["--kind", "layer", "--draws", "1", "--no-refusals"]),
+    "causal": (causal_command.app, ["--experiment", "restore", "--kind", "layer", "--draws", "1", "--no-refusals"]),
     "why": (why_command.app, ["--draws", "1"]),
 }
 
