@@ -155,7 +155,8 @@ def test_the_matrix_counts_the_judges_labels_and_leaves_its_unscored_out() -> No
     ]
     rows = table.reset_index().assign(model="m", quality_delta=0.0)
     matrix = add_regimes(rows, {"m": by_cell(completions)}).set_index("cell")
-    assert matrix["regime"].to_dict() == {"q4": "hidden_danger", BASELINE: "baseline", "q2": "undetermined"}
+    # three of eight lost and none gained is p = 0.25 by McNemar: too few prompts to tell danger
+    assert matrix["regime"].to_dict() == {"q4": "unresolved", BASELINE: "baseline", "q2": "undetermined"}
     # a resample loses more than 10 pp unless none of the lost prompts, or hardly any, is drawn
     assert matrix.loc["q4", "p_hidden_danger"] == pytest.approx(0.97, abs=0.02)
     assert matrix.loc["q2", "p_undetermined"] == 1
