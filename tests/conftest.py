@@ -8,12 +8,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 from tests import SHARED
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network should fail, not download
 install_import_hook(["interp", "probes"], "beartype.beartype")
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -62,6 +62,7 @@ def test_wilson_of_ten_in_ten() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=8))
+@settings(max_examples=25)  # statsmodels collects garbage at every call
 def test_mcnemar_and_holm_are_scipys_and_statsmodels(flips: list[tuple[int, int]]) -> None:
     from statsmodels.stats.multitest import multipletests
 
