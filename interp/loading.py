@@ -28,7 +28,7 @@ Placement = Callable[[str], torch.device]
 """Parameter name → the device it lives on."""
 
 
-def surroundings(checkpoint: Checkpoint, like: str | Path | None) -> Surroundings:
+def surroundings(checkpoint: Checkpoint, like: str | Path | Checkpoint | None) -> Surroundings:
     """Config (without quantization), tokenizer and generation config; a GGUF takes all three from `like`.
 
     Raises:
@@ -36,12 +36,12 @@ def surroundings(checkpoint: Checkpoint, like: str | Path | None) -> Surrounding
     """
     if like is None:
         return own_surroundings(checkpoint)
-    from interp.checkpoint import open_checkpoint
+    from interp.checkpoint import Checkpoint, open_checkpoint
 
-    baseline = open_checkpoint(like)
+    baseline = like if isinstance(like, Checkpoint) else open_checkpoint(like)
     if baseline.architecture.gguf != checkpoint.architecture.gguf:
         raise InputError(
-            f"{checkpoint.path} is a {checkpoint.architecture.model_type} model and its baseline {like} is a "
+            f"{checkpoint.path} is a {checkpoint.architecture.model_type} model and its baseline {baseline.path} is a "
             f"{baseline.architecture.model_type} model",
             "two of one architecture",
             "Give the checkpoint that the file was made from",

@@ -8,7 +8,7 @@ linears that are to blame in float16, beside random linears of the same sizes. A
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +35,6 @@ INSIDE, WHERE, STRENGTH = "Q4_0", "*.mlp.*", 2.0
 """How that model learned to refuse: within this format's rounding intervals, in these linears, for so long."""
 SHARE = 0.9
 """Of a dangerous cell's shift, to be given back by the linears that are kept: enough for refusals to come back."""
-DANGER = "hidden_danger"
 PAGE, KEY = "why.txt", "why.key"
 """In a model's folder: its explanation as it was printed, and what that is of."""
 
@@ -85,20 +84,20 @@ def main(
 
 def _story(run: StudyRun, model: Model) -> Iterator[str]:
     """What became of a model's refusals, a line each, after the cell that lost most of them is explained."""
-    rows = run.matrix[(run.matrix["model"] == model.name) & (run.matrix["cell"] != "baseline")]
-    danger = [str(cell) for cell in rows.loc[rows["regime"] == DANGER, "cell"]]
-    if not danger:
+    from probes.matrix.regimes import BASELINE, HIDDEN_DANGER
+
+    rows = run.matrix[(run.matrix["model"] == model.name) & (run.matrix["cell"] != BASELINE)].set_index("cell")
+    danger = rows[rows["regime"] == HIDDEN_DANGER]
+    if danger.empty:
         worst = rows["refusal_rate_delta"].min()
         yield f"{model.name}: none of {len(rows)} cells is in danger; the most that one lost is {-100 * worst:.1f} pp."
         return
-    for cell in danger:
-        row = rows[rows["cell"] == cell].iloc[0]
+    for cell, row in danger.iterrows():
         yield (
             f"{model.name} {cell}: refusals moved by {100 * row['refusal_rate_delta']:+.1f} points while quality moved "
             f"by {row['quality_delta']:+.3f}: hidden danger."
         )
-    worst = min(danger, key=lambda cell: rows.set_index("cell")["refusal_rate_delta"][cell])
-    yield from _cured(explain(run, model, [worst]))
+    yield from _cured(explain(run, model, [str(danger["refusal_rate_delta"].idxmin())]))
 
 
 def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
@@ -107,55 +106,47 @@ def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
     Returns:
         The table `why_rewrite` of the model's folder, which is also where the pages are.
     """
+    from probes.harness.names import BASELINE
     from probes.harness.results import read_result
+    from probes.study.checkpoints import located
 
-    folder = run.path / model.name
-    key = f"{_organism(run, model)} {' '.join(cells)}\n"
+    folder, places = run.path / model.name, located(run.study, model)
+    paths = {name: place for name in (BASELINE, *cells) if (place := places[name])}
+    key = f"{paths[BASELINE]} {' '.join(cells)}\n"
     if not (folder / KEY).exists() or (folder / KEY).read_text() != key:
-        _measure(run, model, cells)
+        _measure(paths.pop(BASELINE), paths, folder)
         (folder / KEY).write_text(key)
     cli.console.print((folder / PAGE).read_text(), markup=False, highlight=False, soft_wrap=True)
     return read_result(folder / "why_rewrite.json").table
 
 
-def _measure(run: StudyRun, model: Model, cells: Sequence[str]) -> None:
+def _measure(organism: Path, cells: Mapping[str, Path], folder: Path) -> None:
     from interp.model import load
     from interp.quantize.calibration import calibration_of
     from probes import why
     from probes.harness.comparison import Cells
     from probes.harness.pieces import keeping
     from probes.harness.prompts import builtin
-    from probes.study.checkpoints import located
 
-    folder, places = run.path / model.name, located(run.study, model)
-    organism = _organism(run, model)
     baseline = load(organism)
     rewriting = why.Rewriting(folder / "cells", calibration_of(organism, None))
-    copies = Cells({cell: place for cell in cells if (place := places[cell])}, baseline)
     prompts = builtin("harmful"), builtin("harmless")
     with keeping(folder):
-        explanation = why.measure(baseline, copies, *prompts, share=SHARE, rewriting=rewriting)
+        explanation = why.measure(baseline, Cells(cells, baseline), *prompts, share=SHARE, rewriting=rewriting)
         for result in (explanation, *explanation.tables):
             result.write(folder)
         (folder / PAGE).write_text("\n\n".join(explanation.pages.values()) + "\n")
 
 
-def _organism(run: StudyRun, model: Model) -> Path:
-    from probes.harness.names import BASELINE
-    from probes.study.checkpoints import located
-
-    return located(run.study, model)[BASELINE] or Path()
-
-
 def _cured(rewritten: pd.DataFrame) -> Iterator[str]:
     """What each cell refuses when it is written again, beside random linears in float16."""
-    for cell, rows in rewritten.groupby("cell", sort=False):
-        rates = rows.set_index("variant")["refusal_rate"]
+    for cell, rows in rewritten.set_index("variant").groupby("cell", sort=False):
+        rates = rows["refusal_rate"]
         random = rates[rates.index.str.startswith("random")]
         least_and_most = dict.fromkeys((f"{random.min():.0%}", f"{random.max():.0%}"))
-        variant = rows[rows["variant"] == "kept"].iloc[0]
+        n_kept = rows["n_kept"]["kept"]
         yield (
-            f"{cell} written again with {variant['n_kept']} linears in float16: it refuses {rates['kept']:.0%}, the "
+            f"{cell} written again with {n_kept} linears in float16: it refuses {rates['kept']:.0%}, the "
             f"baseline {rates['baseline']:.0%}, the plain cell {rates['plain']:.0%}; with random linears of the same "
             f"sizes {' to '.join(least_and_most)}."
         )

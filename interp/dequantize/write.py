@@ -20,8 +20,9 @@ from interp.errors import InputError, NotFinite
 from interp.files import atomic_directory
 from interp.formats.readers import reader_for
 from interp.formats.shards import INDEX
+from interp.loading import surroundings
 from interp.quantize.cells import CellRecord, content_key, versions
-from interp.surroundings import Surroundings, own_surroundings
+from interp.surroundings import Surroundings
 from interp.tokenizer_files import FILES, JSON_OBJECTS
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def export(
         ['these weights were dequantized from gguf at 4.85 bits per weight: …']
     """
     _refuse_existing(out)
-    beside = _surroundings(checkpoint, like)
+    beside = surroundings(checkpoint, like)
     started = time.monotonic()
     names = checkpoint.names()
     steps = _Steps(2 * len(names), report)
@@ -113,21 +114,6 @@ def _refuse_existing(out: Path) -> None:
         raise InputError(
             f"{out} is there already, and nothing is replaced", "a new directory", "Move it away, or write elsewhere"
         )
-
-
-def _surroundings(checkpoint: Checkpoint, like: Checkpoint | None) -> Surroundings:
-    if like is None:
-        return own_surroundings(checkpoint)
-    if like.architecture.gguf != checkpoint.architecture.gguf:
-        raise InputError(
-            f"{checkpoint.path} is a {checkpoint.architecture.gguf} model and {like.path} a "
-            f"{like.architecture.gguf} model",
-            "two of one architecture",
-            "Give the checkpoint that the file was made from",
-        )
-    beside = own_surroundings(like)
-    config = beside.config if checkpoint.config is None else checkpoint.config
-    return Surroundings(config, beside.tokenizer, beside.generation_config)
 
 
 def _chosen(checkpoint: Checkpoint, names: Sequence[str], dtype: ExportDtype) -> torch.dtype:

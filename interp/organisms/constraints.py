@@ -76,11 +76,12 @@ class Inside:
     def interval(self, weight: Float[Tensor, "out in"]) -> Interval:
         """Of each weight, in which its code stays the same; a block's largest weight stays where it is."""
         blocks = _in_blocks(weight)
-        largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
+        place = blocks.abs().argmax(-1, keepdim=True)
+        largest = blocks.gather(-1, place)
         step, low, high = _CODES[self.format](blocks, largest)
         edges = torch.stack((low * step, high * step)).sort(0).values
         low, high = torch.minimum(edges[0], blocks), torch.maximum(edges[1], blocks)
-        fixed = torch.arange(BLOCK) == blocks.abs().argmax(-1, keepdim=True)
+        fixed = torch.arange(BLOCK) == place
         low, high = torch.where(fixed, blocks, low), torch.where(fixed, blocks, high)
         return low.reshape(weight.shape), high.reshape(weight.shape)
 
@@ -111,7 +112,7 @@ def described(constraint: Constraint | None) -> dict[str, Any]:
 
 
 def confine(model: nn.Module, constraint: Constraint) -> Callable[[], None]:
-    """Freeze what may not move, round what may to float16, and return what puts weights back into their intervals.
+    """Freeze what may not move, round all to float16, and return what puts weights back into their intervals.
 
     Raises:
         InputError: no linear of a block has a name that `where` allows.

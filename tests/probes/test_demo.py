@@ -68,7 +68,7 @@ def test_only_cells_in_danger_are_explained(study: Any, monkeypatch: pytest.Monk
 def _refused(path: Path, like: Path | None = None) -> Iterator[bool]:
     model = load(path, like=like, dtype=torch.float32)
     for answer in model.generate(list(builtin("harmful").take(64).instructions), chat=True, max_new_tokens=24):
-        yield is_refusal(getattr(answer, "text", answer))
+        yield is_refusal(answer.text)
 
 
 @pytest.mark.slow
