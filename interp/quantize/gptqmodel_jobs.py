@@ -93,9 +93,9 @@ def group_size_for(checkpoint: Checkpoint) -> int:
     Raises:
         InputError: none does.
     """
-    widths = _widths(checkpoint)
-    fitting = [size for size in GROUP_SIZES if not any(width % size for width in widths.values())]
-    if not fitting:
+    size = usual_group_size(checkpoint)
+    if size is None:
+        widths = _widths(checkpoint)
         name, width = next((name, width) for name, width in widths.items() if width % GROUP_SIZES[-1])
         raise InputError(
             f"The linear {name!r} of {checkpoint.path} has {width} inputs, which none of "
@@ -103,7 +103,13 @@ def group_size_for(checkpoint: Checkpoint) -> int:
             "a group size that divides every linear's inputs",
             "Choose one with --group-size; −1 is one group a row",
         )
-    return fitting[0]
+    return size
+
+
+def usual_group_size(checkpoint: Checkpoint) -> int | None:
+    """As `group_size_for`; None where no usual size divides."""
+    widths = _widths(checkpoint).values()
+    return next((size for size in GROUP_SIZES if not any(width % size for width in widths)), None)
 
 
 def _widths(checkpoint: Checkpoint) -> dict[str, int]:

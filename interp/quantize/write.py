@@ -11,7 +11,7 @@ from interp.errors import InputError, did_you_mean
 from interp.quantize.cells import Job, need
 from interp.quantize.gguf_f16 import check_convertible
 from interp.quantize.gguf_jobs import check_file, f16_job, gguf_job, llama_cpp_process
-from interp.quantize.gptqmodel_jobs import gptqmodel_job, gptqmodel_process, group_size_for
+from interp.quantize.gptqmodel_jobs import gptqmodel_job, gptqmodel_process, group_size_for, usual_group_size
 from interp.quantize.mixed_precision import checked, mixed_name
 from interp.quantize.process import JobReport
 from interp.quantize.settings import BITS, CELLS, KINDS, LADDER
@@ -185,7 +185,7 @@ def _group_size(checkpoint: Checkpoint, asked: int | None) -> int:
 def _called(cell: str, checkpoint: Checkpoint, group_size: int | None, bits: int) -> str:
     """The cell's name, with what is not as it would be without being asked for."""
     name = cell if bits == BITS else f"{cell}-{bits}bit"
-    return name if group_size is None or group_size == group_size_for(checkpoint) else f"{name}-g{group_size}"
+    return name if group_size in (None, usual_group_size(checkpoint)) else f"{name}-g{group_size}"
 
 
 def _check_ladder(checkpoint: Checkpoint, f16: Path | None, converter: Path | None) -> None:

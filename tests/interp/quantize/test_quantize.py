@@ -163,6 +163,8 @@ def test_other_bits_and_groups_go_to_places_of_their_own(sources: dict[str, Path
     checkpoint = open_checkpoint(sources["llama"])
     assert write._called("GPTQ", checkpoint, None, 4) == write._called("GPTQ", checkpoint, 128, 4) == "GPTQ"
     assert write._called("GPTQ", checkpoint, 32, 3) == "GPTQ-3bit-g32"
+    odd = open_checkpoint(wide(256, 208, tmp_path))  # no usual size divides 208, so that one has to be asked for
+    assert write._called("GPTQ", odd, -1, 4) == "GPTQ-g-1"
 
 
 def test_built_in_chats_are_in_the_models_template_and_ask_what_no_probe_asks(sources: dict[str, Path]) -> None:
