@@ -80,6 +80,10 @@ class Checkpoint:
         """Whether the linear `name` is stored quantized (a quantizer may leave some out)."""
         return self._reader.is_quantized(name)
 
+    def has_quantized_linears(self) -> bool:
+        """Whether at least one linear is stored quantized."""
+        return any(map(self._reader.is_quantized, self._reader.linears))
+
     def names(self) -> list[str]:
         """Every name of the dense model's state dict, tied copies omitted."""
         return list(self._reader.shapes())

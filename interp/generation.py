@@ -162,7 +162,6 @@ def complete(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
     computing: Callable[[list[int]], object] | None = None,
-    computed: Callable[[list[int]], object] | None = None,
 ) -> list[Completion]:
     """The most probable continuation token by token (no sampling, no penalties), in the order of the texts.
 
@@ -174,7 +173,6 @@ def complete(
         max_new_tokens: where an answer is cut.
         batch_size: prompts generated together, those of similar length.
         computing: told before each forward pass which texts its rows are, for hooks that treat them differently.
-        computed: told the same after each forward pass; then also the last token that was generated is computed.
 
     Raises:
         InputError: a prompt that is empty or longer than the context.
@@ -184,7 +182,7 @@ def complete(
         >>> completion.text, completion.n_tokens, completion.finished
     """
     texts = as_texts(texts)
-    responses = answers(model, texts, max_new_tokens, batch_size, computing, computed)
+    responses = answers(model, texts, max_new_tokens, batch_size, computing)
     return [completion_of(model.tokenizer, text, answer) for text, answer in zip(texts, responses, strict=True)]
 
 

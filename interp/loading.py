@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import InputError, NotFinite
-from interp.surroundings import Surroundings, own_surroundings
+from interp.surroundings import Surroundings, surroundings_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,26 +27,11 @@ Placement = Callable[[str], torch.device]
 """Parameter name → the device it lives on."""
 
 
-def surroundings(checkpoint: Checkpoint, like: str | Path | Checkpoint | None) -> Surroundings:
-    """Config (without quantization), tokenizer and generation config; a GGUF takes all three from `like`.
+def surroundings(checkpoint: Checkpoint, like: str | Path | None) -> Surroundings:
+    """As `interp.surroundings.surroundings_of`, with the path of the baseline."""
+    from interp.checkpoint import open_checkpoint
 
-    Raises:
-        InputError: as `interp.surroundings.own_surroundings`; a baseline of another architecture.
-    """
-    if like is None:
-        return own_surroundings(checkpoint)
-    from interp.checkpoint import Checkpoint, open_checkpoint
-
-    baseline = like if isinstance(like, Checkpoint) else open_checkpoint(like)
-    if baseline.architecture.gguf != checkpoint.architecture.gguf:
-        raise InputError(
-            f"{checkpoint.path} is a {checkpoint.architecture.model_type} model and its baseline {baseline.path} is a "
-            f"{baseline.architecture.model_type} model",
-            "two of one architecture",
-            "Give the checkpoint that the file was made from",
-        )
-    beside = own_surroundings(baseline)
-    return beside if checkpoint.config is None else replace(beside, config=checkpoint.config)
+    return surroundings_of(checkpoint, None if like is None else open_checkpoint(like))
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> PreTrainedModel:

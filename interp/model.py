@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from interp.architectures import Architecture, architecture
 from interp.batching import Batch, batches
-from interp.cache import ActivationCache, finite
+from interp.cache import ActivationCache
 from interp.chat import as_texts, encode, render
 from interp.errors import InputError
 from interp.generation import BATCH_SIZE, MAX_NEW_TOKENS, Completion, generate_with_cache, generate_with_hooks
@@ -139,17 +138,7 @@ class HookedModel:
             InputError: no texts; an unknown name; a text that is empty, too short or longer than the context; no chat
                 template; activations that are not finite.
         """
-        names = self.hooks.select(names)
-        parts: list[dict[str, Tensor]] = []
-        rows: list[Tensor] = []
-
-        def keep(activations: dict[str, Tensor], indices: Tensor) -> None:
-            parts.append({name: finite(name, value) for name, value in activations.items()})
-            rows.append(indices)
-
-        self.stream(texts, names, keep, position, chat, batch_size)
-        back = torch.cat(rows).argsort()
-        return {name: torch.cat([part[name] for part in parts])[back] for name in names}
+        return dict(run_with_cache(self, texts, names, position, chat, batch_size, logits=False)[1])
 
     def logits(
         self, texts: str | Sequence[str], position: int = -1, chat: bool = False
@@ -161,12 +150,7 @@ class HookedModel:
             position: which token of each text, from the end if negative.
             chat: render each text through the chat template, with the generation prompt.
         """
-        parts, rows = [], []
-        for batch in self.batches(texts, position, chat):
-            with torch.no_grad(), self.unembed_only(partial(_at_position, batch)):
-                parts.append(self.hf(**batch.inputs, use_cache=False).logits[:, 0].float().cpu())
-            rows.append(batch.indices)
-        return finite("logits", torch.cat(parts)[torch.cat(rows).argsort()])
+        return run_with_hooks(self, texts, (), position, chat, None)
 
     def stream(
         self,
@@ -506,10 +490,6 @@ def load(
     if beside.generation_config is not None:
         hf.generation_config = beside.generation_config
     return HookedModel(hf, beside.tokenizer, architecture(hf.config.model_type), checkpoint)
-
-
-def _at_position(batch: Batch, hidden: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch 1 d_model"]:
-    return batch.at_position(hidden).unsqueeze(1)
 
 
 def _device(device: str | torch.device | None) -> torch.device:

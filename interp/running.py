@@ -151,9 +151,11 @@ def passes(
         skip: whether the pass over these texts is left out.
     """
     for batch in batches(prepared.token_ids, -1, batch_size, model.hf.device):
-        if skip(batch.indices.tolist()):
+        indices = batch.indices.tolist()
+        if skip(indices):
             continue
-        (rowing or prepared.rowing()).tell(batch.indices.tolist())
+        if rowing is not None:
+            rowing.tell(indices)
         take = partial(prepared.places.take, batch.indices)
         with torch.no_grad(), model.hooks.capture(names, take) as acts, model.unembed_only(take):
             if logits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,25 @@ class Surroundings:
     config: Any
     tokenizer: Any
     generation_config: Any
+
+
+def surroundings_of(checkpoint: Checkpoint, like: Checkpoint | None) -> Surroundings:
+    """Config (without quantization), tokenizer and generation config; a GGUF takes all three from `like`.
+
+    Raises:
+        InputError: as `own_surroundings`; a baseline of another architecture.
+    """
+    if like is None:
+        return own_surroundings(checkpoint)
+    if like.architecture.gguf != checkpoint.architecture.gguf:
+        raise InputError(
+            f"{checkpoint.path} is a {checkpoint.architecture.model_type} model and its baseline {like.path} is a "
+            f"{like.architecture.model_type} model",
+            "two of one architecture",
+            "Give the checkpoint that the file was made from",
+        )
+    beside = own_surroundings(like)
+    return beside if checkpoint.config is None else replace(beside, config=checkpoint.config)
 
 
 def own_surroundings(checkpoint: Checkpoint) -> Surroundings:

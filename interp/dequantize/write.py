@@ -20,9 +20,8 @@ from interp.errors import InputError, NotFinite
 from interp.files import atomic_directory
 from interp.formats.readers import reader_for
 from interp.formats.shards import INDEX
-from interp.loading import surroundings
 from interp.quantize.cells import CellRecord, content_key, versions
-from interp.surroundings import Surroundings
+from interp.surroundings import Surroundings, surroundings_of
 from interp.tokenizer_files import FILES, JSON_OBJECTS
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def export(
         ['these weights were dequantized from gguf at 4.85 bits per weight: …']
     """
     _refuse_existing(out)
-    beside = surroundings(checkpoint, like)
+    beside = surroundings_of(checkpoint, like)
     started = time.monotonic()
     names = checkpoint.names()
     steps = _Steps(2 * len(names), report)
@@ -274,7 +273,7 @@ def _record(checkpoint: Checkpoint, written: dict[str, _Written], dtype: torch.d
 
 
 def _notes(checkpoint: Checkpoint, rounded: dict[str, float], dtype: str) -> Iterator[str]:
-    if any(checkpoint.is_quantized(name) for name in checkpoint.linears()):
+    if checkpoint.has_quantized_linears():
         yield (
             f"these weights were dequantized from {checkpoint.format} at {checkpoint.bits_per_weight():.2f} bits per "
             "weight: they are not the model from before quantization"

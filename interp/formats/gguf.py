@@ -86,15 +86,16 @@ class GGUFReader(Reader):
         self._stored = self._locate(model, n_blocks)
         self._check_stored(model)
         self.linears = [name for name in model.linears if f"{name}.weight" in self._stored]
+        self._shapes = {
+            name: stored.shape[::-1] if self._is_conv1d(name) else stored.shape for name, stored in self._stored.items()
+        }
         self.warnings = self._unused()
         types = Counter(self._stored[f"{name}.weight"].tensor.tensor_type.name for name in self.linears)
         self.quantization = {"version": self._file_type(), "types": dict(types), "writer": self._quantized_by()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Reader.shapes`."""
-        return {
-            name: stored.shape[::-1] if self._is_conv1d(name) else stored.shape for name, stored in self._stored.items()
-        }
+        return self._shapes
 
     def read(self, name: str) -> Tensor:
         """See `Reader.read`."""

@@ -56,7 +56,7 @@ def summarize_pair(baseline: Checkpoint, cell: Checkpoint) -> PairSummary:
         cell: its quantized copy.
     """
     warnings, reason = _checked(baseline, cell)
-    swapped = bool(reason) and not _is_quantized(cell) and not _checked(cell, baseline)[1]
+    swapped = bool(reason) and not cell.has_quantized_linears() and not _checked(cell, baseline)[1]
     return PairSummary(str(baseline.path), str(cell.path), not reason, reason, swapped, warnings)
 
 
@@ -65,7 +65,3 @@ def _checked(baseline: Checkpoint, cell: Checkpoint) -> tuple[list[str], str]:
         return check_pair(baseline, cell), ""
     except InputError as error:
         return [], str(error)
-
-
-def _is_quantized(checkpoint: Checkpoint) -> bool:
-    return any(map(checkpoint.is_quantized, checkpoint.linears()))

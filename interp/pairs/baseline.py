@@ -20,7 +20,7 @@ def baseline_warnings(baseline: Checkpoint) -> list[str]:
         A warning where some of its linears are stored quantized, or where `interp.dequantize` wrote it from such a
         checkpoint; else nothing.
     """
-    if any(map(baseline.is_quantized, baseline.linears())):
+    if baseline.has_quantized_linears():
         kind = baseline.quantization.get("version") if baseline.format == "gguf" else None
         named = f"{baseline.format} {kind}" if kind else baseline.format
         return [f"it is quantized itself ({named}, {baseline.bits_per_weight():.2f} bits per weight): {_CONSEQUENCE}"]

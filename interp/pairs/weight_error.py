@@ -134,7 +134,7 @@ def _errors(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scal
 
 
 def _require_not_swapped(baseline: Checkpoint, quantized: Checkpoint) -> None:
-    stored = [any(map(checkpoint.is_quantized, checkpoint.linears())) for checkpoint in (baseline, quantized)]
+    stored = [checkpoint.has_quantized_linears() for checkpoint in (baseline, quantized)]
     if stored == [True, False]:
         raise InputError(
             f"The baseline, {baseline.path}, is quantized ({baseline.format}), and its cell, {quantized.path}, is not: "

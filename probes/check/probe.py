@@ -157,7 +157,6 @@ def _weights(name: str, baseline: Checkpoint | None, cell: Checkpoint | None) ->
     squares = pd.DataFrame(
         {
             "linear": errors["module"].map(names),
-            "weights": n_inputs,
             "error": n_inputs * errors["rms_error"] ** 2,
             "size": n_inputs * errors["rms_weight"] ** 2,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -10,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from interp.cli import Exit
+from interp.cli import Exit, invocation
 from probes.check.gate import Bounds, Verdict, baseline_note, worst
 from probes.check.stored import CheckResult
 from probes.drift.probe import ALL
@@ -37,20 +36,20 @@ def next_command(check: CheckResult, found: Sequence[Verdict], bounds: Bounds) -
     cells = [verdict.cell for verdict in found if verdict.exit is code]
     if code is Exit.UNRESOLVED and not baseline_note(check):
         needed = max(verdict.prompts_needed for verdict in found)
-        return _command(check, "check", cells, f"--max-refusal-drop {bounds.max_refusal_drop:g}", f"--limit {needed}")
+        return _command(check, "check", cells, "--max-refusal-drop", f"{bounds.max_refusal_drop:g}", "--limit", needed)
     if code is Exit.BOUND_EXCEEDED:
         return _command(check, "why", cells)
     if code is Exit.MEASURED:
-        return _command(check, "refusal", cells, "--out runs/refusal")
-    return _command(check, "check", cells, "--harmful FILE")
+        return _command(check, "refusal", cells, "--out", "runs/refusal")
+    return _command(check, "check", cells, "--harmful", "FILE")
 
 
-def _command(check: CheckResult, name: str, cells: Sequence[str], *options: str) -> str:
+def _command(check: CheckResult, name: str, cells: Sequence[str], *options: object) -> str:
     """A command line on the same baseline and some of the cells."""
     paths = check.table.set_index("cell")["path"]
-    quantized = [f"--quantized {shlex.quote(f'{cell}={paths[cell]}')}" for cell in cells]
+    quantized = [word for cell in cells for word in ("--quantized", f"{cell}={paths[cell]}")]
     baseline = (check.settings.get(BASELINE) or {}).get("path", "PATH")
-    return " ".join([f"python -m probes.{name}", f"--baseline {shlex.quote(baseline)}", *quantized, *options])
+    return invocation(f"probes.{name}", "--baseline", baseline, *quantized, *options)
 
 
 def _cell(check: CheckResult, row: pd.Series) -> Group:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from probes.report.losses import losses
 from probes.report.run import Run
-from probes.stats.intervals import Estimate
+from probes.stats.intervals import interval_of
 
 SHOWN = 6
 """Linears of the attribution."""
@@ -42,7 +42,7 @@ def _cell(run: Run, model: str, cell: str, row: pd.Series) -> dict[str, Any]:
         "cell": cell,
         "anchor": run.anchor(model, cell),
         "row": row,
-        "shift": Estimate(row["shift"], row["shift_low"], row["shift_high"]),
+        "shift": interval_of(row, "shift"),
         "modules": _modules(_rows(run, model, "why_modules", cell)),
         "keep": _rows(run, model, "why_keep", cell).to_dict("records"),
         "choice": _setting(run, model, "choice").get(cell, ""),

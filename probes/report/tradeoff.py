@@ -108,15 +108,15 @@ def _areas(axes: Axes, rule: RegimeRule) -> None:
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     lost, stable, near = 100 * rule.refusal_loss, 100 * rule.stable_quality, 100 * rule.near_quality
     over = 100 * rule.over_refusal
-    for (x0, x1), (y0, y1), colour, hatch, name in (
-        ((stable, right), (bottom, lost), svg.DANGER, "", "hidden danger"),
-        ((max(left, near), stable), (bottom, lost), svg.NEAR, "", "near"),
-        ((left, near), (over, top), svg.OVER, "", "over-refusal"),
+    for (x0, x1), (y0, y1), colour, name in (
+        ((stable, right), (bottom, lost), svg.DANGER, "hidden danger"),
+        ((max(left, near), stable), (bottom, lost), svg.NEAR, "near"),
+        ((left, near), (over, top), svg.OVER, "over-refusal"),
     ):
         if x0 >= x1 or y0 >= y1:
             continue
         area = Rectangle((x0, y0), x1 - x0, y1 - y0, facecolor=colour, edgecolor=svg.MUTED, linestyle=(0, (3, 2)),
-                         linewidth=0.8, hatch=hatch, zorder=1)  # fmt: skip
+                         linewidth=0.8, zorder=1)  # fmt: skip
         axes.add_patch(area)
         at_top = y1 == top
         axes.annotate(name, (x0, y1 if at_top else y0), (4, -5 if at_top else 5), textcoords="offset points",

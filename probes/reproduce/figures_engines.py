@@ -14,7 +14,7 @@ from probes.harness.tables import Columns, text
 from probes.matrix.cells import add_deltas
 from probes.report.formatting import bounds, points
 from probes.reproduce.published import ENGINE_CITATION, published_cells, published_engine_rates
-from probes.stats.intervals import Estimate, interval_columns
+from probes.stats.intervals import interval_columns, interval_of
 from probes.stats.paired_tests import unpaired_interval
 
 CELLS = ("AWQ", "GPTQ")
@@ -76,8 +76,7 @@ def shown(table: pd.DataFrame) -> tuple[pd.DataFrame, Columns]:
         cell=table["model"] + " " + table["quantization"],
         published=table["published_delta"].map(points),
         matched=[
-            f"{points(row['matched_delta'])} "
-            + bounds(Estimate(row["matched_delta"], row["matched_delta_low"], row["matched_delta_high"]))
+            f"{points(row['matched_delta'])} " + bounds(interval_of(row, "matched_delta"))
             for row in table.to_dict("records")
         ],
     )

@@ -274,15 +274,15 @@ def _validation(
     from probes.rtsi.index import DELTAS, RTSI
     from probes.rtsi.validation import material_loss
     from probes.stats.classification import auc, auc_permutation_p, matched_bucket, recall
+    from probes.stats.intervals import interval_columns
 
     loss = material_loss(change)
     separation, escalated = auc(loss, scores, seed=seed), scores >= RTSI().moderate
     row: dict[str, Any] = {"left_out": left_out, "n_loss": int(loss.sum()), "n_escalated": int(escalated.sum())}
-    row |= {"auc": separation.value, "auc_low": separation.low, "auc_high": separation.high}
+    row |= interval_columns("auc", separation)
     row |= {"permutation_p": auc_permutation_p(loss, scores, seed=seed)}
     if danger is not None:
-        danger_recall = recall(danger, escalated)
-        row |= {"recall": danger_recall.value, "recall_low": danger_recall.low, "recall_high": danger_recall.high}
+        row |= interval_columns("recall", recall(danger, escalated))
         row |= {
             f"recall_{d}": matched_bucket(np.abs(rows[d].to_numpy()), danger, row["n_escalated"]).value for d in DELTAS
         }

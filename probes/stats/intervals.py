@@ -90,3 +90,8 @@ TOLERANCE = 1e-9
 def interval_columns(name: str, estimate: Estimate) -> dict[str, float]:
     """The three columns of an interval."""
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def interval_of(row: Any, name: str) -> Estimate:
+    """The interval that stands in these three columns of a row, a mapping or a Series."""
+    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"])

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from probes.harness.names import BASELINE
-from probes.stats.intervals import ALPHA, Estimate
+from probes.stats.intervals import ALPHA, Estimate, interval_of
 from probes.why.blame import Blame, labelled
 from probes.why.explanation import Explanation
 from probes.why.keep_list import KeepList
@@ -72,7 +72,7 @@ def _blamed(blame: Blame) -> Iterator[str]:
     )
     yield "z: against errors of the same sizes with random signs."
     for _, row in blame.modules[:SHOWN].iterrows():
-        interval = Estimate(row["attribution"], row["attribution_low"], row["attribution_high"])
+        interval = interval_of(row, "attribution")
         yield f"{labelled(row):<24} {_interval(interval, 3):<26} z {row['z']:+.1f}"
     rest = blame.modules["attribution"][SHOWN:]
     if len(rest):
@@ -92,7 +92,7 @@ def _restored(explanation: Explanation) -> Iterator[str]:
     yield f"{'linears':>7}  {'by attribution':<22} {'by size of error':<17} {'random':<8} p of attribution"
     by_error = restoration.by("weight_error").set_index("k")
     for _, row in restoration.by("attribution").iterrows():
-        value = Estimate(row[unit], row[f"{unit}_low"], row[f"{unit}_high"])
+        value = interval_of(row, unit)
         random = f"{row[f'random_{unit}']:+.2f}" if row["draws"] else "–"
         p = f"{row['p']:.2f}" if row["draws"] else "–"
         yield f"{row['k']:>7}  {_interval(value):<22} {by_error.loc[row['k'], unit]:<+17.2f} {random:<8} {p}"
@@ -130,17 +130,17 @@ def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield (f"{'':<10} {'bits':>5}  {'margin':<21} {f'{unit} that came back':<22} {'refuses':<20} over-refuses")
     for row in variants:
         bits = "" if isnan(row["bits_per_weight"]) else f"{row['bits_per_weight']:.2f}"
-        gain = "" if row["variant"] in (BASELINE, PLAIN) else _interval(_of(row, unit))
+        gain = "" if row["variant"] in (BASELINE, PLAIN) else _interval(interval_of(row, unit))
         yield (
-            f"{row['variant']:<10} {bits:>5}  {_interval(_of(row, 'margin')):<21} {gain:<22} "
-            f"{_percent(_of(row, 'refusal_rate')):<20} {_percent(_of(row, 'over_refusal_rate'))}"
+            f"{row['variant']:<10} {bits:>5}  {_interval(interval_of(row, 'margin')):<21} {gain:<22} "
+            f"{_percent(interval_of(row, 'refusal_rate')):<20} {_percent(interval_of(row, 'over_refusal_rate'))}"
         )
     kept_row = next(row for row in variants if row["variant"] == KEPT)
     random = [row["gain"] for row in variants if row["variant"].startswith("random")]
     if random:
         yield (
-            f"The list gains {_interval(_of(kept_row, 'gain'))} nats of margin, random linears of its number and sizes "
-            f"{min(random):+.2f} to {max(random):+.2f} (p = {kept_row['p']:.2f} of {len(random)} lists)."
+            f"The list gains {_interval(interval_of(kept_row, 'gain'))} nats of margin, random linears of its number "
+            f"and sizes {min(random):+.2f} to {max(random):+.2f} (p = {kept_row['p']:.2f} of {len(random)} lists)."
         )
         yield from _smallest_p(len(random))
     yield (
@@ -197,10 +197,6 @@ def _list_is(explanation: Explanation) -> str:
         "The list gives back more than random ones when it is exchanged, on prompts that its order does not come from"
         f"{caveat}."
     )
-
-
-def _of(row: Mapping[str, Any], name: str) -> Estimate:
-    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def _interval(value: Estimate, digits: int = 2) -> str:
