@@ -24,19 +24,35 @@ async def ask(batcher: Batcher, requests: Sequence[tuple[list[int], int]]) -> li
 
 def test_batches_are_full_sorted_and_answer_their_own_requests() -> None:
     batches: list[tuple[list[int], int]] = []
+    all_have_arrived = threading.Event()
 
     def echo(prompts: Sequence[Sequence[int]], limit: int) -> list[Answer]:
+        assert all_have_arrived.wait(60)
         batches.append(([len(prompt) for prompt in prompts], limit))
         return [Answer([*prompt, limit], True) for prompt in prompts]
 
+    async def ask_while_busy() -> list[Answer]:
+        batcher = Batcher(echo, 4)
+        async with anyio.create_task_group() as group:
+            group.start_soon(batcher.submit, [0], 1000)  # the largest limit goes first and shares it with nobody
+            await anyio.wait_all_tasks_blocked()
+
+            async def release() -> None:
+                await anyio.wait_all_tasks_blocked()
+                all_have_arrived.set()
+
+            group.start_soon(release)
+            answers = await ask(batcher, requests)
+        return answers
+
     requests = [([place] * (1 + place * 7 % 10), 5 if place % 5 else 9) for place in range(20)]
-    answers = anyio.run(ask, Batcher(echo, 4), requests)
+    answers = anyio.run(ask_while_busy)
     assert [answer.tokens for answer in answers] == [[*prompt, limit] for prompt, limit in requests]
+    assert batches.pop(0) == ([1], 1000)
     assert [length for lengths, limit in batches for length in lengths if limit == 5] == sorted(
         (len(prompt) for prompt, limit in requests if limit == 5), reverse=True
     )
-    assert sorted(len(lengths) for lengths, _ in batches) == [4] * 5
-    assert {limit for _, limit in batches} == {5, 9}
+    assert [(len(lengths), limit) for lengths, limit in batches] == [(4, 9)] + [(4, 5)] * 4
 
 
 def test_an_error_reaches_every_request_of_its_batch_and_no_other() -> None:

@@ -454,6 +454,6 @@ def test_a_large_layer_takes_well_under_a_second() -> None:
     qzeros = torch.randint(-(2**31), 2**31 - 1, (32, 512)).int()
     scales, g_idx = torch.rand(32, 4096).half(), torch.arange(4096) // 128
     dequantize_gptq(qweight, qzeros, scales, g_idx, 4, 1)
-    start = time.perf_counter()
+    start = time.process_time()
     dequantize_gptq(qweight, qzeros, scales, g_idx, 4, 1)
-    assert time.perf_counter() - start < 3  # 0.2 s on an idle core; shared machines stall
+    assert time.process_time() - start < 3  # 0.2 s on an idle core

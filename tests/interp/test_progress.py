@@ -84,7 +84,7 @@ def test_the_thread_speaks_by_itself(printed: io.StringIO, monkeypatch: pytest.M
     monkeypatch.setattr(progress, "EVERY", 0.02)
     with progress.Lines("waiting"):
         started = time.monotonic()
-        while "waiting: 0%" not in printed.getvalue() and time.monotonic() - started < 10:
+        while "waiting: 0%" not in printed.getvalue() and time.monotonic() - started < 60:
             time.sleep(0.01)
     assert "waiting: 0%" in printed.getvalue()
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]

@@ -114,10 +114,10 @@ def test_whole_files_pass_and_are_what_the_gguf_package_reads(tmp_path: Path) ->
 )
 def test_headers_that_cannot_be_are_refused_at_once(changed: dict[str, Any], message: str, tmp_path: Path) -> None:
     file = write(tmp_path / "x.gguf", **changed)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InputError, match=rf"x\.gguf is truncated or is not a GGUF file \(.*{message}"):
         check_header(file)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_every_cut_is_noticed(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_an_answer_has_a_limit_of_time(behaviour: Behaviour) -> None:
     with serving(behaviour) as server:
         with pytest.raises(InputError, match=r"no answer within 0\.5 s \(asked 2 times\)"):
             ask(server, Patience(retries=1, backoff=0.01, timeout=0.5))
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 25  # the server would take 30
 
 
 def test_a_server_that_nobody_started() -> None:
