@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook
 
 from tests import SHARED
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: two threads wait for each other more than they compute
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network should fail, not download
 install_import_hook(["interp", "probes"], "beartype.beartype")
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure

@@ -26,7 +26,7 @@ from probes.__main__ import GROUPS, MODULES, app, summary
 from probes.harness.following import AFTER, following
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+LAYOUT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Layout")[2]
 
 
 def distribution(requirement: str) -> str:
@@ -50,8 +50,8 @@ def test_help_lists_all_commands_in_groups() -> None:
     assert [line[:-1].lower() for line in re.findall(r"^\w[\w ]+:$", printed, re.M)][1:] == list(GROUPS)
 
 
-def test_groups_are_those_of_the_readme() -> None:
-    layout = README[README.index("probes/      ") : README.index("harness/ (prompts")].removeprefix("probes/")
+def test_groups_are_those_of_the_layout() -> None:
+    layout = LAYOUT[LAYOUT.index("probes/      ") : LAYOUT.index("harness/ (prompts")].removeprefix("probes/")
     rows = [re.split(r"\s{2,}", line.strip()) for line in layout.strip().splitlines()]
     grouped = {heading: {f"probes.{name}" for name in names.split()} for names, heading in rows}
     assert grouped == {heading: set(modules) for heading, modules in GROUPS.items() if heading != "models"}

@@ -1,4 +1,4 @@
-"""Where things stand: the rules of the README's Layout, read from the imports of every file."""
+"""Where things stand: the rules of docs/extending.md's Layout, read from the imports of every file."""
 
 from __future__ import annotations
 
