@@ -125,9 +125,7 @@ def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             arguments = [*arguments, "--limit", "4"]
         result = click.testing.CliRunner().invoke(command, arguments)
         is_gate = "--max-" in line or "probes.check" in line
-        assert result.exit_code in ((0, 3, 6) if is_gate else (0,)), (
-            f"{line}\n{result.output}\n{result.exception!r}"
-        )
+        assert result.exit_code in ((0, 3, 6) if is_gate else (0,)), f"{line}\n{result.output}\n{result.exception!r}"
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S):
         exec(compile(code, "README.md", "exec"), {})
