@@ -123,12 +123,14 @@ def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
 def _measure(organism: Path, cells: Mapping[str, Path], folder: Path) -> None:
     from interp.model import load
     from interp.quantize.calibration import calibration_of
+    from interp.threads import fit_threads
     from probes import why
     from probes.harness.comparison import Cells
     from probes.harness.pieces import keeping
     from probes.harness.prompts import builtin
 
     baseline = load(organism)
+    fit_threads(baseline)
     rewriting = why.Rewriting(folder / "cells", calibration_of(organism, None))
     prompts = builtin("harmful"), builtin("harmless")
     with keeping(folder):

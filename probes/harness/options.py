@@ -84,6 +84,7 @@ class Options:
         import torch
 
         from interp.model import load
+        from interp.threads import fit_threads
         from probes.harness.comparison import Cells
 
         check_writable(self.out)
@@ -91,6 +92,7 @@ class Options:
         harmful, harmless = self._prompts()
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
         baseline = load(self.baseline, dtype=dtype, device=self.device)
+        fit_threads(baseline)
         return baseline, Cells(paths, baseline, self.device), harmful, harmless
 
     def _prompts(self) -> tuple[PromptSet, PromptSet]:

@@ -89,10 +89,11 @@ class HookedEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         from interp.model import load
+        from interp.threads import fitting_threads
 
         dtype = None if settings.dtype is None else getattr(torch, settings.dtype)
-        self.threads = settings.threads
         self.model = load(settings.path, like=settings.like, dtype=dtype, device=settings.device)
+        self.threads = settings.threads or fitting_threads(self.model)
         self._stopped = Event()
         for block in self.model.hf.get_submodule(self.model.architecture.blocks):
             block.register_forward_pre_hook(self._check)

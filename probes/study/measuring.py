@@ -22,6 +22,7 @@ from interp.cli import log
 from interp.errors import InputError
 from interp.model import HookedModel, load
 from interp.progress import Lines, Stages, line
+from interp.threads import fit_threads
 from probes.harness.comparison import Cells, remembering
 from probes.harness.names import BASELINE
 from probes.study.checkpoints import StageReport, located, open_cell, prepare
@@ -137,7 +138,9 @@ class Measuring:
     def baseline(self) -> HookedModel:
         """The baseline, opened when the first part needs it."""
         dtype = None if self.model.dtype is None else getattr(torch, self.model.dtype)
-        return load(self.path(BASELINE), dtype=dtype, device=self.model.device)
+        baseline = load(self.path(BASELINE), dtype=dtype, device=self.model.device)
+        fit_threads(baseline)
+        return baseline
 
     def path(self, name: str) -> Path:
         """Where the baseline or a cell is.
