@@ -134,3 +134,73 @@ def set_quantization(directory: Path, **settings: Any) -> Path:
     config["quantization_config"] |= settings
     (directory / "config.json").write_text(json.dumps(config))
     return directory
+
+
+def e4m3(stored: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Numbers of eight bits by their definition: sign, four bits of exponent (bias 7), three of mantissa."""
+    exponent, mantissa = (stored >> 3) & 15, (stored & 7) / 8
+    magnitude = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * 2.0 ** (exponent.astype(np.int64) - 7))
+    magnitude = np.where(stored & 127 == 127, np.nan, magnitude)
+    return np.where(stored & 128, -magnitude, magnitude).astype(np.float32)
+
+
+def blocks(values: NDArray[Any], block: tuple[int, int], shape: tuple[int, int]) -> NDArray[Any]:
+    """A value for each block as one for each weight; blocks at the edges may be smaller."""
+    rows, columns = (np.arange(size) // width for size, width in zip(shape, block, strict=True))
+    return values[rows[:, None], columns[None, :]]
+
+
+def random_codes(shape: tuple[int, int], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Random int8, or all numbers that float8_e4m3fn has but NaN."""
+    random = np.random.default_rng(seed)
+    if dtype == torch.int8:
+        return torch.from_numpy(random.integers(-128, 128, shape).astype(np.int8))
+    sign = random.integers(0, 2, shape) * 128
+    return torch.from_numpy((random.integers(0, 127, shape) + sign).astype(np.uint8)).view(dtype)
+
+
+def random_scales(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Positive; of float8_e8m0fnu powers of two."""
+    random = np.random.default_rng(seed)
+    if dtype == torch.float8_e8m0fnu:
+        return torch.from_numpy(random.integers(110, 130, shape).astype(np.uint8)).view(dtype)
+    return torch.from_numpy(np.asarray(random.uniform(0.001, 0.1, shape), np.float32)).to(dtype)
+
+
+def write_float8(
+    directory: Path, block: tuple[int, int] = (16, 24), dtype: torch.dtype = torch.float32, **settings: Any
+) -> Path:
+    """A fine-grained FP8 checkpoint of random numbers; blocks at the edges of its weights are smaller."""
+
+    def pack(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
+        grid = (-(-n_out // block[0]), -(-n_in // block[1]))
+        codes = random_codes((n_out, n_in), torch.float8_e4m3fn)
+        return {"weight": codes, "weight_scale_inv": random_scales(grid, dtype)}
+
+    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": list(block)}
+    return write_packed(directory, pack, quantization | settings)
+
+
+STORED = {"float": torch.float8_e4m3fn, "int": torch.int8}
+"""`type` of a compressed-tensors scheme → how its weights of eight bits are stored."""
+
+
+def plain_settings(kind: str, strategy: str, symmetric: bool = True, **weights: Any) -> dict[str, Any]:
+    """The quantization config of float-quantized or int-quantized compressed-tensors."""
+    scheme = {"num_bits": 8, "type": kind, "symmetric": symmetric, "strategy": strategy} | weights
+    activations = {"num_bits": 8, "type": kind, "strategy": "token", "dynamic": True}
+    groups = {"group_0": {"targets": ["Linear"], "weights": scheme, "input_activations": activations}}
+    return {"quant_method": "compressed-tensors", "format": f"{kind}-quantized", "config_groups": groups}
+
+
+def plain_tensors(
+    n_in: int,
+    n_out: int,
+    kind: str,
+    grid: tuple[int, ...],
+    dtype: torch.dtype = torch.bfloat16,
+    symmetric: bool = True,
+) -> dict[str, torch.Tensor]:
+    """Random weights of eight bits, with scales and zero points of shape `grid`."""
+    tensors = {"weight": random_codes((n_out, n_in), STORED[kind]), "weight_scale": random_scales(grid, dtype)}
+    return tensors if symmetric else tensors | {"weight_zero_point": random_codes((*grid,), torch.int8, seed=1)}

@@ -43,7 +43,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_a_format(tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = run(FORMAT, ModuleType("int8_rows")).INT8_ROWS
-    monkeypatch.setitem(PACKED_FORMATS, new.name, new)
+    monkeypatch.setitem(PACKED_FORMATS, new.name, (new,))
     source = open_checkpoint(tiny("llama"))
     tensors = load_file(source.path / "model.safetensors")
     expected = {}

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, prod
-from typing import Any, Literal
+from math import prod
 
 import torch
 from jaxtyping import Float, Int, Int8
-from pydantic import BaseModel, Field
 from torch import Tensor
 
-from interp.documents import checked
 from interp.errors import InputError
-from interp.formats.packed import FLOATS, INTEGERS, MAX_GROUP_SIZE, PackedFormat, PackedModule, Quantization, TensorRule
+from interp.formats.compressed_config import (
+    ACTIVATION_PARTS,
+    Scheme,
+    activation_warnings,
+    refuse_other_layouts,
+    schemes_of,
+)
+from interp.formats.packed import (
+    FLOATS,
+    INTEGERS,
+    PackedFormat,
+    PackedModule,
+    Quantization,
+    TensorRule,
+)
 from interp.formats.packing import packed_length
-
-
-class Scheme(BaseModel, extra="allow", strict=True):
-    """The keys of a scheme's `weights` that decide how a weight is stored."""
-
-    num_bits: int = Field(ge=1, le=8)
-    type: Literal["int"] = "int"
-    symmetric: bool = True
-    strategy: str | None = None
-    group_size: int | None = Field(default=None, ge=-1, le=MAX_GROUP_SIZE)
-    actorder: bool | str | None = None
-
-    def groups(self, n_in: int) -> int:
-        """Groups of `n_in` inputs: one for each channel or tensor, or as many as the group size makes."""
-        return ceil(n_in / self.group_size) if self.group_size and self.group_size > 0 else 1
-
-    @property
-    def reordered(self) -> bool:
-        """Inputs are grouped in the order of their activations, which `weight_g_idx` holds."""
-        return self.actorder is True or self.actorder in ("group", "dynamic")
 
 
 def dequantize_packed(
@@ -84,7 +75,7 @@ def _bits(module: PackedModule) -> int:
     n_out, n_in = module.shape
     shape = module.header_shape("weight_packed")
     fitting = [bits for bits in range(1, 9) if shape == (n_out, packed_length(n_in, bits))]
-    declared = {scheme.num_bits for scheme in _schemes(module)}
+    declared = {scheme.num_bits for scheme in schemes_of(module, "int")}
     if declared:
         fitting = [bits for bits in fitting if bits in declared]
     if len(fitting) != 1:
@@ -97,70 +88,18 @@ def _bits(module: PackedModule) -> int:
     return fitting[0]
 
 
-def _schemes(module: PackedModule) -> list[Scheme]:
-    """How weights are quantized, by the quantization config; none where it has none.
-
-    Raises:
-        InputError: a scheme that is none, or whose weights are not integers.
-    """
-    return [
-        checked(Scheme, group["weights"], f"The quantization config of {module.shards.directory}, config_groups")
-        for group in _config_groups(module)
-        if group.get("weights")
-    ]
-
-
 def _scheme(module: PackedModule, bits: int, groups: int) -> list[Scheme]:
     """The schemes of the quantization config that could have written this module.
 
     Raises:
         InputError: it has schemes, and none that could.
     """
-    schemes = _schemes(module)
+    schemes = schemes_of(module, "int")
     fitting = [scheme for scheme in schemes if scheme.num_bits == bits and scheme.groups(module.shape[1]) == groups]
     if schemes and not fitting:
         sizes = ", ".join(f"{scheme.num_bits} bits in {scheme.groups(module.shape[1])}" for scheme in schemes)
         raise module.malformed("weight_scale", f"{groups} groups", f"groups as in the config ({sizes})")
     return fitting
-
-
-def _config_groups(module: PackedModule) -> list[dict[str, Any]]:
-    """The groups of modules of the quantization config; none where it has none."""
-    groups = module.settings.get("config_groups") or {}
-    if isinstance(groups, dict):
-        schemes = list(groups.values())
-        if all(isinstance(g, dict) and isinstance(g.get("weights") or {}, dict) for g in schemes):
-            return schemes
-    raise InputError(
-        f"The quantization config of {module.shards.directory} gives config_groups as {groups!r}",
-        "an object of schemes, each with its 'weights'",
-        "Restore the config that the quantizer wrote",
-    )
-
-
-def _section(module: PackedModule, key: str) -> dict[str, Any]:
-    """An object of the quantization config, empty where it has none."""
-    section = module.settings.get(key) or {}
-    if not isinstance(section, dict):
-        raise module.unusable(key, "an object")
-    return section
-
-
-def _refuse_other_layouts(module: PackedModule) -> None:
-    layout = module.settings.get("format", "pack-quantized")
-    transforms = _section(module, "transform_config")
-    sparsity = _section(module, "sparsity_config").get("format", "dense")
-    for what, setting, expected in (
-        ("format", layout, "pack-quantized"),
-        ("sparsity format", sparsity, "dense"),
-        ("transforms", "some" if transforms.get("config_groups") else "none", "none"),
-    ):
-        if setting != expected and not (what == "format" and setting == "mixed-precision"):
-            raise InputError(
-                f"{module.shards.directory} is compressed-tensors with the {what} {setting!r}",
-                expected,
-                "Only weights in whole-number groups (pack-quantized) are supported",
-            )
 
 
 def _order(module: PackedModule, groups: int, schemes: Sequence[Scheme]) -> Int[Tensor, " in"] | None:
@@ -236,7 +175,7 @@ def _zero_point(module: PackedModule, bits: int, groups: int, schemes: Sequence[
 
 def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
     """The dense weight in the dtype of its scales, as llm-compressor itself dequantizes it."""
-    _refuse_other_layouts(module)
+    refuse_other_layouts(module, "pack-quantized")
     if "weight_shape" in module and tuple(module.read("weight_shape").tolist()) != module.shape:
         raise module.malformed(
             "weight_shape", f"the value {module.read('weight_shape').tolist()}", f"[out, in] = {list(module.shape)}"
@@ -250,7 +189,7 @@ def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
 
 def describe(module: PackedModule) -> Quantization:
     """Bits, group size and symmetry, from the tensors."""
-    _refuse_other_layouts(module)
+    refuse_other_layouts(module, "pack-quantized")
     bits, n_groups = _bits(module), _scale(module).shape[1]
     schemes = _scheme(module, bits, n_groups)
     facts = {
@@ -260,12 +199,7 @@ def describe(module: PackedModule) -> Quantization:
         "act_order": _order(module, n_groups, schemes) is not None,
         "version": module.settings.get("version"),
     }
-    activations = any(group.get("input_activations") for group in _config_groups(module))
-    warning = (
-        f"{module.shards.directory} also asks for quantized activations, which only its serving engine applies; "
-        "its weights alone are measured"
-    )
-    return Quantization(facts, [warning] if activations else [])
+    return Quantization(facts, activation_warnings(module))
 
 
 COMPRESSED = PackedFormat(
@@ -277,6 +211,7 @@ COMPRESSED = PackedFormat(
         "weight_zero_point": TensorRule((torch.int32, torch.int8), (0, 1, 2), required=False),
         "weight_shape": TensorRule(INTEGERS, (1,), required=False),
         "weight_g_idx": TensorRule(INTEGERS, (1,), required=False),
+        **ACTIVATION_PARTS,
     },
     dequantize,
     describe,

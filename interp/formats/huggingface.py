@@ -17,6 +17,8 @@ from interp.architectures import Architecture, architecture
 from interp.errors import InputError
 from interp.formats.awq import AWQ
 from interp.formats.compressed import COMPRESSED
+from interp.formats.compressed_plain import COMPRESSED_PLAIN
+from interp.formats.float8 import FLOAT8
 from interp.formats.gptq import GPTQ
 from interp.formats.model_config import (
     check_config,
@@ -26,19 +28,25 @@ from interp.formats.model_config import (
     unusable,
     writer_of,
 )
-from interp.formats.packed import PackedFormat, PackedModule
+from interp.formats.packed import FLOATS, PackedFormat, PackedModule, layout_of
 from interp.formats.reader import Reader
 from interp.formats.shards import Shards
 from interp.formats.skeleton import Skeleton, count_blocks, skeleton
 from interp.rounding import resembles
 
-PACKED_FORMATS: dict[str, PackedFormat] = {packed.name: packed for packed in (AWQ, GPTQ, COMPRESSED)}
-"""By `quant_method` of the config. To support another format, add its module here."""
+Layouts = tuple[PackedFormat, ...]
+
+PACKED_FORMATS: dict[str, Layouts] = {
+    "awq": (AWQ,),
+    "gptq": (GPTQ,),
+    "compressed-tensors": (COMPRESSED, COMPRESSED_PLAIN),
+    "fp8": (FLOAT8,),
+}
+"""The layouts of each `quant_method`, the first that fits a module being its own. To support another format, add it."""
 REFUSED_SUFFIXES = {
     "absmax": "bitsandbytes",
     "SCB": "bitsandbytes (LLM.int8)",
     "act.scales": "AWQ with scaled activations",
-    "weight_scale_inv": "FP8",
 }
 RENAMED = {"lm_head.weight": ("embed_out.weight",)}
 """Names that transformers 5 changed, with what older files call them (GPT-NeoX)."""
@@ -65,8 +73,8 @@ class HuggingFaceReader(Reader):
         self.shards = Shards(directory)
         self.files = [*self.shards.files, directory / "config.json"]
         _refuse_tensors(self.shards)
-        self._packed = _packed_format(self.shards, self.settings)
-        self.format = self._packed.name if self._packed else "dense"
+        self._layouts = _layouts(self.shards, self.settings)
+        self.format = self._layouts[0].name if self._layouts else "dense"
         for key in ("num_hidden_layers", "n_layer"):  # before a config or a model of that many is built
             self._check_blocks(settings_of_model.get(key))
         self.config = transformers_config(directory, settings_of_model)
@@ -89,8 +97,7 @@ class HuggingFaceReader(Reader):
         module = name.removesuffix(".weight")
         if name not in self._modules or not name.endswith(".weight"):
             return self.shards.read(self._sources[name])
-        assert self._packed is not None
-        weight = self._packed.dequantize(self._modules[name])
+        weight = self._layout(self._modules[name]).dequantize(self._modules[name])
         return weight.T.contiguous() if self._is_conv1d(module) else weight
 
     def is_quantized(self, module: str) -> bool:
@@ -99,12 +106,10 @@ class HuggingFaceReader(Reader):
 
     def stored_bytes(self, module: str) -> int:
         """See `Reader.stored_bytes`."""
-        source = self._sources[f"{module}.weight"]
         if not self.is_quantized(module):
-            return self.shards.headers[source].n_bytes
-        assert self._packed is not None
-        names = (f"{source}.{suffix}" for suffix in self._packed.suffixes)
-        return sum(self.shards.headers[name].n_bytes for name in names if name in self.shards)
+            return self.shards.headers[self._sources[f"{module}.weight"]].n_bytes
+        packed = self._modules[f"{module}.weight"]
+        return self._layout(packed).stored_bytes(packed)
 
     def floating_dtypes(self) -> dict[torch.dtype, int]:
         """See `Reader.floating_dtypes`."""
@@ -152,12 +157,20 @@ class HuggingFaceReader(Reader):
     def _find(self, name: str) -> str | None:
         plain = name.removeprefix(self.skeleton.prefix)
         for candidate in (name, plain, *RENAMED.get(name, ())):
+            module = candidate.removesuffix(".weight")
+            if module != candidate and any(self._is_packed(module, layout) for layout in self._layouts):
+                return module
             if candidate in self.shards:
                 return candidate
-            module = candidate.removesuffix(".weight")
-            if self._packed and module != candidate and f"{module}.{self._packed.marker}" in self.shards:
-                return module
         return None
+
+    def _is_packed(self, module: str, layout: PackedFormat) -> bool:
+        """Whether a module has the marker, and no dense weight beside it that is none of the packed tensors itself."""
+        dense = f"{module}.weight" in self.shards and "weight" not in layout.parts
+        return f"{module}.{layout.marker}" in self.shards and not dense
+
+    def _layout(self, module: PackedModule) -> PackedFormat:
+        return layout_of(self._layouts, module)
 
     def _untied(self) -> list[str]:
         """Tensors that the config ties to another one and that are stored with other numbers; see `Skeleton.untie`."""
@@ -178,11 +191,11 @@ class HuggingFaceReader(Reader):
         rows, columns = self.skeleton.shapes[self.skeleton.tied[name]]
         if tuple(tensor.shape) != (rows, columns):
             return True  # the embedding itself is refused, by its own shape
-        assert self._packed is not None
         module = PackedModule(stored, self.shards, self.settings, (rows, columns))
-        self._packed.check(module)
-        self._packed.require_all(module)
-        return resembles(tensor, self._packed.dequantize(module))
+        layout = self._layout(module)
+        layout.check(module)
+        layout.require_all(module)
+        return resembles(tensor, layout.dequantize(module))
 
     def _tie_warning(self, name: str) -> str:
         return (
@@ -192,15 +205,17 @@ class HuggingFaceReader(Reader):
 
     def _missing(self, name: str) -> InputError:
         module = name.removesuffix(".weight")
-        packed = [
-            suffix for suffix in (self._packed.suffixes if self._packed else ()) if f"{module}.{suffix}" in self.shards
-        ]
+        packed = [suffix for suffix in self._suffixes() if f"{module}.{suffix}" in self.shards]
         remainder = f"; of its packed tensors only {', '.join(packed)} are there" if packed else ""
         return InputError(
             f"The tensor {name!r} is missing from {self.directory}{remainder}",
             f"every tensor of a {self.architecture.model_type} model with this config.json",
             "The checkpoint is incomplete: download it or write it again",
         )
+
+    def _suffixes(self) -> list[str]:
+        """Suffixes of all tensors that a packed module of this checkpoint may have."""
+        return list(dict.fromkeys(suffix for layout in self._layouts for suffix in layout.suffixes))
 
     @cached_property
     def _modules(self) -> dict[str, PackedModule]:
@@ -228,6 +243,12 @@ class HuggingFaceReader(Reader):
             if name in self._modules:
                 continue
             header = self.shards.headers[source]
+            if header.dtype.is_floating_point and header.dtype not in FLOATS:
+                raise InputError(
+                    f"The tensor {source!r} of {header.file} has the type {header.dtype}, and no scale is beside it",
+                    "a weight_scale or weight_scale_inv of the same module, without which its numbers mean nothing",
+                    "The checkpoint is incomplete: download it or write it again",
+                )
             if not header.dtype.is_floating_point:
                 raise InputError(
                     f"The tensor {source!r} of {header.file} has the type {header.dtype}",
@@ -247,9 +268,8 @@ class HuggingFaceReader(Reader):
         Raises:
             InputError: one of them is a bias that changes what the model computes.
         """
-        suffixes = self._packed.suffixes if self._packed else ()
         used = set(self._sources.values()) | {
-            f"{module.name}.{suffix}" for module in self._modules.values() for suffix in suffixes
+            f"{module.name}.{suffix}" for module in self._modules.values() for suffix in self._layout(module).suffixes
         }
         unused = []
         for name in self.shards.headers:
@@ -276,15 +296,19 @@ class HuggingFaceReader(Reader):
             )
 
     def _describe(self) -> dict[str, Any]:
-        if self._packed is None:
+        modules = [(module, self._layout(module)) for module in self._modules.values()]
+        if not modules:
             return {}
-        for module in self._modules.values():
-            self._packed.check(module)
-        first = self._packed.describe(next(iter(self._modules.values())))
-        for module in self._modules.values():
-            self._packed.require_all(module)
-        self.warnings += first.warnings
-        return {**first.facts, "writer": writer_of(self.settings)}
+        for module, layout in modules:
+            layout.check(module)
+        first, of = modules[0]
+        described = of.describe(first)
+        for module, layout in modules:
+            layout.require_all(module)
+            if layout.verify is not None:
+                layout.verify(module)
+        self.warnings += described.warnings
+        return {**described.facts, "writer": writer_of(self.settings)}
 
 
 def _refuse_methods(directory: Path, settings: dict[str, Any]) -> None:
@@ -322,8 +346,6 @@ def _refuse_custom_code(directory: Path, config: dict[str, Any]) -> None:
 def _refuse_tensors(shards: Shards) -> None:
     for name, header in shards.headers.items():
         scheme = next((what for suffix, what in REFUSED_SUFFIXES.items() if name.endswith("." + suffix)), None)
-        if header.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-            scheme = "FP8"
         if scheme:
             raise InputError(
                 f"The tensor {name!r} of {header.file} shows that the checkpoint is {scheme}, which is not supported",
@@ -332,32 +354,30 @@ def _refuse_tensors(shards: Shards) -> None:
             )
 
 
-def _packed_format(shards: Shards, settings: dict[str, Any]) -> PackedFormat | None:
-    """The format of the packed linears, None where there are none."""
-    present = {
-        packed.marker
-        for packed in PACKED_FORMATS.values()
-        for name in shards.headers
-        if name.endswith("." + packed.marker)
-    }
+def _layouts(shards: Shards, settings: dict[str, Any]) -> Layouts:
+    """The layouts of the packed linears, none where there are none."""
+    markers = {layout.marker for layouts in PACKED_FORMATS.values() for layout in layouts}
+    present = {marker for marker in markers for name in shards.headers if name.endswith("." + marker)}
     method = settings.get("quant_method")
     if method is None and not present:
-        return None
-    declared = PACKED_FORMATS[method] if method else _undeclared(shards, present)
-    if present != {declared.marker}:
+        return ()
+    declared = PACKED_FORMATS[method or _undeclared(shards, present)]
+    expected = {layout.marker for layout in declared}
+    if not present or not present <= expected:
         raise InputError(
-            f"{shards.directory} declares {declared.name}, but holds {sorted(present) or 'no packed'} tensors",
-            f"packed linears with a '{declared.marker}' tensor each",
+            f"{shards.directory} declares {declared[0].name}, but holds {sorted(present) or 'no packed'} tensors",
+            f"packed linears with a {' or '.join(map(repr, sorted(expected)))} tensor each",
             "The config.json and the weights do not belong together",
         )
     return declared
 
 
-def _undeclared(shards: Shards, present: set[str]) -> PackedFormat:
-    """The format of a checkpoint without a quantization config: only GPTQ has `g_idx`."""
-    if "weight_packed" in present:
-        return COMPRESSED
-    return GPTQ if any(name.endswith(".g_idx") for name in shards.headers) else AWQ
+def _undeclared(shards: Shards, present: set[str]) -> str:
+    """The method of a checkpoint without a quantization config: of those with `qweight`, only GPTQ has `g_idx`."""
+    if "qweight" in present:
+        return "gptq" if any(name.endswith(".g_idx") for name in shards.headers) else "awq"
+    candidates = (name for name, layouts in PACKED_FORMATS.items() if present & {layout.marker for layout in layouts})
+    return next(candidates)
 
 
 def _skeleton(directory: Path, config: Any, architecture: Architecture) -> Skeleton:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,13 @@ from interp.errors import InputError
 from interp.formats.shards import Header, Shards
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that a weight has where it is not quantized, and most scales."""
+EXPONENTS = (torch.float8_e8m0fnu, torch.uint8)
+"""Types of a scale that is a power of two: byte b stands for 2^(b - 127), 255 for NaN."""
 INTEGERS = (torch.int32, torch.int64)
 """Types of a group index or a shape."""
+ACTIVATION = (*FLOATS, torch.int8, torch.float8_e4m3fn)
+"""Types of a scale or zero point of activations."""
 MAX_GROUP_SIZE = 2**31 - 1
 
 
@@ -27,11 +33,17 @@ class TensorRule:
         dtypes: the types it may have.
         dimensions: the numbers of dimensions it may have.
         required: every packed module has it.
+        of_weight: it says something of the weight, and is no setting of how an engine rounds activations.
     """
 
     dtypes: tuple[torch.dtype, ...]
     dimensions: tuple[int, ...] = (2,)
     required: bool = True
+    of_weight: bool = True
+
+
+OF_ACTIVATIONS = TensorRule(ACTIVATION, (0, 1, 2), required=False, of_weight=False)
+"""A scale or zero point of what enters a linear, or comes out: of the engine, which is not measured."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +94,30 @@ class PackedModule:
         return values
 
     def scales(self, suffix: str) -> Tensor:
-        """The tensor `name.suffix`, which must be finite floating-point numbers, and not all zero.
+        """The tensor `name.suffix`: finite floating-point numbers, not all zero; `EXPONENTS` come as float32.
 
         Negative scales are right: AutoRound writes them.
         """
+        if self.header(suffix).dtype in EXPONENTS:
+            return self._powers_of_two(suffix)
         scales = self.finite(suffix)
         if not bool(scales.any()):
             raise self.malformed(suffix, "nothing but zeros", "scales, or every weight would be 0")
         return scales
+
+    def _powers_of_two(self, suffix: str) -> Tensor:
+        powers = self.read(suffix).view(torch.float8_e8m0fnu).float()
+        bad = int(powers.isnan().sum())
+        if bad:
+            raise self.malformed(suffix, f"the byte 255, which is NaN, in {bad} places", "powers of two")
+        return powers
+
+    def numbers(self, suffix: str, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+        """The dense weight, which must be finite; what is not is told as a fault of `name.suffix`."""
+        bad = int((~torch.isfinite(weight)).sum())
+        if bad:
+            raise self.malformed(suffix, f"{bad} weights that are NaN or infinite", "finite weights")
+        return weight
 
     def number(self, *keys: str, default: int) -> int:
         """The whole number that the quantization config gives under the first of these keys it has.
@@ -179,7 +207,7 @@ class PackedModule:
     def unusable(self, key: str, expected: str) -> InputError:
         """An error about one key of the quantization config."""
         return InputError(
-            f"The quantization config of {self.shards.directory} gives {key} as {self.settings[key]!r}",
+            f"The quantization config of {self.shards.directory} gives {key} as {self.settings.get(key)!r}",
             expected,
             "Restore the config that the quantizer wrote",
         )
@@ -192,9 +220,10 @@ class PackedFormat:
     Attributes:
         name: as in `Checkpoint.format`.
         marker: suffix of the tensor whose presence says that a module is packed.
-        parts: by suffix, every tensor that belongs to a packed module's weight.
+        parts: by suffix, every tensor that belongs to a packed module.
         dequantize: the dense weight [out, in] in the writer's own arithmetic and dtype.
         describe: what is known of the quantization from one module (bits, group_size, …); its "warnings" are shown.
+        verify: holds the shapes of a module against each other and the config, without reading data.
     """
 
     name: str
@@ -202,11 +231,17 @@ class PackedFormat:
     parts: Mapping[str, TensorRule]
     dequantize: Callable[[PackedModule], Float[Tensor, "out in"]]
     describe: Callable[[PackedModule], Quantization]
+    verify: Callable[[PackedModule], object] | None = None
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of all tensors that belong to a packed module's weight."""
+        """Of all tensors that belong to a packed module."""
         return tuple(self.parts)
+
+    def stored_bytes(self, module: PackedModule) -> int:
+        """Bytes on disk of everything that makes the module's weight."""
+        suffixes = (suffix for suffix, part in self.parts.items() if part.of_weight and suffix in module)
+        return sum(module.header(suffix).n_bytes for suffix in suffixes)
 
     def check(self, module: PackedModule) -> None:
         """Hold types and dimensions of the tensors that are there against `parts`, before anything is computed.
@@ -217,6 +252,10 @@ class PackedFormat:
         for suffix, part in self.parts.items():
             if suffix in module:
                 module.expect_part(suffix, part)
+
+    def fits(self, module: PackedModule) -> bool:
+        """Whether the module has the marker in one of the marker's types, which tells layouts of one method apart."""
+        return self.marker in module and module.header(self.marker).dtype in self.parts[self.marker].dtypes
 
     def require_all(self, module: PackedModule) -> None:
         """Raise an InputError unless the module has every tensor that it must have."""
@@ -231,3 +270,23 @@ class Quantization:
 
     facts: dict[str, Any]
     warnings: list[str]
+
+
+def layout_of(layouts: Sequence[PackedFormat], module: PackedModule) -> PackedFormat:
+    """The layout that a packed module is stored in.
+
+    Args:
+        layouts: of its checkpoint; the module has the marker of at least one.
+        module: the linear.
+    """
+    marker = next(layout.marker for layout in layouts if layout.marker in module)
+    marked = [layout for layout in layouts if layout.marker == marker]
+    return next((layout for layout in marked if layout.fits(module)), marked[0])
+
+
+def activation_warning(directory: Path) -> str:
+    """What is said of a checkpoint whose engine rounds activations, too."""
+    return (
+        f"The engine that serves {directory} also rounds activations: that rounding is in no result here, where its "
+        "weights alone are measured"
+    )

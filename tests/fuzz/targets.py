@@ -42,7 +42,7 @@ from tests.fuzz import oracles
 from tests.fuzz.worker import Reader
 from tests.gguf_files import write_gguf
 from tests.interp.formats.test_formats_compressed import compressed_tensors, settings_for
-from tests.packed_files import write_awq, write_gptq, write_packed
+from tests.packed_files import plain_settings, plain_tensors, write_awq, write_float8, write_gptq, write_packed
 from tests.probes.predict import test_predict
 
 Make = Callable[[Path], Reader]
@@ -154,6 +154,43 @@ def compressed_weights(root: Path) -> Reader:
 @target
 def compressed_settings(root: Path) -> Reader:
     return _packed("compressed-settings", _compressed_seeds(root), "config.json")
+
+
+def _plain_seeds(root: Path) -> list[Path]:
+    def write(name: str, kind: str, strategy: str, **size: list[int]) -> Path:
+        def pack(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
+            block = (-(-n_out // 20), -(-n_in // 24))
+            grid = {"tensor": (1,), "channel": (n_out, 1), "block": block}[strategy]
+            return plain_tensors(n_in, n_out, kind, grid, torch.float16)
+
+        return _written(write_packed(root / name, pack, plain_settings(kind, strategy, **size)))
+
+    blocks = write("blocks", "float", "block", block_structure=[20, 24])
+    return [blocks, write("rows", "float", "channel"), write("whole", "int", "tensor")]
+
+
+@target
+def plain_weights(root: Path) -> Reader:
+    return _packed("plain-weights", _plain_seeds(root), "*.safetensors")
+
+
+@target
+def plain_settings_file(root: Path) -> Reader:
+    return _packed("plain-settings-file", _plain_seeds(root), "config.json")
+
+
+def _float8_seeds(root: Path) -> list[Path]:
+    return [_written(write_float8(root / str(dtype), dtype=dtype)) for dtype in (torch.float32, torch.float8_e8m0fnu)]
+
+
+@target
+def float8_weights(root: Path) -> Reader:
+    return _packed("float8-weights", _float8_seeds(root), "*.safetensors")
+
+
+@target
+def float8_settings(root: Path) -> Reader:
+    return _packed("float8-settings", _float8_seeds(root), "config.json")
 
 
 @target
