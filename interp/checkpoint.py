@@ -99,6 +99,23 @@ class Checkpoint:
         weight = self.tensor(f"{name}.weight", dtype)
         return weight.T if self.architecture.conv1d and name in self._reader.linears else weight
 
+    def codes(self, name: str, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"] | None:
+        """The integer code that the storage of the linear `name` would give each number of a weight.
+
+        Args:
+            name: of a linear.
+            weight: any weight of its shape; the checkpoint's own has the codes that are stored.
+
+        Returns:
+            Steps from the block's offset; None where the weight alone does not determine them: AWQ and GPTQ fit their
+            grids to activations, K-quants search for theirs, and a dense tensor has none.
+
+        Example:
+            >>> codes = cell.codes(name, cell.weight(name))
+            >>> (codes == cell.codes(name, other.weight(name))).double().mean()
+        """
+        return self._reader.codes(name, weight)
+
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """One tensor of the dense state dict, in the Hugging Face layout (Conv1D stays [in, out]).
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from interp.architectures import ARCHITECTURES, Architecture
 from interp.errors import InputError
+from interp.formats.gguf_codes import block_codes
 from interp.formats.gguf_header import check_header
 from interp.formats.reader import Reader
 from interp.formats.skeleton import MAX_BLOCKS, Skeleton, count_blocks, skeleton
@@ -119,6 +120,10 @@ class GGUFReader(Reader):
         """See `Reader.stored_bytes`."""
         stored = self._stored[f"{module}.weight"]
         return stored.tensor.n_bytes * torch.Size(stored.shape).numel() // int(stored.tensor.n_elements)
+
+    def codes(self, module: str, weight: Tensor) -> Tensor | None:
+        """See `Reader.codes`."""
+        return block_codes(weight, self._stored[f"{module}.weight"].tensor.tensor_type)
 
     def floating_dtypes(self) -> dict[torch.dtype, int]:
         """See `Reader.floating_dtypes`; norms and biases do not count, as a GGUF always holds them in float32."""

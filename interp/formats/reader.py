@@ -53,6 +53,11 @@ class Reader(ABC):
     def floating_dtypes(self) -> dict[torch.dtype, int]:
         """For each dtype of unquantized floating-point parameters, how many numbers are stored in it."""
 
+    def codes(self, module: str, weight: Tensor) -> Tensor | None:
+        """The integer code [out, in] that the module's format gives each number of a weight [out, in]; None where the
+        weight alone does not determine it, as where the grid was fitted to activations."""
+        return None
+
     def metadata(self) -> dict[str, Any]:
         """What a GGUF says of its own model, keys without the architecture's prefix; empty where a config.json does."""
         return {}

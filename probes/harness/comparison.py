@@ -227,8 +227,8 @@ def compare(
         "device": str(baseline.hf.device),
         "force": force,
         **rendering,
-        BASELINE: _describe(baseline.checkpoint),
-        "cells": {name: _describe(_checkpoint(cells, name)) for name in cells},
+        BASELINE: described(baseline.checkpoint),
+        "cells": {name: described(_checkpoint(cells, name)) for name in cells},
     }
     comparison = Comparison(baseline, cells, texts, settings, warnings)
     sample = [text for side in texts.values() for text in side[:LOOKED_AT]]
@@ -332,7 +332,7 @@ def _check_sets(harmful: PromptSet, harmless: PromptSet, warnings: list[str]) ->
         )
 
 
-def _describe(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+def described(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     """What identifies a checkpoint in a result; None for a model that was made in memory."""
     if checkpoint is None:
         return None

@@ -1,0 +1,2 @@
+from .probe import measure as measure
+from .projection import Projection as Projection
