@@ -17,6 +17,7 @@ from . import quality as quality
 from . import refusal as refusal
 from . import report as report
 from . import reproduce as reproduce
+from . import reversion as reversion
 from . import rtsi as rtsi
 from . import study as study
 from . import why as why

@@ -25,7 +25,7 @@ LAYERS = (
     ("interp",),
     ("probes.stats",),
     ("probes.harness",),
-    ("probes.entropy", "probes.direction", "probes.neurons", "probes.geometry", "probes.labels"),
+    ("probes.entropy", "probes.direction", "probes.neurons", "probes.geometry", "probes.labels", "probes.reversion"),
     ("probes.calibration", "probes.quality", "probes.refusal", "probes.margin", "probes.matrix"),
     ("probes.judges", "probes.rtsi", "probes.attribution"),
     ("probes.drift", "probes.predict", "probes.causal"),

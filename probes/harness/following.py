@@ -14,6 +14,7 @@ AFTER: Mapping[str, Sequence[str]] = {
     "margin": ("probes.attribution", "probes.refusal"),
     "attribution": ("probes.causal",),
     "causal": ("probes.why",),
+    "reversion": ("probes.why",),
     "why": ("probes.refusal",),
     "quality": ("probes.refusal",),
 }

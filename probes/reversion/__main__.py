@@ -20,26 +20,29 @@ if TYPE_CHECKING:
 COLUMNS: tables.Columns = {
     "cell": tables.text("cell"),
     "of": tables.text("told"),
-    "went back": tables.interval("back", ".2f"),
+    "back": tables.interval("back", ".2f"),
     "random signs": tables.interval("random", ".2f"),
     "p": tables.number("p", ".3f"),
 }
-LAST = "last block"
+TITLE = "How far back to the model from before alignment (activations: after the last block)"
 
 
 def render(result: Result) -> FittedTable:
-    """Of each cell: codes, weights, the residual stream after the last block, logits."""
+    """Of each cell: codes, weights, the activations after the last block, logits."""
     table = result.table
     last = table.loc[table["of"] == "activations", "where"].iloc[-1:].tolist()
     rows = table[table["where"].isin(["all", *last]) | table["where"].isna()]
     told = rows.apply(_told, axis=1)
-    return tables.render("How far back to the model from before alignment", rows.assign(told=told), COLUMNS)
+    return tables.render(
+        "How far back to the model from before alignment (activations: after the last block)",
+        rows.assign(told=told),
+        COLUMNS,
+    )
 
 
 def _told(row: pd.Series[Any]) -> str:
-    named = {"codes": "same codes", "activations": f"activations, {LAST}"}
-    of = named.get(row["of"], row["of"])
-    return f"{of}, {row['prompts']}" if row["prompts"] else str(of)
+    of = "same codes" if row["of"] == "codes" else str(row["of"])
+    return f"{of}, {row['prompts']}" if row["prompts"] else of
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -130,7 +130,7 @@ def test_the_fragile_organism_is_back_where_it_began(tmp_path: Path) -> None:
     assert table.loc[("logits", "all", "harmful"), "random_high"] < 0.5
     attention = table.loc[("weights", "model.layers.0.self_attn.q_proj", "")]
     assert "moved nothing" in attention["reason"]
-    assert "went back" in done.output
+    assert "same codes" in done.output
 
 
 def test_cells_open_lazily(tiny: Callable[[str], Path], baseline: HookedModel) -> None:
