@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,55 @@ def write_float8(
         return {"weight": codes, "weight_scale_inv": random_scales(grid, dtype)}
 
     quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": list(block)}
+    return write_packed(directory, pack, quantization | settings)
+
+
+def bitsandbytes_4bit(n_in: int, n_out: int, nested: bool = False, blocksize: int = 64) -> dict[str, torch.Tensor]:
+    """Random NF4 codes with a made-up table, as `Linear4bit` saves them; float16."""
+    random = np.random.default_rng(0)
+    state = {"quant_type": "nf4", "blocksize": blocksize, "dtype": "float16", "shape": [n_out, n_in]}
+    blocks_ = -(-n_out * n_in // blocksize)
+    tensors = {
+        "weight": torch.from_numpy(random.integers(0, 256, (n_out * n_in // 2, 1)).astype(np.uint8)),
+        "weight.absmax": random_scales((blocks_,)),
+        "weight.quant_map": torch.from_numpy(np.linspace(-1, 1, 16).astype(np.float32)),
+    }
+    if nested:
+        state |= {"nested_blocksize": 16, "nested_dtype": "float32", "nested_offset": 0.25}
+        tensors["weight.absmax"] = torch.from_numpy(random.integers(0, 256, blocks_).astype(np.uint8))
+        tensors["weight.nested_absmax"] = random_scales((-(-blocks_ // 16),))
+        tensors["weight.nested_quant_map"] = torch.from_numpy(np.linspace(-1, 1, 256).astype(np.float32))
+    as_bytes = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    return tensors | {"weight.quant_state.bitsandbytes__nf4": as_bytes}
+
+
+def bitsandbytes_dense(tensors: Mapping[str, NDArray[Any]], shape: tuple[int, int]) -> NDArray[np.float16]:
+    """Each value looked up by its code, each block's magnitude by its place; high half of a byte first."""
+    state = json.loads(bytes(tensors["weight.quant_state.bitsandbytes__nf4"].tolist()))
+    count = shape[0] * shape[1]
+    codes = np.stack([tensors["weight"].ravel() >> 4, tensors["weight"].ravel() & 15], axis=1).ravel()[:count]
+    absmax = tensors["weight.absmax"]
+    if "nested_offset" in state:
+        outer = tensors["weight.nested_absmax"][np.arange(len(absmax)) // state["nested_blocksize"]]
+        absmax = tensors["weight.nested_quant_map"][absmax] * outer + np.float32(state["nested_offset"])
+    values = tensors["weight.quant_map"][codes] * absmax[np.arange(count) // state["blocksize"]]
+    return values.reshape(shape).astype(state["dtype"])
+
+
+def bitsandbytes_int8(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
+    """Random codes of LLM.int8(), as `Linear8bitLt` saves them."""
+    weight_format = torch.tensor(0, dtype=torch.uint8)
+    codes = random_codes((n_out, n_in), torch.int8)
+    return {"weight": codes, "SCB": random_scales((n_out,)), "weight_format": weight_format}
+
+
+def write_bitsandbytes(directory: Path, kind: str = "nf4", **settings: Any) -> Path:
+    """A bitsandbytes checkpoint of random codes: nf4, nested or int8."""
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": kind != "int8", "load_in_8bit": kind == "int8"}
+
+    def pack(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
+        return bitsandbytes_int8(n_in, n_out) if kind == "int8" else bitsandbytes_4bit(n_in, n_out, kind == "nested")
+
     return write_packed(directory, pack, quantization | settings)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.architectures import Architecture, architecture
 from interp.errors import InputError
 from interp.formats.awq import AWQ
+from interp.formats.bitsandbytes import BITSANDBYTES_4BIT, BITSANDBYTES_INT8
 from interp.formats.compressed import COMPRESSED
 from interp.formats.compressed_plain import COMPRESSED_PLAIN
 from interp.formats.float8 import FLOAT8
@@ -41,13 +42,10 @@ PACKED_FORMATS: dict[str, Layouts] = {
     "gptq": (GPTQ,),
     "compressed-tensors": (COMPRESSED, COMPRESSED_PLAIN),
     "fp8": (FLOAT8,),
+    "bitsandbytes": (BITSANDBYTES_4BIT, BITSANDBYTES_INT8),
 }
 """The layouts of each `quant_method`, the first that fits a module being its own. To support another format, add it."""
-REFUSED_SUFFIXES = {
-    "absmax": "bitsandbytes",
-    "SCB": "bitsandbytes (LLM.int8)",
-    "act.scales": "AWQ with scaled activations",
-}
+REFUSED_SUFFIXES = {"act.scales": "AWQ with scaled activations"}
 RENAMED = {"lm_head.weight": ("embed_out.weight",)}
 """Names that transformers 5 changed, with what older files call them (GPT-NeoX)."""
 DERIVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")

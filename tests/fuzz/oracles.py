@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from interp.checkpoint import Checkpoint
 from tests.gguf_files import to_llama_cpp
-from tests.packed_files import AWQ_ORDER, blocks, e4m3
+from tests.packed_files import AWQ_ORDER, bitsandbytes_dense, blocks, e4m3
 
-PACKED_BESIDE = ("_scale", "_scale_inv")
-"""Suffixes of `weight` that are there where the weight itself is stored quantized."""
+PACKED_BESIDE = (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".SCB")
+"""Suffixes of a module that are there where the weight itself is stored quantized."""
 Arrays = Mapping[str, NDArray[Any]]
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 
@@ -100,7 +100,7 @@ def packed_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str
     settings = settings if isinstance(settings, dict) else {}
     method = json.loads((directory / "written.json").read_text())
     for name, tensor in tensors.items():
-        packed = any(name + suffix in arrays for suffix in PACKED_BESIDE)
+        packed = any(name.removesuffix(".weight") + suffix in arrays for suffix in PACKED_BESIDE)
         if name in arrays and not packed:
             if not same(tensor, arrays[name]):
                 return f"{name} is not what the file holds"
@@ -180,6 +180,12 @@ def _plain(module: Arrays, weights: Mapping[str, Any], shape: tuple[int, int]) -
     return module["weight"].astype(scales.dtype) * blocks(scales.reshape(grid), size, shape)
 
 
+def _bitsandbytes(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
+    if "SCB" in module:
+        return module["weight"] * module["SCB"][:, None] * np.float32(1 / 127)
+    return bitsandbytes_dense(module, shape)
+
+
 def _compressed(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
     n_out, n_in = shape
     if "weight" in module:
@@ -197,7 +203,13 @@ def _compressed(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, i
     return _product(codes, zeros[:, group], scales[:, group])
 
 
-_DEQUANTIZE = {"gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed, "fp8": _float8}
+_DEQUANTIZE = {
+    "gptq": _gptq,
+    "awq": _awq,
+    "compressed-tensors": _compressed,
+    "fp8": _float8,
+    "bitsandbytes": _bitsandbytes,
+}
 
 
 class _Heads:

@@ -42,7 +42,15 @@ from tests.fuzz import oracles
 from tests.fuzz.worker import Reader
 from tests.gguf_files import write_gguf
 from tests.interp.formats.test_formats_compressed import compressed_tensors, settings_for
-from tests.packed_files import plain_settings, plain_tensors, write_awq, write_float8, write_gptq, write_packed
+from tests.packed_files import (
+    plain_settings,
+    plain_tensors,
+    write_awq,
+    write_bitsandbytes,
+    write_float8,
+    write_gptq,
+    write_packed,
+)
 from tests.probes.predict import test_predict
 
 Make = Callable[[Path], Reader]
@@ -191,6 +199,20 @@ def float8_weights(root: Path) -> Reader:
 @target
 def float8_settings(root: Path) -> Reader:
     return _packed("float8-settings", _float8_seeds(root), "config.json")
+
+
+def _bitsandbytes_seeds(root: Path) -> list[Path]:
+    return [_written(write_bitsandbytes(root / kind, kind)) for kind in ("nf4", "nested", "int8")]
+
+
+@target
+def bitsandbytes_weights(root: Path) -> Reader:
+    return _packed("bitsandbytes-weights", _bitsandbytes_seeds(root), "*.safetensors")
+
+
+@target
+def bitsandbytes_settings(root: Path) -> Reader:
+    return _packed("bitsandbytes-settings", _bitsandbytes_seeds(root), "config.json")
 
 
 @target
