@@ -253,3 +253,13 @@ def plain_tensors(
     """Random weights of eight bits, with scales and zero points of shape `grid`."""
     tensors = {"weight": random_codes((n_out, n_in), STORED[kind]), "weight_scale": random_scales(grid, dtype)}
     return tensors if symmetric else tensors | {"weight_zero_point": random_codes((*grid,), torch.int8, seed=1)}
+
+
+def label_autoround(directory: Path, packing: str, **settings: Any) -> Path:
+    """Put AutoRound's own config in place of the writer's: four bits in groups of 16."""
+    config = json.loads((directory / "config.json").read_text())
+    own = {"bits": 4, "group_size": 16, "sym": False, "data_type": "int", "autoround_version": "0.16.1"}
+    own |= {"quant_method": "auto-round", "packing_format": packing}
+    config["quantization_config"] = own | settings
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory

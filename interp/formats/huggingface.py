@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.architectures import Architecture, architecture
 from interp.errors import InputError
+from interp.formats import autoround
 from interp.formats.awq import AWQ
 from interp.formats.bitsandbytes import BITSANDBYTES_4BIT, BITSANDBYTES_INT8
 from interp.formats.compressed import COMPRESSED
@@ -61,7 +62,8 @@ class HuggingFaceReader(Reader):
 
     def __init__(self, directory: Path) -> None:
         settings_of_model = read_config(directory)
-        self.settings = quantization_settings(directory, settings_of_model)
+        self._written_settings = quantization_settings(directory, settings_of_model)
+        self.settings = autoround.translate(directory, self._written_settings)
         _refuse_methods(directory, self.settings)
         _refuse_experts(directory, settings_of_model)
         _refuse_custom_code(directory, settings_of_model)
@@ -189,7 +191,7 @@ class HuggingFaceReader(Reader):
         rows, columns = self.skeleton.shapes[self.skeleton.tied[name]]
         if tuple(tensor.shape) != (rows, columns):
             return True  # the embedding itself is refused, by its own shape
-        module = PackedModule(stored, self.shards, self.settings, (rows, columns))
+        module = self._module(stored, (rows, columns))
         layout = self._layout(module)
         layout.check(module)
         layout.require_all(module)
@@ -219,10 +221,14 @@ class HuggingFaceReader(Reader):
     def _modules(self) -> dict[str, PackedModule]:
         """Packed weights by the dense tensor's name."""
         return {
-            name: PackedModule(source, self.shards, self.settings, self._weight_shape(name))
+            name: self._module(source, self._weight_shape(name))
             for name, source in self._sources.items()
             if source not in self.shards
         }
+
+    def _module(self, source: str, shape: tuple[int, int]) -> PackedModule:
+        settings = autoround.own_settings(self._written_settings, self.settings, source)
+        return PackedModule(source, self.shards, settings, shape)
 
     def _weight_shape(self, name: str) -> tuple[int, int]:
         shape = self.skeleton.shapes[name]

@@ -43,6 +43,7 @@ from tests.fuzz.worker import Reader
 from tests.gguf_files import write_gguf
 from tests.interp.formats.test_formats_compressed import compressed_tensors, settings_for
 from tests.packed_files import (
+    label_autoround,
     plain_settings,
     plain_tensors,
     write_awq,
@@ -213,6 +214,15 @@ def bitsandbytes_weights(root: Path) -> Reader:
 @target
 def bitsandbytes_settings(root: Path) -> Reader:
     return _packed("bitsandbytes-settings", _bitsandbytes_seeds(root), "config.json")
+
+
+@target
+def autoround_settings(root: Path) -> Reader:
+    seeds = [
+        label_autoround(_written(write_gptq(root / "gptq", version=2)), "auto_round"),
+        label_autoround(_written(write_awq(root / "awq")), "auto_round:auto_awq"),
+    ]
+    return _packed("autoround-settings", seeds, "config.json")
 
 
 @target
