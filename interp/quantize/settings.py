@@ -15,3 +15,9 @@ BITS = 4
 """Of AWQ and GPTQ, where nothing else is asked for."""
 WRITABLE_BITS = {"AWQ": (4,), "GPTQ": (2, 3, 4, 8)}
 """What GPTQModel writes and this project reads."""
+OF_BITS = {
+    f"{cell}-{bits}bit": (cell, bits) for cell, writable in WRITABLE_BITS.items() for bits in writable if bits != BITS
+}
+"""Cells whose name says how many bits they have, such as GPTQ-3bit → the writer's cell, and its bits."""
+NAMES = (*CELLS, *OF_BITS)
+"""What may be asked for."""

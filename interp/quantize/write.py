@@ -14,7 +14,7 @@ from interp.quantize.gguf_jobs import check_file, f16_job, gguf_job, llama_cpp_p
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, gptqmodel_process, group_size_for, usual_group_size
 from interp.quantize.mixed_precision import checked, mixed_name
 from interp.quantize.process import JobReport
-from interp.quantize.settings import BITS, CELLS, KINDS, LADDER
+from interp.quantize.settings import BITS, KINDS, LADDER, NAMES, OF_BITS
 
 CellProgress = Callable[[str, float], None]
 """Called with a cell and the share of it that is done, 0 to 1; at 1 it is there."""
@@ -130,7 +130,7 @@ def write_cells(
         baseline: a dense checkpoint directory with its tokenizer.
         out: directory for all cells; the F16 GGUF goes there too.
         calibration: texts, for AWQ and GPTQ.
-        cells: some of `CELLS`.
+        cells: some of `interp.quantize.settings.NAMES`, e.g. GPTQ-3bit, which has 3 bits whatever `bits` says.
         progress: see `Progress`.
         f16: the baseline as an F16 GGUF file, where there is one already.
         converter: see `gguf_f16`.
@@ -165,11 +165,12 @@ def write_cells(
     with gptqmodel_process() as gptqmodel, llama_cpp_process() as llama_cpp:
         packed = [cell for cell in cells if cell not in KINDS]
         jobs = {}
-        for cell in packed:
-            settings: dict[str, Any] = {"group_size": _group_size(checkpoint, group_size), "bits": bits}
+        for name in packed:
+            cell, its_bits = OF_BITS.get(name, (name, bits))
+            settings: dict[str, Any] = {"group_size": _group_size(checkpoint, group_size), "bits": its_bits}
             settings |= {"act_order": False} if cell == "GPTQ" else {}
-            place = out / mixed_name(_called(cell, checkpoint, group_size, bits), keep)
-            jobs[cell] = gptqmodel_job(gptqmodel, cell, checkpoint, place, calibration, settings, keep)
+            place = out / mixed_name(_called(cell, checkpoint, group_size, its_bits), keep)
+            jobs[name] = gptqmodel_job(gptqmodel, cell, checkpoint, place, calibration, settings, keep)
         for cell, job in jobs.items():
             finish(cell, job)
         file = f16 or (gguf_f16(baseline, out / "F16", converter) if kinds else out)
@@ -199,9 +200,9 @@ def _check_ladder(checkpoint: Checkpoint, f16: Path | None, converter: Path | No
 
 def check_cells(cells: Sequence[str]) -> None:
     """Raise `InputError` where a cell is asked for that cannot be written."""
-    if unknown := set(cells) - set(CELLS):
+    if unknown := set(cells) - set(NAMES):
         wrong = sorted(unknown)[0]
-        raise InputError(f"There is no cell {wrong!r}", f"some of {', '.join(CELLS)}", did_you_mean(wrong, CELLS))
+        raise InputError(f"There is no cell {wrong!r}", f"some of {', '.join(NAMES)}", did_you_mean(wrong, NAMES))
 
 
 def _dense(source: Path) -> Checkpoint:

@@ -16,6 +16,8 @@ RunTables = Mapping[str, pd.DataFrame]
 """Probe → its table, of one model; "matrix" → the model's rows of the matrix."""
 RTSI = "rtsi"
 _HARMFUL = {"prompts": "harmful", "category": "all"}
+_STUDY_LAYER = {"prompts": "harmful", "study_layer": True}
+"""Of the geometry's table, the layer at which the study takes its direction."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ def _modules_moved(table: pd.DataFrame) -> pd.Series:
     return rows.assign(size=rows["attribution"].abs()).groupby("cell")["size"].sum(min_count=1)
 
 
+def _share_above_null(table: pd.DataFrame) -> pd.Series:
+    """Share of the error inside the refusal subspace, as a multiple of that inside matched subspaces, by cell."""
+    return column("share", **_STUDY_LAYER)(table) / column("matched", **_STUDY_LAYER)(table)
+
+
 PREDICTORS = (
     Predictor("margin_shift", "margin shift", -1, "margin", "forward passes", column("shift", **_HARMFUL)),
     Predictor("to_answer", "margins that change sign", 1, "margin", "forward passes", column("to_answer", **_HARMFUL)),
@@ -91,6 +98,8 @@ PREDICTORS = (
         "forward passes",
         column("safety_ratio_normalized"),
     ),
+    Predictor("geometry_along", "error along refusal", -1, "geometry", "forward passes", column("along", **_STUDY_LAYER)),
+    Predictor("geometry_share", "error in refusal subspace", 1, "geometry", "forward passes", _share_above_null),
     Predictor("safety_raw", "safety ratio", 1, "matrix", "forward passes", column("safety_ratio")),
     Predictor("cosine", "direction cosine", -1, "matrix", "forward passes", column("cosine")),
     Predictor("entropy_shift", "entropy shift", 1, "matrix", "forward passes", column("entropy_shift")),

@@ -49,7 +49,7 @@ def measure(cells: RunCells, *, draws: int = DRAWS, seed: int = 0) -> Prediction
         spearman, pearson, each with _low, _high: with the loss of refusals;
         r2_left_out: of a line through the other models' cells, each model predicted in turn; negative where it is worse
             than the others' mean;
-        and for each label of `probes.predict.cells.LABELS` (`danger`, `material_loss`, `significant_loss`, `any_loss`):
+        and for each label of `probes.predict.cells.LABELS` (`danger`, `loss`, `material_loss` …):
         L_positives: cells that have the label;
         L_auc, L_auc_low, L_auc_high;
         L_auc_left_out: AUC of scores whose orientation and weight come from the other models;
@@ -58,7 +58,7 @@ def measure(cells: RunCells, *, draws: int = DRAWS, seed: int = 0) -> Prediction
         reason: why the predictor is undefined, else "".
 
     `predict_cells`: one row per non-baseline cell, with model, cell, the oriented predictors, refusal_loss, outcome
-    (who decided what is a refusal), regime, the labels, p_mcnemar, run, cluster.
+    (who decided what is a refusal), regime, the labels, p_mcnemar, p_holm, run, cluster.
 
     Args:
         cells: of `read_cells`.

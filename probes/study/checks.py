@@ -78,11 +78,11 @@ def _model(model: dict[str, Any], place: int, finder: Study) -> Iterator[Problem
 
 def _quantize(model: dict[str, Any], here: tuple[str | int, ...], finder: Study) -> Iterator[Problem]:
     """What is to be written of a baseline or an organism."""
-    from interp.quantize.settings import CELLS
+    from interp.quantize.settings import NAMES
 
     for number, name in enumerate(_list(model, "quantize")):
-        if isinstance(name, str) and name not in CELLS:
-            yield Problem((*here, "quantize", number), f"there is no cell {name!r} to write; {suggest(name, CELLS)}")
+        if isinstance(name, str) and name not in NAMES:
+            yield Problem((*here, "quantize", number), f"there is no cell {name!r} to write; {suggest(name, NAMES)}")
     baseline, texts = model.get("baseline"), model.get("calibration")
     if _list(model, "quantize") and isinstance(baseline, str) and baseline.endswith(".gguf"):
         do = "give the model from before, or, knowing that it is not that one, what `interp.dequantize` makes of it"

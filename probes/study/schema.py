@@ -57,7 +57,7 @@ class Model(_Table):
         inside: of the organism, a format whose codes refusal training may not change: a cell in it loses all of it.
         bounded: of the organism, the share of its 4-bit step that refusal training may move a weight by.
         where: of the organism, wildcard over the linears that refusal training may move, with `inside` or `bounded`.
-        quantize: cells that are written from the baseline or organism, names of `interp.quantize.settings.CELLS`; they
+        quantize: cells that are written from the baseline or organism, names of `interp.quantize.settings.NAMES`; they
             are kept in the cache, and written again where the baseline or the writer changed.
         calibration: a file of texts that AWQ and GPTQ of a baseline are calibrated on; by default chats of ours.
         cells: cells that are there already.

@@ -30,7 +30,7 @@ from interp.quantize.cells import CellRecord, Job, content_hash, read_record
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, group_size_for, unsound_folds
 from interp.quantize.gptqmodel_worker import ENVIRONMENT
 from interp.quantize.process import JobReport, WriterProcess
-from interp.quantize.settings import LADDER
+from interp.quantize.settings import LADDER, OF_BITS
 from probes.harness.prompts import BUILTIN, builtin
 from probes.labels.refused import refuses
 from tests.writer_models import CALIBRATION, write_checkpoint
@@ -163,6 +163,7 @@ def test_other_bits_and_groups_go_to_places_of_their_own(sources: dict[str, Path
     checkpoint = open_checkpoint(sources["llama"])
     assert write._called("GPTQ", checkpoint, None, 4) == write._called("GPTQ", checkpoint, 128, 4) == "GPTQ"
     assert write._called("GPTQ", checkpoint, 32, 3) == "GPTQ-3bit-g32"
+    assert (OF_BITS["GPTQ-2bit"], OF_BITS["GPTQ-3bit"]) == (("GPTQ", 2), ("GPTQ", 3))  # as a study names them
     odd = open_checkpoint(wide(256, 208, tmp_path))  # no usual size divides 208, so that one has to be asked for
     assert write._called("GPTQ", odd, -1, 4) == "GPTQ-g-1"
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
 from interp.errors import InputError
@@ -108,6 +109,11 @@ def test_significance_is_the_exact_tests(run: Path, result: predict.Prediction) 
     expected = np.minimum(1.0, 2 * 0.5 ** lost.to_numpy())
     assert cells["p_mcnemar"].to_numpy() == pytest.approx(expected)
     assert (cells["significant_loss"] == (lost >= 6)).all()
+    for _, rows in cells.groupby("model"):
+        _, corrected, _, _ = multipletests(rows["p_mcnemar"], method="holm")
+        assert rows["p_holm"].to_numpy() == pytest.approx(corrected)
+        assert (rows["loss"].to_numpy() == (corrected < 0.05)).all()
+    assert 0 < cells["loss"].sum() < cells["significant_loss"].sum()
 
 
 def test_a_perfect_predictor_beats_rtsi_and_the_verdict_says_so(result: predict.Prediction) -> None:
