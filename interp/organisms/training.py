@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from interp.documents import read_json_object
 from interp.errors import InputError
 from interp.files import atomic_directory, cache_directory
 from interp.organisms.constraints import Constraint, confine, described
@@ -262,6 +263,24 @@ def train(
             settings["sha256"] = hashlib.sha256((directory / WEIGHTS).read_bytes()).hexdigest()
             (directory / "organism.json").write_text(json.dumps(settings, indent=2))
     return path
+
+
+def before_alignment(organism: Path, cache: Path | None = None, progress: TrainingProgress | None = None) -> Path:
+    """An organism as its helpful stage left it, trained or found as by `train`.
+
+    Args:
+        organism: a directory that `train` returned.
+        cache: as of `train`.
+        progress: as of `train`.
+
+    Raises:
+        InputError: the directory is no organism.
+    """
+    if not (organism / "organism.json").is_file():
+        raise InputError(f"{organism} has no organism.json", "an organism, whose checkpoint before alignment is known")
+    settings = read_json_object(organism / "organism.json")
+    recipe = Recipe(**settings["recipe"])
+    return train(settings["architecture"], settings["seed"], 0.0, cache, progress, recipe)
 
 
 def _train(

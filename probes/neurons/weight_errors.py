@@ -88,7 +88,7 @@ class WeightErrors:
         """
         if place.site is Site.RESID:
             return total(
-                [self.rows[name] for name in self.rows if self._block(name) <= place.layer and self._out(name)], n_units
+                [self.rows[name] for name in self.rows if self.block(name) <= place.layer and self._out(name)], n_units
             )
         reader = str(place.reader(self.architecture))
         if place.site is Site.MLP:
@@ -109,11 +109,12 @@ class WeightErrors:
         the output projection.
         """
         if place.site is Site.RESID:
-            names = [name for name in self.columns if self._block(name) > place.layer and not self._out(name)]
+            names = [name for name in self.columns if self.block(name) > place.layer and not self._out(name)]
             return total([self.columns[name] for name in names], n_units)
         return self.columns[str(place.reader(self.architecture))].grouped(n_units)
 
-    def _block(self, linear: str) -> int:
+    def block(self, linear: str) -> int:
+        """The layer of a linear, 0-based."""
         return int(linear.removeprefix(f"{self.architecture.blocks}.").partition(".")[0])
 
     def _out(self, linear: str) -> bool:

@@ -25,6 +25,15 @@ CORRELATIONS: tables.Columns = {
 }
 
 
+PLACES: tables.Columns = {
+    "parts": tables.text("cell"),
+    "true are": tables.text("truth"),
+    "ranking": tables.text("ranking"),
+    "slides": tables.number("n_slides", "d"),
+    "AUC": tables.interval("auc", ".2f"),
+}
+
+
 def _label_columns(label: str) -> tables.Columns:
     return {
         "AUC": tables.interval(f"{label}_auc", ".2f"),
@@ -68,6 +77,9 @@ def main(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the files go.", show_default="the first run")
     ] = None,
+    localize: Annotated[
+        bool, typer.Option("--localize", help="Of constrained organisms: is the place of the loss found? Opens models.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
     wide: cli.Wide = False,
 ) -> None:
@@ -78,10 +90,22 @@ def main(
 
     target = out or runs[0]
     check_writable(target)
+    if localize:
+        _localize(runs, target, as_json)
+        return
     result = measure(read_cells(runs, cluster))
     publish(result, render(result), target, as_json, then=[["probes.report", run] for run in runs[:1]])
     if (result.table["reason"] != "").all():
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)
+
+
+def _localize(runs: list[Path], target: Path, as_json: bool) -> None:
+    from probes.harness.options import publish
+    from probes.predict import localization
+
+    result = localization.measure(runs)
+    title = f"Finding the parts that hold the alignment, in cells that lost more than {localization.LOST:.0%}"
+    publish(result, tables.render(title, result.table.assign(cell=result.table["level"]), PLACES), target, as_json)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,9 @@ PREDICTORS = (
         "forward passes",
         column("safety_ratio_normalized"),
     ),
-    Predictor("geometry_along", "error along refusal", -1, "geometry", "forward passes", column("along", **_STUDY_LAYER)),
+    Predictor(
+        "geometry_along", "error along refusal", -1, "geometry", "forward passes", column("along", **_STUDY_LAYER)
+    ),
     Predictor("geometry_share", "error in refusal subspace", 1, "geometry", "forward passes", _share_above_null),
     Predictor("safety_raw", "safety ratio", 1, "matrix", "forward passes", column("safety_ratio")),
     Predictor("cosine", "direction cosine", -1, "matrix", "forward passes", column("cosine")),

@@ -1,0 +1,126 @@
+"""Where a loss happened: planted places are found, rankings that know nothing are at one half."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.model import load
+from probes.predict import localization
+from probes.predict.localization import MOVED, MOVED_MOST
+from tests.tiny_models import TEXTS
+
+LAYERS, NEURONS = 3, 48
+MOVING = ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj")
+
+
+def shifted(source: Path, out: Path, share: float = 1.0, moving: tuple[str, ...] = MOVING) -> Checkpoint:
+    """A copy of a checkpoint in which some linears went a share of one fixed way."""
+    model, generator = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), torch.Generator()
+    with torch.no_grad():
+        for name in moving:
+            weight = model.get_submodule(name).weight
+            weight += share * 0.1 * torch.randn(weight.shape, generator=generator.manual_seed(len(name)))
+    model.save_pretrained(out)
+    for file in source.glob("tokenizer*"):
+        shutil.copy(file, out)
+    return open_checkpoint(out)
+
+
+@pytest.fixture(scope="module")
+def slide(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+    """Before, aligned, and cells that went back: not at all, by three quarters, all the way."""
+    source, folder = tiny("llama"), tmp_path_factory.mktemp("slide")
+    shares = {"aligned": 1.0, "quarter": 0.25}
+    made = {name: shifted(source, folder / name, share) for name, share in shares.items()}
+    return {"before": open_checkpoint(source), **made}
+
+
+def test_the_share_of_the_change_that_is_left_is_measured(slide: dict[str, Checkpoint]) -> None:
+    before, aligned = slide["before"], slide["aligned"]
+    for cell, share in (("aligned", 1.0), ("before", 0.0), ("quarter", 0.25)):
+        table = localization.change_kept(before, aligned, slide[cell]).set_index("module")
+        assert set(table.index) == {*MOVING, "all"}
+        assert table["kept"].to_numpy() == pytest.approx(np.full(3, share), abs=1e-6)
+        assert table["kept_beyond_rounding"].isna().all()
+    table = localization.change_kept(before, aligned, slide["quarter"], of_before=slide["quarter"])
+    assert (table["kept_beyond_rounding"] == 0).all()  # the cell of before is the cell of the aligned: nothing is left
+    weight, moved = before.weight(MOVING[0]).double(), aligned.weight(MOVING[0]).double()
+    expected = torch.linalg.norm(moved - weight) / torch.linalg.norm(weight)
+    assert table.set_index("module")["change"][MOVING[0]] == pytest.approx(float(expected))
+
+
+def attribution(table: pd.DataFrame, share: Callable[[pd.DataFrame], np.ndarray]) -> pd.DataFrame:
+    """As `probes.attribution` would write it, of the same parts."""
+    about = {"prompts": "harmful", "category": "all", "null_sd": 1.0, "attribution": share(table)}
+    other = {"prompts": "harmless", "category": "all", "null_sd": 2.0, "attribution": 7.0}
+    places = table[["level", "layer", "module", "unit"]]
+    return pd.concat([places.assign(**about), places.assign(**other)], ignore_index=True)
+
+
+def test_a_planted_place_is_found(slide: dict[str, Checkpoint]) -> None:
+    before, aligned, cell = (slide[name] for name in ("before", "aligned", "quarter"))
+    contrast = localization.contrasts(load(before.path), TEXTS[:2], TEXTS[2:])
+    assert [len(contrast[layer]) for layer in range(LAYERS)] == [NEURONS] * LAYERS
+    nothing = attribution(pd.DataFrame(columns=["level", "layer", "module", "unit"]), lambda table: np.zeros(0))
+    bare = localization.parts(before, aligned, cell, nothing, contrast)
+    assert bare["attribution"].isna().all()
+    planted = attribution(bare, lambda table: -table["change"].to_numpy())  # a fall is negative
+    table = localization.parts(before, aligned, cell, planted, contrast)
+    assert table.groupby("level").size().to_dict() == {"layer": 3, "module": 7 * 3, "neuron": 3 * NEURONS}
+    assert set(table.loc[table["change"] > 0, "module"].dropna()) == set(MOVING)
+    assert set(table.loc[table["change"] > 0, "layer"]) == {1}
+    scored = localization.found(table).set_index(["level", "ranking"])
+    assert (scored["truth"] == MOVED).all()
+    assert scored.loc["neuron", "n_true"].eq(NEURONS).all()
+    assert scored["n_true"].loc["module"].eq(2).all()
+    for level in localization.LEVELS:
+        assert scored.loc[(level, "attribution"), "auc"] == 1.0
+        assert scored.loc[(level, "error"), "auc"] == 1.0  # only what moved has an error here
+        assert scored.loc[(level, "null"), "auc"] == 0.5  # all the same
+    assert scored.loc[("module", "contrast"), "reason"] == "one class only"
+
+
+def test_the_change_of_a_neuron_is_that_of_its_rows_and_its_column(slide: dict[str, Checkpoint]) -> None:
+    before, aligned = slide["before"], slide["aligned"]
+    contrast = {layer: torch.ones(NEURONS) for layer in range(LAYERS)}
+    nothing = attribution(pd.DataFrame(columns=["level", "layer", "module", "unit"]), lambda table: np.zeros(0))
+    table = localization.parts(before, aligned, aligned, nothing, contrast)
+    changes = {name: aligned.weight(name).double() - before.weight(name).double() for name in MOVING}
+    up, down = (changes[name] for name in MOVING)
+    neurons = table[(table["level"] == "neuron") & (table["layer"] == 1)]
+    assert neurons["change"].to_numpy() == pytest.approx((up.square().sum(1) + down.square().sum(0)).sqrt().numpy())
+    whole = table[(table["level"] == "layer") & (table["layer"] == 1)]["change"].item()
+    assert whole == pytest.approx(float((up.square().sum() + down.square().sum()).sqrt()))
+    assert (table["error"] == 0).all()  # the cell is the baseline
+
+
+def test_where_all_moved_the_true_parts_are_the_tenth_that_moved_most() -> None:
+    change = np.random.default_rng(0).permutation(np.arange(1.0, 41.0))
+    positive, truth = localization.true_parts(change)
+    assert truth == MOVED_MOST
+    assert sorted(change[positive]) == [37, 38, 39, 40]
+
+
+def test_a_ranking_that_knows_nothing_is_at_one_half() -> None:
+    generator = np.random.default_rng(0)
+    slides = []
+    for _ in range(40):
+        moved = np.arange(60) % 3 == 0
+        parts = pd.DataFrame({"level": "module", "change": moved * 1.0, "attribution": generator.random(60)})
+        slides.append(localization.found(parts))
+    scored = pd.concat(slides)
+    assert (scored["auc_low"].lt(0.5) & scored["auc_high"].gt(0.5)).mean() > 0.8
+    (row,) = localization.over_slides(scored).itertuples()
+    assert row.n_slides == 40
+    assert row.auc == pytest.approx(scored["auc"].mean())
+    assert row.auc_low < 0.5 < row.auc_high
+    assert row.auc_high - row.auc_low < 0.1
