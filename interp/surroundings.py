@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, StrictInt
 
 from interp.documents import checked, read_json_object
 from interp.errors import InputError
+from interp.formats.gguf_config import transformers_config
 from interp.pairs.configs import metadata_differences
-from interp.tokenizer_files import open_tokenizer, refused
+from interp.tokenizer_files import gguf_tokenizer, open_tokenizer, refused
 
 if TYPE_CHECKING:
     from interp.checkpoint import Checkpoint
@@ -89,14 +90,10 @@ def _generation_config(directory: Path) -> Any:
 
 def _within_gguf(checkpoint: Checkpoint) -> Surroundings:
     """What transformers makes of a GGUF's own metadata."""
-    from transformers import AutoConfig
-
     file = checkpoint.path
     problem = f"transformers cannot make a config and a tokenizer of the metadata in {file}"
     with refused(problem, "metadata that it knows, or a baseline to take them from", _GIVE_BASELINE):
-        config = AutoConfig.from_pretrained(
-            file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True
-        )
+        config = transformers_config(file)
         differences = metadata_differences(config, checkpoint.metadata())
     if differences:
         raise InputError(
@@ -104,4 +101,4 @@ def _within_gguf(checkpoint: Checkpoint) -> Surroundings:
             "a config that computes what the file says",
             _GIVE_BASELINE,
         )
-    return Surroundings(config, open_tokenizer(file.parent, file.name), None)
+    return Surroundings(config, gguf_tokenizer(file, config), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +18,59 @@ UPGRADE = "if newer libraries wrote it, upgrade tokenizers and transformers"
 """What helps where a file is not damaged but unknown."""
 
 
-def open_tokenizer(directory: Path, gguf_file: str | None = None) -> Any:
+def open_tokenizer(directory: Path) -> Any:
     """The tokenizer of a checkpoint, as transformers makes it, tried on a short text.
 
     Args:
         directory: with the tokenizer's files; they never run code, are never asked about, and nothing is downloaded.
-        gguf_file: the name of a .gguf file in the directory, whose metadata is used instead.
 
     Raises:
         InputError: there is none, or it is damaged, newer than the installed libraries, or asks to run its own code.
     """
     from transformers import AutoTokenizer
 
-    source = directory if gguf_file is None else directory / gguf_file
-    if gguf_file is None:
-        _check_files(directory)
-    named = {} if gguf_file is None else {"gguf_file": gguf_file}
-    with refused(
+    _check_files(directory)
+    with _readable(directory):
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        _try(tokenizer)
+    return tokenizer
+
+
+def gguf_tokenizer(file: Path, config: Any) -> Any:
+    """The tokenizer that transformers makes of a GGUF's metadata, tried on a short text.
+
+    Args:
+        file: the .gguf file.
+        config: of its model; with it the class of the tokenizer is known, and the file is parsed once instead of twice.
+
+    Raises:
+        InputError: as `open_tokenizer`.
+    """
+    with _readable(file):
+        tokenizer = _class_for(file, config).from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False, local_files_only=True
+        )
+        _try(tokenizer)
+    return tokenizer
+
+
+def _class_for(file: Path, config: Any) -> Any:
+    """The class that transformers' AutoTokenizer takes, which is asked only where files beside may say another one."""
+    from transformers import AutoTokenizer, TokenizersBackend
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+    if any((file.parent / name).exists() for name in ("tokenizer_config.json", "tekken.json")):
+        return AutoTokenizer
+    known = TOKENIZER_MAPPING.get(type(config), TokenizersBackend)
+    return known if issubclass(known, TokenizersBackend) else TokenizersBackend
+
+
+def _readable(source: Path) -> AbstractContextManager[None]:
+    return refused(
         f"{source} holds no tokenizer that transformers can read",
         "tokenizer.json or another tokenizer beside the weights",
         f"Download the tokenizer files again, give the baseline (load(path, like=baseline)), or, {UPGRADE}",
-    ):
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True, **named)
-        _try(tokenizer)
-    return tokenizer
+    )
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:

@@ -1,10 +1,11 @@
-"""GGUF: blocks dequantized by the `gguf` package, llama.cpp's names and layouts turned back into Hugging Face's.
+"""GGUF: llama.cpp's names and layouts turned back into Hugging Face's.
 
 Layouts: llama.cpp's convert_hf_to_gguf.py (`LlamaModel.permute`, `Gemma2Model`, `GPT2Model`, `GPTNeoXModel`).
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +21,13 @@ from torch import Tensor
 
 from interp.architectures import ARCHITECTURES, Architecture
 from interp.errors import InputError
+from interp.formats.ggml_blocks import PLAIN, dequantize
 from interp.formats.gguf_codes import block_codes
-from interp.formats.gguf_header import check_header
+from interp.formats.gguf_header import StoredTensor, read_header
 from interp.formats.reader import Reader
 from interp.formats.skeleton import MAX_BLOCKS, Skeleton, count_blocks, skeleton
 
-DENSE_TYPES = {
-    BlockType.F64: torch.float64,
-    BlockType.F32: torch.float32,
-    BlockType.F16: torch.float16,
-    BlockType.BF16: torch.bfloat16,
-}
+DENSE_TYPES = {**PLAIN, BlockType.F64: torch.float64}
 FUSED = {"attn_q": 0, "attn_k": 1, "attn_v": 2}
 """Which third of `attn_qkv` holds these, where an older converter wrote Phi's three projections as one."""
 INTERLEAVED_QKV = ("gptneox",)
@@ -55,13 +52,13 @@ class Stored:
         rows: which of its rows, None for all.
     """
 
-    tensor: gguf.ReaderTensor
+    tensor: StoredTensor
     rows: slice | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As torch sees it: GGUF lists dimensions in reverse."""
-        shape = tuple(int(n) for n in reversed(self.tensor.shape))
+        """As torch sees it."""
+        shape = self.tensor.shape
         return shape if self.rows is None else (self.rows.stop - self.rows.start, *shape[1:])
 
 
@@ -78,8 +75,9 @@ class GGUFReader(Reader):
     def __init__(self, file: Path) -> None:
         self.file = file
         self.files = [file]
-        self._gguf = _open(file)
-        self._tensors = {tensor.name: tensor for tensor in self._gguf.tensors}
+        self._header = read_header(file)
+        self._tensors = self._header.tensors
+        self._bytes = np.memmap(file, np.uint8, "c")
         self.architecture = _architecture(file, str(self._field("general.architecture")))
         self._refuse()
         n_blocks = self._n_blocks()
@@ -91,7 +89,7 @@ class GGUFReader(Reader):
             name: stored.shape[::-1] if self._is_conv1d(name) else stored.shape for name, stored in self._stored.items()
         }
         self.warnings = self._unused()
-        types = Counter(self._stored[f"{name}.weight"].tensor.tensor_type.name for name in self.linears)
+        types = Counter(self._stored[f"{name}.weight"].tensor.kind.name for name in self.linears)
         self.quantization = {"version": self._file_type(), "types": dict(types), "writer": self._quantized_by()}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -114,22 +112,23 @@ class GGUFReader(Reader):
 
     def is_quantized(self, module: str) -> bool:
         """See `Reader.is_quantized`."""
-        return self._stored[f"{module}.weight"].tensor.tensor_type not in DENSE_TYPES
+        return self._stored[f"{module}.weight"].tensor.kind not in DENSE_TYPES
 
     def stored_bytes(self, module: str) -> int:
         """See `Reader.stored_bytes`."""
         stored = self._stored[f"{module}.weight"]
-        return stored.tensor.n_bytes * torch.Size(stored.shape).numel() // int(stored.tensor.n_elements)
+        whole, part = math.prod(stored.tensor.shape), math.prod(stored.shape)
+        return stored.tensor.n_bytes * part // whole
 
     def codes(self, module: str, weight: Tensor) -> Tensor | None:
         """See `Reader.codes`."""
-        return block_codes(weight, self._stored[f"{module}.weight"].tensor.tensor_type)
+        return block_codes(weight, self._stored[f"{module}.weight"].tensor.kind)
 
     def floating_dtypes(self) -> dict[torch.dtype, int]:
         """See `Reader.floating_dtypes`; norms and biases do not count, as a GGUF always holds them in float32."""
         count: Counter[torch.dtype] = Counter()
         for name, stored in self._stored.items():
-            dtype = DENSE_TYPES.get(stored.tensor.tensor_type)
+            dtype = DENSE_TYPES.get(stored.tensor.kind)
             if dtype is not None and not (name.endswith("norm.weight") or name.endswith(".bias")):
                 count[dtype] += torch.Size(stored.shape).numel()
         return dict(count) or {torch.float16: 0}
@@ -137,17 +136,17 @@ class GGUFReader(Reader):
     def metadata(self) -> dict[str, Any]:
         """See `Reader.metadata`; among it are `ROPE_FACTORS`, a tensor that scales the rotary frequencies."""
         prefix = f"{self.architecture.gguf}."
-        fields = {key.removeprefix(prefix): self._field(key) for key in self._gguf.fields if key.startswith(prefix)}
+        fields = {key.removeprefix(prefix): self._field(key) for key in self._header.fields if key.startswith(prefix)}
         factors = self._tensors.get(ROPE_FACTORS)
         return fields if factors is None else fields | {ROPE_FACTORS: self._dequantize(factors).flatten().tolist()}
 
     def vocabulary(self) -> dict[str, int] | None:
         """See `Reader.vocabulary`."""
-        field = self._gguf.get_field("tokenizer.ggml.tokens")
-        return {token: index for index, token in enumerate(field.contents())} if field else None
+        tokens = "tokenizer.ggml.tokens"
+        return {token: index for index, token in enumerate(self._field(tokens))} if self._has(tokens) else None
 
     def _field(self, key: str) -> Any:
-        field = self._gguf.get_field(key)
+        field = self._header.fields.get(key)
         if field is None:
             raise InputError(
                 f"{self.file} has no field {key!r}",
@@ -160,7 +159,7 @@ class GGUFReader(Reader):
             raise InputError(f"The field {key!r} of {self.file} is not UTF-8", do="Download the file again") from error
 
     def _has(self, key: str) -> bool:
-        return self._gguf.get_field(key) is not None
+        return key in self._header.fields
 
     def _count(self, key: str) -> int:
         """A field that counts something.
@@ -249,9 +248,9 @@ class GGUFReader(Reader):
                     f"{dimensions} dimensions",
                     "Download or convert the file again",
                 )
-        for tensor in {stored.tensor.tensor_type: stored.tensor for stored in self._stored.values()}.values():
-            size = gguf.GGML_QUANT_SIZES[tensor.tensor_type][1]
-            self._dequantized(tensor, np.zeros((1, size), np.uint8))
+        for tensor in {stored.tensor.kind: stored.tensor for stored in self._stored.values()}.values():
+            size = gguf.GGML_QUANT_SIZES[tensor.kind][1]
+            self._dequantized(tensor, np.zeros(size, np.uint8))
 
     def _find(self, stem: str, suffix: str) -> Stored | None:
         if f"{stem}.{suffix}" in self._tensors:
@@ -261,30 +260,29 @@ class GGUFReader(Reader):
         if part not in FUSED or fused is None:
             return None
         heads, key_heads = self._number("attention.head_count"), self._number("attention.head_count_kv")
-        head_width, rest = divmod(int(fused.shape[-1]), max(heads + 2 * key_heads, 1))
+        head_width, rest = divmod(fused.shape[0], max(heads + 2 * key_heads, 1))
         if rest or not head_width:
-            raise self._wrong_heads("attention.head_count", heads, fused.name, int(fused.shape[-1]))
+            raise self._wrong_heads("attention.head_count", heads, fused.name, fused.shape[0])
         edges = [0, heads * head_width, (heads + key_heads) * head_width, (heads + 2 * key_heads) * head_width]
         return Stored(fused, slice(edges[FUSED[part]], edges[FUSED[part] + 1]))
 
-    def _dequantize(self, tensor: gguf.ReaderTensor) -> Tensor:
-        dtype = DENSE_TYPES.get(tensor.tensor_type)
-        dense = torch.from_numpy(self._dequantized(tensor, tensor.data).copy())
-        if not bool(torch.isfinite(dense).all()):
+    def _dequantize(self, tensor: StoredTensor) -> Tensor:
+        dense = self._dequantized(tensor, self._bytes[tensor.offset : tensor.offset + tensor.n_bytes])
+        if not _finite(dense):
             raise InputError(
                 f"The tensor {tensor.name!r} of {self.file} holds NaN or infinite values",
                 "finite scales",
                 "Download or quantize the file again",
             )
-        return dense if dtype is None else dense.to(dtype)
+        return dense.view(tensor.shape)
 
-    def _dequantized(self, tensor: gguf.ReaderTensor, data: NDArray[Any]) -> NDArray[Any]:
-        """Blocks of the tensor's type in floating-point numbers."""
+    def _dequantized(self, tensor: StoredTensor, stored: NDArray[np.uint8]) -> Tensor:
+        """The numbers of bytes of the tensor's type, in one dimension."""
         try:
-            return gguf.dequantize(data, tensor.tensor_type)
+            return dequantize(stored, tensor.kind)
         except NotImplementedError as error:
             raise InputError(
-                f"The tensor {tensor.name!r} of {self.file} has the block type {tensor.tensor_type.name}",
+                f"The tensor {tensor.name!r} of {self.file} has the block type {tensor.kind.name}",
                 "a type that the gguf package dequantizes",
                 "Quantize the model to another type",
             ) from error
@@ -316,6 +314,11 @@ class GGUFReader(Reader):
         return [f"{len(unused)} tensors of {self.file} belong to no part of the model: {unused[:5]}"] if unused else []
 
 
+def _finite(numbers: Tensor) -> bool:
+    """A sum is one pass; only where it overflows is every number looked at."""
+    return math.isfinite(numbers.sum(dtype=torch.float32)) or bool(numbers.isfinite().all())
+
+
 def unpermute(tensor: Float[Tensor, rows * columns], n_heads: int) -> Float[Tensor, rows * columns]:
     """Undo llama.cpp's interleaving of the two rotary halves of each head."""
     half = tensor.shape[0] // n_heads // 2
@@ -326,18 +329,6 @@ def interleave_heads(tensor: Float[Tensor, rows * columns], n_heads: int) -> Flo
     """From all queries, all keys, all values to the query, key and value of each head in turn."""
     width = tensor.shape[0] // n_heads // 3
     return tensor.reshape(3, n_heads, width, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
-
-
-def _open(file: Path) -> gguf.GGUFReader:
-    check_header(file)
-    try:
-        return gguf.GGUFReader(file)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise InputError(
-            f"{file} is truncated or is not a GGUF file ({error})",
-            "a complete .gguf file",
-            "Download or write it again",
-        ) from error
 
 
 def _architecture(file: Path, name: str) -> Architecture:

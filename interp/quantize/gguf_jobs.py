@@ -91,9 +91,10 @@ def _stored(f16: Path, keep: Sequence[str]) -> list[str]:
 
 def _matrices(file: Path) -> dict[str, tuple[str, int]]:
     """Type and row length of each matrix of a GGUF file."""
-    from gguf import GGUFReader
+    from interp.formats.gguf_header import read_header
 
-    return {t.name: (t.tensor_type.name, int(t.shape[0])) for t in GGUFReader(file).tensors if len(t.shape) > 1}
+    tensors = read_header(file).tensors.values()
+    return {tensor.name: (tensor.kind.name, tensor.shape[-1]) for tensor in tensors if len(tensor.shape) > 1}
 
 
 def _tensor_types(file: Path) -> dict[str, int]:

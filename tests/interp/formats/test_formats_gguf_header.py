@@ -13,7 +13,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFValueType
 
 from interp.errors import InputError
-from interp.formats.gguf_header import check_header
+from interp.formats.gguf_header import read_header
 
 F32, Q8_0 = int(GGMLQuantizationType.F32), int(GGMLQuantizationType.Q8_0)
 UINT8, UINT32, STRING, ARRAY = (
@@ -69,11 +69,11 @@ def write(
 
 def test_whole_files_pass_and_are_what_the_gguf_package_reads(tmp_path: Path) -> None:
     file = write(tmp_path / "x.gguf")
-    check_header(file)
+    read_header(file)
     read = gguf.GGUFReader(file)
     assert [(t.name, t.n_bytes) for t in read.tensors] == [("first", 256), ("second", 68), ("third", 12)]
     aligned = field(b"general.alignment", UINT32, I(8))
-    check_header(write(tmp_path / "y.gguf", (aligned,), (tensor(b"a", (3,), 0), tensor(b"b", (3,), 16)), n_data=28))
+    read_header(write(tmp_path / "y.gguf", (aligned,), (tensor(b"a", (3,), 0), tensor(b"b", (3,), 16)), n_data=28))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_headers_that_cannot_be_are_refused_at_once(changed: dict[str, Any], mes
     file = write(tmp_path / "x.gguf", **changed)
     start = time.process_time()
     with pytest.raises(InputError, match=rf"x\.gguf is truncated or is not a GGUF file \(.*{message}"):
-        check_header(file)
+        read_header(file)
     assert time.process_time() - start < 2
 
 
@@ -125,25 +125,74 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
     for keep in range(0, len(content), 3):
         (tmp_path / "x.gguf").write_bytes(content[:keep])
         with pytest.raises(InputError, match="truncated or is not a GGUF"):
-            check_header(tmp_path / "x.gguf")
+            read_header(tmp_path / "x.gguf")
 
 
-def test_files_that_the_gguf_package_writes(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+def equals_the_gguf_package(file: Path) -> None:
+    """Every field and every tensor as the package's own reader has them."""
+    theirs, ours = gguf.GGUFReader(file), read_header(file)
+    counts = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count"}
+    assert {*theirs.fields} - counts == {*ours.fields}
+    for key, field in ours.fields.items():
+        expected = theirs.fields[key].contents()
+        assert field.contents() == expected, key
+        assert type(field.contents()) is type(expected), key
+    for tensor in theirs.tensors:
+        shape = tuple(int(length) for length in reversed(tensor.shape))
+        expected = (tensor.name, tensor.tensor_type, shape, tensor.data_offset, tensor.n_bytes)
+        assert expected == tuple(vars(ours.tensors[tensor.name]).values())
+
+
+def packaged(path: Path, add: Any = lambda writer: None) -> Path:
+    """A file written by the gguf package."""
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_pre("x")
-    writer.add_token_list(["a", "b", "ü"])
-    writer.add_token_scores([0.5, 0.25, 0.0])
+    writer.add_token_list(["a", "b", "ü", "", " ", "日本"])
+    writer.add_token_scores([0.5, 0.25, 0.1])
+    writer.add_token_types([1, 3, 4])
+    writer.add_array("flags", [True, False])
+    for kind, value in (("uint8", 255), ("int8", -128), ("uint16", 65535), ("int16", -32768), ("uint32", 2**32 - 1)):
+        getattr(writer, f"add_{kind}")(f"a.{kind}", value)
+    for kind, value in (("int32", -(2**31)), ("uint64", 2**64 - 1), ("int64", -(2**63)), ("float32", 0.1)):
+        getattr(writer, f"add_{kind}")(f"a.{kind}", value)
+    writer.add_float64("a.float64", 0.1)
+    writer.add_bool("a.bool", True)
+    add(writer)
     for name, shape in (("a", (5, 7)), ("b", (3,)), ("c", (1, 2, 3))):
         writer.add_tensor(name, np.ones(shape, np.float32))
+    writer.add_tensor("d", np.ones((4, 34), np.uint8), raw_dtype=GGMLQuantizationType.Q8_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    check_header(tmp_path / "x.gguf")
+    return path
+
+
+def test_files_that_the_gguf_package_writes(tmp_path: Path) -> None:
+    equals_the_gguf_package(packaged(tmp_path / "x.gguf"))
+    equals_the_gguf_package(packaged(tmp_path / "y.gguf", lambda writer: writer.add_custom_alignment(64)))
+    tokens = [f"token {index}" for index in range(70_000)]
+    equals_the_gguf_package(packaged(tmp_path / "z.gguf", lambda writer: writer.add_array("tokens", tokens)))
+
+
+def test_a_text_that_is_not_utf_8_is_told_when_it_is_read(tmp_path: Path) -> None:
+    fields = read_header(write(tmp_path / "x.gguf")).fields
+    assert fields["a"].contents() == 7
+    assert fields["c"].contents() == ["x", "yz"]
+    with pytest.raises(UnicodeDecodeError):
+        fields["b"].contents()
+
+
+def test_a_header_is_read_again_only_where_the_file_changed(tmp_path: Path) -> None:
+    file = packaged(tmp_path / "x.gguf")
+    first = read_header(file)
+    assert read_header(file) is first
+    packaged(file, lambda writer: writer.add_uint32("new", 1))
+    assert read_header(file).fields["new"].contents() == 1
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda _: None, lambda path: Path(path).touch()])
 def test_what_is_no_file(make: Any, tmp_path: Path) -> None:
     make(tmp_path / "x.gguf")
     with pytest.raises(InputError, match=r"x\.gguf (is a directory|is a pipe|cannot be read|is truncated)"):
-        check_header(tmp_path / "x.gguf")
+        read_header(tmp_path / "x.gguf")
