@@ -61,7 +61,7 @@ def _class_for(file: Path, config: Any) -> Any:
 
     if any((file.parent / name).exists() for name in ("tokenizer_config.json", "tekken.json")):
         return AutoTokenizer
-    known = TOKENIZER_MAPPING.get(type(config), TokenizersBackend)
+    known: Any = TOKENIZER_MAPPING.get(type(config), TokenizersBackend)
     return known if issubclass(known, TokenizersBackend) else TokenizersBackend
 
 

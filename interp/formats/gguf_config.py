@@ -43,7 +43,7 @@ def config_settings(header: Header) -> dict[str, Any]:
     if not {stored, known} & {*GGUF_SUPPORTED_ARCHITECTURES}:
         raise ValueError(f"it reads no {stored!r} model from a GGUF")
     defaults = GGUF_CONFIG_DEFAULTS_MAPPING.get(known) or GGUF_CONFIG_DEFAULTS_MAPPING.get(stored) or {}
-    settings = {"tie_word_embeddings": "output.weight" not in header.tensors, **defaults}
+    settings: dict[str, Any] = {"tie_word_embeddings": "output.weight" not in header.tensors, **defaults}
     settings |= dict(_renamed(header, stored, known))
     if "vocab_size" not in settings and (tokens := header.fields.get("tokenizer.ggml.tokens")):
         settings["vocab_size"] = len(tokens.raw)
@@ -63,7 +63,7 @@ def _renamed(header: Header, stored: str, known: str) -> Iterator[tuple[str, Any
     """Every field that transformers' table has a name for, with its value."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
 
-    names = GGUF_TO_TRANSFORMERS_MAPPING["config"]
+    names: Any = GGUF_TO_TRANSFORMERS_MAPPING["config"]
     for key, field in header.fields.items():
         prefix, _, rest = key.replace(stored, known).partition(".")
         name = names.get(prefix, {}).get(rest)
