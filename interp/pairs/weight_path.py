@@ -286,5 +286,16 @@ def is_linear(module: nn.Module) -> bool:
     return matrix is not None and matrix.ndim == 2 and not isinstance(module, nn.Embedding)
 
 
+def block_linears(model: HookedModel) -> list[str]:
+    """Names of the linears of all blocks, in the model's order."""
+    blocks = f"{model.architecture.blocks}."
+    return [name for name, module in model.hf.named_modules() if name.startswith(blocks) and is_linear(module)]
+
+
+def oriented_weight(model: HookedModel, linear: str) -> Float[Tensor, "out in"]:
+    """A loaded linear's weight as [out, in], a view of its memory."""
+    return _turn(model.hf.get_parameter(f"{linear}.weight").detach(), model.architecture.conv1d)
+
+
 def _turn(weight: Tensor, transposed: bool) -> Tensor:
     return weight.T if transposed else weight

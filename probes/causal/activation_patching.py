@@ -16,8 +16,8 @@ from interp.progress import track
 from interp.quantize.cells import text_hash
 from probes.causal.exchange import Aim, Interventions
 from probes.causal.recovery import Recovery, recoveries
-from probes.causal.token_positions import Position
 from probes.harness.pieces import kept
+from probes.harness.token_positions import Position
 from probes.margin.refusal_margin import Recording, changed, replayed
 from probes.stats import intervals
 

@@ -30,10 +30,10 @@ from probes.causal.rankings import (
     weight_error_scores,
 )
 from probes.causal.restoration import Plan, restore_rows
-from probes.causal.token_positions import position_classes
 from probes.harness.pieces import kept
 from probes.harness.prompts import PromptSet, evenly_spaced
 from probes.harness.study_layers import DIRECTION_PERCENT, layer_at, layers_at
+from probes.harness.token_positions import position_classes
 from probes.margin.openings import Openings
 from probes.margin.refusal_margin import MarginRuns
 from probes.stats import intervals

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from interp.model import HookedModel
-from interp.pairs.weight_path import is_linear
+from interp.pairs.weight_path import block_linears, oriented_weight
 from probes.stats.bootstrap import percentile_interval, resampled_means
 from probes.stats.intervals import Estimate
 
@@ -68,17 +68,6 @@ class Projection:
             return percentile_interval(self.value, products / squares, self.n)
 
 
-def linears(model: HookedModel) -> list[str]:
-    """Names of the linears of all blocks."""
-    blocks = f"{model.architecture.blocks}."
-    return [name for name, module in model.hf.named_modules() if name.startswith(blocks) and is_linear(module)]
-
-
-def _weight(model: HookedModel, name: str) -> Float[Tensor, "out in"]:
-    weight = model.hf.get_parameter(f"{name}.weight").detach()
-    return weight.T if model.architecture.conv1d else weight
-
-
 def observe(model: HookedModel, texts: Mapping[str, list[str]], batch_size: int | None = None) -> Observed:
     """The weights of a model, not copied, and what it computes at the last token of each prompt.
 
@@ -89,7 +78,7 @@ def observe(model: HookedModel, texts: Mapping[str, list[str]], batch_size: int 
     """
     hooks = [f"blocks.{layer}.hook_resid_post" for layer in range(model.n_layers)]
     observed: dict[Place, Tensor] = {
-        Place(WEIGHTS, name): _weight(model, name).reshape(1, -1) for name in linears(model)
+        Place(WEIGHTS, name): oriented_weight(model, name).reshape(1, -1) for name in block_linears(model)
     }
     for side, prompts in texts.items():
         logits, cache = model.run_with_cache(prompts, hooks, position=-1, batch_size=batch_size)

@@ -8,7 +8,7 @@ from interp.chat import render
 from probes.attribution.parts import Parts
 from probes.causal.activation_patching import ALL, CLASSES, NO_TOKENS, SITES, Span, patch_rows
 from probes.causal.exchange import Interventions
-from probes.causal.token_positions import Position, position_classes
+from probes.harness.token_positions import Position, position_classes
 from probes.margin.refusal_margin import MarginRuns
 from tests.exchanges import HARMFUL, OPENINGS, baseline, noisy
 

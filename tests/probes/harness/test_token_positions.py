@@ -6,7 +6,7 @@ import pytest
 
 from interp.chat import encode, render
 from interp.errors import InputError
-from probes.causal.token_positions import Position, position_classes
+from probes.harness.token_positions import Position, position_classes
 from tests.tiny_models import TEXTS, tokenizer
 
 REPEATING = (

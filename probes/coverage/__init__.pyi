@@ -1,0 +1,2 @@
+from .probe import measure as measure
+from .rounding import rounded as rounded

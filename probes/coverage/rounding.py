@@ -1,0 +1,34 @@
+"""Plain rounding to the nearest level, which knows no calibration: the control of writers that do."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.checkpoint import Checkpoint
+
+BITS, GROUP = 4, 32
+"""Of the control of a cell that was made in memory."""
+
+
+def rounded(weight: Float[Tensor, "out in"], bits: int, group: int) -> Float[Tensor, "out in"]:
+    """Every weight at the nearest of the 2^bits levels from the least to the largest of its group.
+
+    Args:
+        weight: of a linear.
+        bits: per weight.
+        group: weights of a row that share their levels; whole rows where it does not divide them.
+    """
+    width = weight.shape[1]
+    groups = weight.unflatten(1, (-1, group if 0 < group <= width and width % group == 0 else width))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
+    return (((groups - low) / step).round() * step + low).flatten(1)
+
+
+def grid_of(cell: Checkpoint | None, linear: str) -> tuple[int, int]:
+    """The whole bits per weight of a linear's codes, and its group size."""
+    if cell is None:
+        return BITS, GROUP
+    bits = cell.quantization.get("bits") or int(cell.linear_bits(linear))
+    return int(bits), int(cell.quantization.get("group_size") or GROUP)
