@@ -2,6 +2,7 @@ from . import attribution as attribution
 from . import calibration as calibration
 from . import causal as causal
 from . import check as check
+from . import coverage as coverage
 from . import direction as direction
 from . import drift as drift
 from . import entropy as entropy

@@ -24,7 +24,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "probes.geometry",
         "probes.margin",
     ),
-    "the cause": ("probes.attribution", "probes.causal", "probes.reversion", "probes.why"),
+    "the cause": ("probes.attribution", "probes.causal", "probes.reversion", "probes.coverage", "probes.why"),
     "behaviour": ("probes.refusal", "probes.drift", "probes.quality", "probes.labels", "probes.judges"),
     "tables only": ("probes.rtsi", "probes.matrix", "probes.predict", "probes.reproduce"),
     "all of it": ("probes.check", "probes.study", "probes.report", "probes.demo"),

@@ -15,6 +15,7 @@ AFTER: Mapping[str, Sequence[str]] = {
     "attribution": ("probes.causal",),
     "causal": ("probes.why",),
     "reversion": ("probes.why",),
+    "coverage": ("probes.why",),
     "why": ("probes.refusal",),
     "quality": ("probes.refusal",),
 }

@@ -34,16 +34,14 @@ def measured(baseline: HookedModel, cell: HookedModel) -> pd.DataFrame:
     return result.table.set_index("linear")
 
 
-def last_inputs(baseline: HookedModel, texts: list[str], linear: str, chat: bool) -> torch.Tensor:
-    """What a linear reads, [tokens, in]: at the last token of chats, at all tokens of plain texts."""
+def inputs_of(baseline: HookedModel, texts: list[str], linear: str) -> torch.Tensor:
+    """What a linear reads at all tokens of texts, [tokens, in]."""
     seen: list[torch.Tensor] = []
     module = baseline.hf.get_submodule(linear)
+    handle = module.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][0]))
     for text in texts:
-        handle = module.register_forward_hook(
-            lambda _, inputs, __: seen.append(inputs[0][0, -1:] if chat else inputs[0][0])
-        )
-        baseline.logits(text, chat=chat)
-        handle.remove()
+        baseline.logits(text)
+    handle.remove()
     return torch.cat(seen)
 
 
@@ -64,12 +62,10 @@ def test_errors_with_random_signs_are_the_null(baseline: HookedModel, tiny: Call
     assert table.loc["all", "ratio"] == pytest.approx(table.loc["all", "random"], rel=0.04)
 
 
-def test_an_error_that_the_calibration_does_not_see_is_found(
-    baseline: HookedModel, tiny: Callable[[str], Path]
-) -> None:
+def test_an_error_unseen_in_calibration_is_found(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:
     """As GPTQ leaves one: of the part of the inputs that calibration texts lack, harmful prompts see a share."""
     linear = "model.layers.1.self_attn.q_proj"
-    inputs = last_inputs(baseline, CALIBRATION, linear, chat=False).double()
+    inputs = inputs_of(baseline, CALIBRATION, linear).double()
     unseen = torch.eye(inputs.shape[1]).double() - torch.linalg.pinv(inputs, rtol=0.2) @ inputs
     cell = load(tiny("llama"))
     weight = oriented_weight(cell, linear)
