@@ -263,3 +263,61 @@ def label_autoround(directory: Path, packing: str, **settings: Any) -> Path:
     config["quantization_config"] = own | settings
     (directory / "config.json").write_text(json.dumps(config))
     return directory
+
+
+def e2m1(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Two numbers of four bits in each byte by their definition, the low half first: sign, two bits, one bit."""
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+    exponent, mantissa = (codes >> 1) & 3, codes & 1
+    magnitude = np.where(exponent == 0, mantissa / 2, (1 + mantissa / 2) * 2.0 ** (exponent.astype(np.int64) - 1))
+    return np.where(codes & 8, -magnitude, magnitude).astype(np.float32)
+
+
+def fp4_tensors(n_in: int, n_out: int, kind: str) -> dict[str, torch.Tensor]:
+    """Random numbers of four bits: "nvfp4" and "mxfp4" of compressed-tensors, "modelopt" as ModelOpt stores NVFP4."""
+    random = np.random.default_rng(0)
+    packed = torch.from_numpy(random.integers(0, 256, (n_out, n_in // 2)).astype(np.uint8))
+    if kind == "mxfp4":
+        exponents = random_scales((n_out, n_in // 32), torch.float8_e8m0fnu).view(torch.uint8)
+        return {"weight_packed": packed, "weight_scale": exponents}
+    scales = random_scales((n_out, n_in // 16)).mul(3000).to(torch.float8_e4m3fn)
+    if kind == "modelopt":
+        return {"weight": packed, "weight_scale": scales, "weight_scale_2": torch.tensor(0.0003)}
+    return {"weight_packed": packed, "weight_scale": scales, "weight_global_scale": torch.tensor([3000.0])}
+
+
+def fp4_dense(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The weights in float32, before compressed-tensors' rounding to bfloat16; scales of FP8 are numbers already."""
+    packed, scales = tensors.get("weight_packed", tensors.get("weight")), tensors["weight_scale"]
+    assert packed is not None
+    if scales.dtype == np.uint8:
+        scales = np.exp2(scales.astype(np.float32) - 127)
+    if "weight_global_scale" in tensors:
+        scales = scales / tensors["weight_global_scale"]
+    elif "weight_scale_2" in tensors:
+        scales = scales * tensors["weight_scale_2"]
+    values = e2m1(packed)
+    return values * np.repeat(scales, values.shape[1] // scales.shape[1], axis=1)
+
+
+def fp4_settings(kind: str) -> dict[str, Any]:
+    """The quantization config of `fp4_tensors`."""
+    if kind == "modelopt":
+        producer = {"name": "modelopt", "version": "0.47.0"}
+        return {"quant_method": "modelopt", "quant_algo": "NVFP4", "producer": producer}
+    size, strategy = {"nvfp4": (16, "tensor_group"), "mxfp4": (32, "group")}[kind]
+    scheme = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": strategy, "group_size": size}
+    groups = {"group_0": {"targets": ["Linear"], "weights": scheme, "input_activations": {**scheme, "dynamic": True}}}
+    return {"quant_method": "compressed-tensors", "format": f"{kind}-pack-quantized", "config_groups": groups}
+
+
+def write_fp4(directory: Path, kind: str, **settings: Any) -> Path:
+    """A checkpoint of random numbers of four bits; linears whose inputs are no whole groups stay as they are."""
+    size = 32 if kind == "mxfp4" else 16
+
+    def pack(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
+        if n_in % size:
+            return {"weight": torch.ones(n_out, n_in, dtype=torch.float16)}
+        return fp4_tensors(n_in, n_out, kind)
+
+    return write_packed(directory, pack, fp4_settings(kind) | settings)

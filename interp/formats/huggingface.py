@@ -15,10 +15,11 @@ from torch import Tensor
 
 from interp.architectures import Architecture, architecture
 from interp.errors import InputError
-from interp.formats import autoround
+from interp.formats import autoround, modelopt
 from interp.formats.awq import AWQ
 from interp.formats.bitsandbytes import BITSANDBYTES_4BIT, BITSANDBYTES_INT8
 from interp.formats.compressed import COMPRESSED
+from interp.formats.compressed_fp4 import MXFP4, NVFP4
 from interp.formats.compressed_plain import COMPRESSED_PLAIN
 from interp.formats.float8 import FLOAT8
 from interp.formats.gptq import GPTQ
@@ -30,6 +31,7 @@ from interp.formats.model_config import (
     unusable,
     writer_of,
 )
+from interp.formats.modelopt import MODELOPT_FP8, MODELOPT_NVFP4
 from interp.formats.packed import FLOATS, PackedFormat, PackedModule, layout_of
 from interp.formats.reader import Reader
 from interp.formats.shards import Shards
@@ -41,12 +43,16 @@ Layouts = tuple[PackedFormat, ...]
 PACKED_FORMATS: dict[str, Layouts] = {
     "awq": (AWQ,),
     "gptq": (GPTQ,),
-    "compressed-tensors": (COMPRESSED, COMPRESSED_PLAIN),
+    "compressed-tensors": (NVFP4, COMPRESSED, MXFP4, COMPRESSED_PLAIN),
     "fp8": (FLOAT8,),
     "bitsandbytes": (BITSANDBYTES_4BIT, BITSANDBYTES_INT8),
+    "modelopt": (MODELOPT_NVFP4, MODELOPT_FP8),
 }
 """The layouts of each `quant_method`, the first that fits a module being its own. To support another format, add it."""
-REFUSED_SUFFIXES = {"act.scales": "AWQ with scaled activations"}
+REFUSED_SUFFIXES = {
+    "act.scales": "AWQ with scaled activations",
+    "pre_quant_scale": "ModelOpt with scaled inputs (AWQ or SmoothQuant)",
+}
 RENAMED = {"lm_head.weight": ("embed_out.weight",)}
 """Names that transformers 5 changed, with what older files call them (GPT-NeoX)."""
 DERIVED = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias")
@@ -63,7 +69,7 @@ class HuggingFaceReader(Reader):
     def __init__(self, directory: Path) -> None:
         settings_of_model = read_config(directory)
         self._written_settings = quantization_settings(directory, settings_of_model)
-        self.settings = autoround.translate(directory, self._written_settings)
+        self.settings = modelopt.translate(autoround.translate(directory, self._written_settings))
         _refuse_methods(directory, self.settings)
         _refuse_experts(directory, settings_of_model)
         _refuse_custom_code(directory, settings_of_model)
@@ -380,8 +386,8 @@ def _undeclared(shards: Shards, present: set[str]) -> str:
     """The method of a checkpoint without a quantization config: of those with `qweight`, only GPTQ has `g_idx`."""
     if "qweight" in present:
         return "gptq" if any(name.endswith(".g_idx") for name in shards.headers) else "awq"
-    candidates = (name for name, layouts in PACKED_FORMATS.items() if present & {layout.marker for layout in layouts})
-    return next(candidates)
+    candidates = (name for name, layouts in PACKED_FORMATS.items() if present <= {layout.marker for layout in layouts})
+    return next(candidates, next(iter(PACKED_FORMATS)))  # of no method's: the error names what is there
 
 
 def _skeleton(directory: Path, config: Any, architecture: Architecture) -> Skeleton:

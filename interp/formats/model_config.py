@@ -19,8 +19,8 @@ from interp.documents import checked, read_json_object
 from interp.errors import InputError
 from interp.formats.skeleton import MAX_BLOCKS
 
-QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
-"""Where AutoGPTQ and AutoAWQ wrote the quantization config before it moved into config.json."""
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Where AutoGPTQ, AutoAWQ and ModelOpt wrote the quantization config before it moved into config.json."""
 NOT_OF_THE_MODEL = (
     *("quantization_config", "compression_config", "auto_map", "num_labels", "id2label", "label2id", "problem_type"),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset"),

@@ -184,6 +184,11 @@ class PackedModule:
                 suffix, f"shape {list(shape)}", f"{list(expected)} for a weight of [out, in] = {list(self.shape)}"
             )
 
+    def expect_one(self, suffix: str) -> None:
+        """Raise an InputError unless `name.suffix` is one number."""
+        if torch.Size(self.header_shape(suffix)).numel() != 1:
+            raise self.malformed(suffix, f"shape {list(self.header_shape(suffix))}", "one number")
+
     def expect_part(self, suffix: str, part: TensorRule) -> None:
         """Raise an InputError unless `name.suffix` has one of the types and numbers of dimensions of `part`."""
         header = self.header(suffix)

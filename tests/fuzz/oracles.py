@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from interp.checkpoint import Checkpoint
 from tests.gguf_files import to_llama_cpp
-from tests.packed_files import AWQ_ORDER, bitsandbytes_dense, blocks, e4m3
+from tests.packed_files import AWQ_ORDER, bitsandbytes_dense, blocks, e4m3, fp4_dense
 
 PACKED_BESIDE = (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".SCB")
 """Suffixes of a module that are there where the weight itself is stored quantized."""
@@ -186,8 +186,14 @@ def _bitsandbytes(module: Arrays, settings: Mapping[str, Any], shape: tuple[int,
     return bitsandbytes_dense(module, shape)
 
 
+def _modelopt(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
+    return fp4_dense(module)
+
+
 def _compressed(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
     n_out, n_in = shape
+    if module.get("weight_packed", np.zeros(1)).dtype == np.uint8:
+        return fp4_dense(module)
     if "weight" in module:
         return _plain(module, next(iter(settings["config_groups"].values()))["weights"], shape)
     weights = next(iter(settings["config_groups"].values()))["weights"]
@@ -209,6 +215,7 @@ _DEQUANTIZE = {
     "compressed-tensors": _compressed,
     "fp8": _float8,
     "bitsandbytes": _bitsandbytes,
+    "modelopt": _modelopt,
 }
 
 

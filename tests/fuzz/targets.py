@@ -49,6 +49,7 @@ from tests.packed_files import (
     write_awq,
     write_bitsandbytes,
     write_float8,
+    write_fp4,
     write_gptq,
     write_packed,
 )
@@ -214,6 +215,20 @@ def bitsandbytes_weights(root: Path) -> Reader:
 @target
 def bitsandbytes_settings(root: Path) -> Reader:
     return _packed("bitsandbytes-settings", _bitsandbytes_seeds(root), "config.json")
+
+
+def _fp4_seeds(root: Path) -> list[Path]:
+    return [_written(write_fp4(root / kind, kind)) for kind in ("nvfp4", "mxfp4", "modelopt")]
+
+
+@target
+def fp4_weights(root: Path) -> Reader:
+    return _packed("fp4-weights", _fp4_seeds(root), "*.safetensors")
+
+
+@target
+def fp4_settings(root: Path) -> Reader:
+    return _packed("fp4-settings", _fp4_seeds(root), "config.json")
 
 
 @target

@@ -83,6 +83,25 @@ def test_checkpoints(bits: int, symmetric: bool, tmp_path: Path) -> None:
         assert torch.equal(ck.tensor(f"{name}.weight"), dense(codes, zeros, scales, g_idx))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_channels_without_a_group_size(bits: int, symmetric: bool, tmp_path: Path) -> None:
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    settings = settings_for(bits, symmetric)
+    group = settings["config_groups"]["group_0"]  # type: ignore[index]
+    group["weights"] |= {"strategy": "channel", "group_size": None}
+    write_packed(tmp_path, lambda n_in, n_out: compressed_tensors(n_in, n_out, n_in, bits, symmetric), settings)
+    scheme = QuantizationScheme.model_validate(group)
+    ck = open_checkpoint(tmp_path)
+    for name in ck.linears():
+        n_out, n_in = ck.weight_shape(name)
+        tensors = compressed_tensors(n_in, n_out, n_in, bits, symmetric)
+        theirs = BaseCompressor.get_value_from_registry("pack-quantized").decompress(tensors, scheme)["weight"]
+        assert torch.equal(ck.tensor(f"{name}.weight"), theirs)
+
+
 def test_group_index(tmp_path: Path) -> None:
     write_packed(tmp_path, compressed_tensors, settings_for())
     consecutive = open_checkpoint(tmp_path).weight(NAME)
