@@ -32,7 +32,8 @@ class Cell(_Table):
     Attributes:
         path: a directory, a .gguf file or a hub id.
         name: of the cell; by default the last part of the path, where that can be a name.
-        format: checked when the checkpoint is opened: dense, awq, gptq, compressed-tensors, fp8, bitsandbytes, modelopt or gguf.
+        format: checked when the checkpoint is opened: dense, awq, gptq, compressed-tensors, fp8, bitsandbytes, modelopt
+            or gguf.
     """
 
     path: str
