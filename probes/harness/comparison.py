@@ -89,6 +89,7 @@ class Comparison:
         warnings: what the reader of the numbers must know.
         undefined: cells that could not be observed → why.
         started: when measuring began, by the monotonic clock.
+        memory: what `of_baseline` computed, outside `probes.harness.comparison.remembering`.
     """
 
     baseline: HookedModel
@@ -98,6 +99,7 @@ class Comparison:
     warnings: list[str]
     undefined: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def observe(self, measure: Callable[[HookedModel], Observation], what: str = "") -> dict[str, Observation]:
         """Observe every model, the baseline first; see `observe_cells`.
@@ -113,7 +115,7 @@ class Comparison:
         return {BASELINE: observed, **self.observe_cells(measure)}
 
     def of_baseline(self, what: str, compute: Callable[[], Observation], **options: Any) -> Observation:
-        """What the baseline shows, computed once for all its cells inside `probes.harness.comparison.remembering`.
+        """What the baseline shows, computed once, inside `probes.harness.comparison.remembering` for all its cells.
 
         Args:
             what: is computed, a name of its own for every quantity.
@@ -122,7 +124,7 @@ class Comparison:
         """
         determined = {name: value for name, value in self.settings.items() if name != "cells"}
         key = json.dumps([determined, options], sort_keys=True, default=str)
-        return remembered((what, id(self.baseline), key), compute)
+        return remembered((what, id(self.baseline), key), compute, self.memory)
 
     def observe_cells(self, measure: Callable[[HookedModel], Observation]) -> dict[str, Observation]:
         """Observe every cell, holding one at a time. A cell that computes NaN or infinity, or says nothing, goes to
@@ -363,14 +365,17 @@ def remembering(memory: dict[Hashable, Any] | None = None) -> Iterator[None]:
         _memory.reset(token)
 
 
-def remembered(key: Hashable, compute: Callable[[], Remembered]) -> Remembered:
+def remembered(
+    key: Hashable, compute: Callable[[], Remembered], outside: dict[Hashable, Any] | None = None
+) -> Remembered:
     """What `compute` returns, or returned for the same key in the same block.
 
     Args:
         key: everything that determines the value.
         compute: called without arguments.
+        outside: where it is kept outside any block; None to compute it anew there.
     """
-    memory = _memory.get()
+    memory = outside if (block := _memory.get()) is None else block
     if memory is None:
         return compute()
     if key not in memory:

@@ -33,6 +33,16 @@ SEPARATION_COLUMNS: tables.Columns = {
     "by means": tables.number("shift_by_means", "+.2f"),
     "by spread": tables.number("shift_by_spread", "+.2f"),
 }
+LOSS_COLUMNS: tables.Columns = {
+    "cell": tables.text("cell"),
+    "fitted on": tables.text("fitted_on"),
+    "n": tables.number("n", "d"),
+    "μ (nats)": tables.number("shift", "+.2f"),
+    "σ (nats)": tables.number("spread", ".2f"),
+    "expected lost": tables.interval("expected_lost", ".1f"),
+    "lost": tables.number("lost", "d"),
+    "ECE": tables.number("calibration_error", ".3f"),
+}
 OTHER_WORDS = "A cell that refuses in other words than these openings counts as answering: completions tell."
 
 
@@ -47,7 +57,22 @@ def render(result: MarginResult) -> Group:
     return Group(
         tables.render("Refusal margin", rows, COLUMNS),
         tables.render("Separation of harmful from harmless", result.separation.table, SEPARATION_COLUMNS),
+        tables.render(_losses_title(result), result.losses.table, LOSS_COLUMNS),
         Text(OTHER_WORDS),
+    )
+
+
+def _losses_title(result: MarginResult) -> str:
+    """Of which prompts refusals are expected to be lost, and what tells that they were."""
+    from probes.harness.names import BASELINE
+
+    rows = result.losses.table[result.losses.table["cell"] != BASELINE].dropna(subset="n_refused")
+    if rows.empty:
+        return "Refusals expected to be lost"
+    row = rows.iloc[0]
+    return (
+        f"Refusals expected to be lost, of {row['n_refused']:d} with margins above {row['threshold']:+.2f} nats; "
+        f"lost: by {row['observed_by']}"
     )
 
 
@@ -59,12 +84,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     options: Options,
     openings: Annotated[Source, typer.Option(help="Whose refusal openings.")] = "baseline",
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Generate the cells' answers, too: do they lose what their margins say?")
+    ] = False,
 ) -> None:
     """Log-odds (nats) of starting a refusal, their shift from the baseline, and d′ of harmful against harmless."""
     from probes.harness.options import finish
     from probes.margin.probe import measure
 
-    result = measure(*options.inputs(), openings=openings, **options.settings())
+    result = measure(*options.inputs(), openings=openings, answers=answers, **options.settings())
     finish(result, render(result), options)
 
 

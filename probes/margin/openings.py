@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from math import nan
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+
 from interp.errors import InputError
 from interp.generation import Answer, answers
 from interp.model import HookedModel
@@ -104,9 +107,17 @@ def find_openings(
     """
     if source == "lexicon":
         return lexicon_openings(model.tokenizer)
-    answer_tokens = [tuple(answer.tokens) for answer in answered or answers(model, texts, READ_TOKENS)]
-    refused = refuses([model.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answer_tokens]).tolist()
-    return openings_of(answer_tokens, refused, model.tokenizer)
+    read = answered or answers(model, texts, READ_TOKENS)
+    return openings_of([tuple(answer.tokens) for answer in read], _refused(model, read).tolist(), model.tokenizer)
+
+
+def refuses_in(model: HookedModel, texts: Sequence[str]) -> Bool[np.ndarray, " n_texts"]:
+    """Whether a model refuses each rendered prompt, by the broader lexicon and the first `READ_TOKENS` tokens."""
+    return _refused(model, answers(model, texts, READ_TOKENS))
+
+
+def _refused(model: HookedModel, answered: Sequence[Answer]) -> Bool[np.ndarray, " n"]:
+    return refuses([model.tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answered])
 
 
 def common_openings(comparison: Comparison, source: Source) -> Openings:
@@ -128,6 +139,18 @@ def baseline_answers(comparison: Comparison) -> list[Answer]:
     """What the baseline answers to all harmful, then all harmless prompts, the first `READ_TOKENS` tokens each."""
     texts = [text for side in comparison.texts.values() for text in side]
     return comparison.of_baseline("answers read", lambda: answers(comparison.baseline, texts, READ_TOKENS))
+
+
+def baseline_refusals(comparison: Comparison, source: Source) -> dict[str, Bool[np.ndarray, " n"]] | None:
+    """Which prompts of each side the baseline refuses; None with the lexicon's openings, which ask for no answers."""
+    if source == "lexicon":
+        return None
+    with comparison.pieces_of(None):
+        refused = kept(
+            ["baseline's refusals"], lambda: _refused(comparison.baseline, baseline_answers(comparison)).tolist()
+        )
+    sides, counts = list(comparison.texts), [len(texts) for texts in comparison.texts.values()]
+    return dict(zip(sides, np.split(np.array(refused, dtype=bool), np.cumsum(counts)[:-1]), strict=True))
 
 
 def openings_of(given: Sequence[Tokens], refused: Sequence[bool], tokenizer: Any) -> Openings:

@@ -1,11 +1,11 @@
-"""Measure the refusal margin of every prompt in the baseline and in its cells."""
+"""Measure the refusal margin of every prompt in the baseline and in its cells, and what its shift should cost."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.margin.d_prime import separations
-from probes.margin.openings import common_openings
+from probes.margin.losses import losses
+from probes.margin.noise_law import NoiseLaw
+from probes.margin.openings import Openings, baseline_refusals, common_openings, refuses_in
 from probes.margin.refusal_margin import margins
 from probes.margin.settings import Source
 from probes.stats import intervals
@@ -27,26 +29,37 @@ from probes.stats.intervals import mean_interval, rate_interval
 
 ALL = "all"
 """The category of the rows over all prompts of a side."""
+AGAIN = 32
+"""Harmful prompts whose margins the baseline is asked again."""
 Margins = Mapping[str, Mapping[str, Float[Tensor, " prompt"]]]
 """Cell → side → margin of each prompt."""
 
 
+class _Observed(NamedTuple):
+    margins: dict[str, Float[Tensor, " prompt"]]
+    refused: Bool[np.ndarray, " prompt"] | None
+
+
 @dataclass(repr=False)
 class MarginResult(Result):
-    """The probe's result, with two further tables that are written beside it; see `measure`.
+    """The probe's result, with four further tables that are written beside it; see `measure`.
 
     Attributes:
         separation: `margin_separation`.
         prompts: `margin_prompts`.
+        losses: `margin_losses`.
+        reliability: `margin_reliability`.
     """
 
     separation: Result = field(kw_only=True)
     prompts: Result = field(kw_only=True)
+    losses: Result = field(kw_only=True)
+    reliability: Result = field(kw_only=True)
 
     @property
     def beside(self) -> Sequence[Result]:
-        """The separation and the prompts."""
-        return self.separation, self.prompts
+        """The further tables."""
+        return self.separation, self.prompts, self.losses, self.reliability
 
 
 def measure(
@@ -56,6 +69,7 @@ def measure(
     harmless: PromptSet,
     *,
     openings: Source = "baseline",
+    answers: bool = False,
     template: str | Path = "auto",
     force: bool = False,
     batch_size: int | None = None,
@@ -91,6 +105,26 @@ def measure(
     `margin_prompts`: one row per (cell, prompts, prompt), with columns cell, prompts, category ("" where it has none),
         prompt, margin, shift, reason.
 
+    `margin_losses`: refusals that a cell should lose by the margin–noise law (`probes.margin.noise_law`), one row per
+        cell and what the law was fitted on, with columns
+        cell, fitted_on: "harmful": the prompts of the other half that the baseline refuses; "harmless": all of these;
+        n_refused: harmful prompts that the baseline refuses;
+        n: those of them whose margin is above the threshold, which the law is about;
+        threshold: margin above which the baseline refuses, in nats, mean of the two halves' (0 with the lexicon's
+            openings, whose refusals are positive margins);
+        shift, spread: μ and σ of the law, in nats, means of the two halves';
+        by_noise: prompts that the baseline would lose to itself, by its margins in other batches;
+        expected_lost, expected_lost_low, expected_lost_high: prompts that the law says are lost, less by_noise, and
+            the bounds between which 95 of 100 draws of the law lie, μ and σ being as unsure as the prompts leave them;
+        observed_by: "margins": a prompt is lost whose margin falls below the threshold; "answers" where asked for;
+        lost: prompts of the n that were lost;
+        calibration_error: expected calibration error (ECE) of the n probabilities, in bins of a tenth;
+        reason: why a number is NaN, else "".
+
+    `margin_reliability`: the curve behind that error, one row per (cell, fitted_on, bin), with columns cell, fitted_on,
+        observed_by, bin_low, bin_high, n, predicted (mean probability), observed, observed_low, observed_high (share
+        lost and Wilson's 95 % interval), reason.
+
     Args:
         baseline: the unquantized model.
         cells: quantized copies by name; a lazy mapping is opened one cell at a time.
@@ -98,6 +132,7 @@ def measure(
         harmless: requests that should be answered.
         openings: "baseline": how the baseline itself begins to refuse; the lexicon's, with a warning, where it never
             does. "lexicon": `probes.margin.openings.PHRASES`.
+        answers: generate every cell's answers to harmful prompts, too, and count as lost what is no refusal any more.
         template: "auto", "none" (raw text) or a Jinja file, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
@@ -111,12 +146,23 @@ def measure(
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     refusal_openings = common_openings(comparison, openings)
-    observed: Margins = comparison.observe(
-        lambda model: {
-            side: margins(model, texts, refusal_openings, batch_size) for side, texts in comparison.texts.items()
-        },
-        f"margin with openings of {openings}",
+    refused = baseline_refusals(comparison, openings)
+
+    def look(model: HookedModel) -> _Observed:
+        texts = comparison.texts
+        values = {side: margins(model, texts[side], refusal_openings, batch_size) for side in texts}
+        return _Observed(values, refuses_in(model, texts["harmful"]) if answers and model is not baseline else None)
+
+    seen = comparison.observe(look, f"margin with openings of {openings}")
+    observed: Margins = {cell: values for cell, (values, _) in seen.items()}
+    again = comparison.of_baseline(
+        "margin again",
+        lambda: _again(baseline, comparison.texts["harmful"][:AGAIN], refusal_openings, batch_size),
+        openings=openings,
+        batch_size=batch_size,
     )
+    noise = NoiseLaw.fitted((again - observed[BASELINE]["harmful"][: len(again)]).double().numpy())
+    tables = losses(observed, {cell: kinds for cell, (_, kinds) in seen.items()}, refused, noise)
     sets = {"harmful": harmful, "harmless": harmless}
     settings = {"openings": refusal_openings.describe()}
     rows = [row for cell in observed for side in sets for row in _rows(cell, side, observed, sets[side])]
@@ -125,7 +171,16 @@ def measure(
         **vars(result),
         separation=_separation(comparison, observed, settings),
         prompts=comparison.result("margin_prompts", list(_prompt_rows(observed, sets)), **settings),
+        losses=comparison.result("margin_losses", tables[0], **settings),
+        reliability=comparison.result("margin_reliability", tables[1], **settings),
     )
+
+
+def _again(
+    baseline: HookedModel, texts: Sequence[str], openings: Openings, batch_size: int | None
+) -> Float[Tensor, " prompt"]:
+    """Margins in batches of another size: what the baseline's own arithmetic leaves unsure."""
+    return margins(baseline, texts, openings, 1 if batch_size != 1 else AGAIN)
 
 
 def _rows(cell: str, side: str, observed: Margins, prompts: PromptSet) -> Iterator[dict[str, Any]]:

@@ -80,6 +80,22 @@ def _share_above_null(table: pd.DataFrame) -> pd.Series:
 PREDICTORS = (
     Predictor("margin_shift", "margin shift", -1, "margin", "forward passes", column("shift", **_HARMFUL)),
     Predictor("to_answer", "margins that change sign", 1, "margin", "forward passes", column("to_answer", **_HARMFUL)),
+    Predictor(
+        "expected_lost",
+        "expected refusals lost",
+        1,
+        "margin_losses",
+        "forward passes",
+        column("expected_lost", fitted_on="harmful"),
+    ),
+    Predictor(
+        "expected_lost_harmless",
+        "the same, of harmless",
+        1,
+        "margin_losses",
+        "forward passes",
+        column("expected_lost", fitted_on="harmless"),
+    ),
     Predictor("d_prime_shift", "d′ shift", -1, "margin_separation", "forward passes", column("d_prime_shift")),
     Predictor(
         "attribution",

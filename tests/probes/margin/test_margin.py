@@ -144,7 +144,7 @@ def test_three_tables_are_written_and_an_undefined_cell_keeps_its_reason(
     result = margin.measure(baseline, {"broken": cell}, HARMFUL, HARMLESS, openings="lexicon")
     parquet, document = result.write(tmp_path)
     assert (parquet.name, document.name) == ("margin.parquet", "margin.json")
-    for name in ("margin", "margin_prompts", "margin_separation"):
+    for name in ("margin", "margin_prompts", "margin_separation", "margin_losses", "margin_reliability"):
         stored = read_result(tmp_path / f"{name}.json")
         broken = stored.table[stored.table["cell"] == "broken"]
         assert broken["reason"].str.contains("NaN or infinity").all()
