@@ -71,7 +71,8 @@ def law_columns(expected: ExpectedLosses, noise: NoiseLaw) -> dict[str, Any]:
         noise: of the baseline against itself.
     """
     by_noise = np.nan if expected.reason else expected.under(noise)
-    beyond = Estimate(*(value - by_noise for value in expected.total()[:3]))
+    total = expected.total()
+    beyond = Estimate(total.value - by_noise, total.low - by_noise, total.high - by_noise)
     return {
         "n_refused": expected.n_refused,
         "n": len(expected.prompts),
