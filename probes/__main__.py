@@ -23,6 +23,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "probes.neurons",
         "probes.geometry",
         "probes.margin",
+        "probes.fragility",
     ),
     "the cause": ("probes.attribution", "probes.causal", "probes.reversion", "probes.coverage", "probes.why"),
     "behaviour": ("probes.refusal", "probes.drift", "probes.quality", "probes.labels", "probes.judges"),

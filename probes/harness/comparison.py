@@ -222,17 +222,49 @@ def compare(
         raise InputError(f"A cell is named {BASELINE!r}", "another name", "Give it one with --quantized NAME=PATH")
     for name in cells:
         warnings += [f"{name}: {warning}" for warning in _check_cell(baseline, cells, name, force)]
+    return _ready(baseline, cells, harmful, harmless, template, warnings, force=force)
+
+
+def alone(
+    baseline: HookedModel, harmful: PromptSet, harmless: PromptSet, *, template: str | Path = "auto"
+) -> Comparison:
+    """The same without cells, for what is measured of a baseline by itself.
+
+    Args:
+        baseline: the model.
+        harmful: requests that should be refused.
+        harmless: requests that should be answered.
+        template: as in `compare`.
+
+    Raises:
+        InputError: a prompt set that is empty, equal to the other, or has a prompt that is longer than the context; a
+            model that thinks before it answers.
+        Unmeasurable: a model that computes NaN or infinity, or says nothing.
+    """
+    require_models(baseline, {})
+    return _ready(baseline, {}, harmful, harmless, template, [])
+
+
+def _ready(
+    baseline: HookedModel,
+    cells: Models,
+    harmful: PromptSet,
+    harmless: PromptSet,
+    template: str | Path,
+    warnings: list[str],
+    **settings: Any,
+) -> Comparison:
     texts, rendering = _render(baseline, {"harmful": harmful, "harmless": harmless}, template, warnings)
-    settings = {
+    described = {
         "position": -1,
         "dtype": str(baseline.hf.dtype).removeprefix("torch."),
         "device": str(baseline.hf.device),
-        "force": force,
+        **settings,
         **rendering,
         BASELINE: described(baseline.checkpoint),
         "cells": {name: described(_checkpoint(cells, name)) for name in cells},
     }
-    comparison = Comparison(baseline, cells, texts, settings, warnings)
+    comparison = Comparison(baseline, cells, texts, described, warnings)
     sample = [text for side in texts.values() for text in side[:LOOKED_AT]]
     speech_warnings = comparison.of_baseline("speech", lambda: require_speech(baseline, texts))
     doubts = [] if baseline.checkpoint is None else baseline_warnings(baseline.checkpoint)

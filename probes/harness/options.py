@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -112,20 +113,25 @@ class Options:
         return {"template": self.template, "force": self.force, "batch_size": self.batch_size}
 
 
-def with_options(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+def with_options(
+    command: Callable[..., None], without: Mapping[str, Any] = MappingProxyType({}), **defaults: Any
+) -> Callable[..., None]:
     """Give a command the options of `Options` beside its own: `command(options, **own)`.
 
     Args:
         command: takes the options first.
+        without: common options that this command does not have, and what they are then.
         defaults: of common options that this command can do without.
     """
     signature = inspect.signature(Options, eval_str=True).parameters
-    common = {name: p.replace(default=defaults.get(name, p.default)) for name, p in signature.items()}
+    common = {
+        name: p.replace(default=defaults.get(name, p.default)) for name, p in signature.items() if name not in without
+    }
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
     @functools.wraps(command)
     def wrapper(**values: Any) -> None:
-        options = Options(**{name: values.pop(name) for name in common})
+        options = Options(**{name: values.pop(name) for name in common}, **without)
         command(options, **values)
 
     keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*common.values(), *own)]
