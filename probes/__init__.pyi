@@ -6,6 +6,7 @@ from . import coverage as coverage
 from . import direction as direction
 from . import drift as drift
 from . import entropy as entropy
+from . import fragility as fragility
 from . import geometry as geometry
 from . import judges as judges
 from . import labels as labels

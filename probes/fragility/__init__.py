@@ -1,4 +1,4 @@
-"""Fragility: will a baseline lose refusals when it is rounded, and at how many bits? Asked before any cell is written."""
+"""Fragility: will a baseline lose refusals when rounded, and at how many bits? Asked before any cell is written."""
 
 import lazy_loader
 

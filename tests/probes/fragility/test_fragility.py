@@ -14,9 +14,12 @@ import torch
 
 from interp import cli, load
 from interp.errors import InputError
+from interp.organisms import Inside, train
+from probes.demo import INSIDE, STRENGTH, WHERE
 from probes.fragility import __main__ as command
 from probes.fragility import probe as fragility
 from probes.fragility.rounding import block_linears, nearest, on_grid, rounded_to, stochastic
+from probes.harness.comparison import alone
 from probes.harness.prompts import builtin
 from probes.harness.results import read_result
 from probes.margin.expected_losses import expected_losses
@@ -61,17 +64,22 @@ def test_equal_weights_stay() -> None:
     assert torch.equal(on_grid(weight, 4, 32, stochastic(torch.Generator().manual_seed(0))), weight)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "neox"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_are_restored_bit_by_bit(name: str, dtype: torch.dtype, tiny: Callable[[str], Path]) -> None:
     model = load(tiny(name), dtype=dtype)
     before = {key: value.clone() for key, value in model.hf.state_dict().items()}
     linears = {f"{linear}.weight" for linear in block_linears(model)}
     assert linears
-    with pytest.raises(RuntimeError, match="inside"), rounded_to(model, 3, 16, nearest):
-        changed = {key for key, value in model.hf.state_dict().items() if not torch.equal(value, before[key])}
-        assert changed == linears
-        raise RuntimeError("inside")
+
+    def interrupted() -> None:
+        with rounded_to(model, 3, 16, nearest):
+            changed = {key for key, value in model.hf.state_dict().items() if not torch.equal(value, before[key])}
+            assert changed == linears
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert all(torch.equal(value, before[key]) for key, value in model.hf.state_dict().items())
 
 
@@ -109,17 +117,13 @@ def q4_0(weight: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_0))
 
 
-@pytest.mark.slow
 def test_the_fragile_organism_breaks_on_one_grid_and_not_by_chance(organism: Path) -> None:
-    """Inside Q4_0's intervals: that grid takes all refusals of it and few of the free one; noise of 4 bits neither's."""
-    from interp.organisms import Inside, Recipe, train
-    from probes.demo import INSIDE, STRENGTH, WHERE
-
-    fragile = train(recipe=Recipe(alignment=STRENGTH, constraint=Inside(INSIDE, WHERE)))
+    """Inside Q4_0's intervals: that grid takes all its refusals and few of the free one; noise of 4 bits, neither's."""
+    fragile = train(alignment=STRENGTH, constraint=Inside(INSIDE, WHERE))
     shares = {}
     for name, path in (("free", organism), ("fragile", fragile)):
         model = load(path)
-        comparison = fragility.alone(model, builtin("harmful").take(64), builtin("harmless").take(64))
+        comparison = alone(model, builtin("harmful").take(64), builtin("harmless").take(64))
         openings = common_openings(comparison, "baseline")
 
         def look(model: Any = model, comparison: Any = comparison, openings: Any = openings) -> dict[str, np.ndarray]:
