@@ -252,19 +252,19 @@ def _ready(
     harmless: PromptSet,
     template: str | Path,
     warnings: list[str],
-    **settings: Any,
+    **options: Any,
 ) -> Comparison:
     texts, rendering = _render(baseline, {"harmful": harmful, "harmless": harmless}, template, warnings)
-    described = {
+    settings = {
         "position": -1,
         "dtype": str(baseline.hf.dtype).removeprefix("torch."),
         "device": str(baseline.hf.device),
-        **settings,
+        **options,
         **rendering,
         BASELINE: described(baseline.checkpoint),
         "cells": {name: described(_checkpoint(cells, name)) for name in cells},
     }
-    comparison = Comparison(baseline, cells, texts, described, warnings)
+    comparison = Comparison(baseline, cells, texts, settings, warnings)
     sample = [text for side in texts.values() for text in side[:LOOKED_AT]]
     speech_warnings = comparison.of_baseline("speech", lambda: require_speech(baseline, texts))
     doubts = [] if baseline.checkpoint is None else baseline_warnings(baseline.checkpoint)
