@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,7 +124,7 @@ def measure(
     with comparison.pieces_of(None, batch_size=batch_size):
         for plan in track(list(_plans(bits, draws, seed)), "roundings"):
             what = ["rounded", *plan.values(), group, openings]
-            after = _arrays(kept(what, lambda plan=plan: _rounded(baseline, plan, group, look)))
+            after = _arrays(kept(what, partial(_rounded, baseline, plan, group, look)))
             drawn.append(plan | _of_draw(before, after, refused))
     settings = {"bits": list(bits), "group": group, "draws": draws, "seed": seed}
     settings |= {"openings": refusal_openings.describe()}
