@@ -3,6 +3,7 @@ from . import calibration as calibration
 from . import causal as causal
 from . import check as check
 from . import coverage as coverage
+from . import depth as depth
 from . import direction as direction
 from . import drift as drift
 from . import entropy as entropy

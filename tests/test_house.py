@@ -27,7 +27,7 @@ LAYERS = (
     ("probes.harness",),
     ("probes.entropy", "probes.direction", "probes.neurons", "probes.geometry", "probes.labels", "probes.reversion"),
     ("probes.calibration", "probes.quality", "probes.refusal", "probes.margin", "probes.matrix"),
-    ("probes.judges", "probes.rtsi", "probes.attribution", "probes.fragility"),
+    ("probes.judges", "probes.rtsi", "probes.attribution", "probes.fragility", "probes.depth"),
     ("probes.drift", "probes.predict", "probes.causal", "probes.coverage"),
     ("probes.why", "probes.report", "probes.check"),
     ("probes.reproduce",),

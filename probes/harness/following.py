@@ -16,6 +16,7 @@ AFTER: Mapping[str, Sequence[str]] = {
     "causal": ("probes.why",),
     "reversion": ("probes.why",),
     "coverage": ("probes.why",),
+    "depth": ("probes.refusal",),
     "why": ("probes.refusal",),
     "quality": ("probes.refusal",),
 }

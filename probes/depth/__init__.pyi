@@ -1,0 +1,2 @@
+from .probe import DepthResult as DepthResult
+from .probe import measure as measure

@@ -1,0 +1,118 @@
+"""Beginnings of answers that all models read: a prefill, then what the baseline itself goes on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import nan
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.batching import TEXTS_AT_ONCE, Batch, batches
+from interp.generation import BATCH_SIZE, generate
+from interp.model import HookedModel
+from probes.margin.openings import Openings
+from probes.margin.refusal_margin import MarginRuns
+
+REFUSAL, ANSWER = "refusal", "answer"
+Forced = Sequence[list[int]]
+"""The tokens of each prompt's answer."""
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Prompts whose answers have begun.
+
+    Attributes:
+        begun: "refusal" or "answer".
+        prompts: tokens of each.
+        forced: tokens of each answer, up to the number of positions; fewer where the baseline ends it.
+    """
+
+    begun: str
+    prompts: Sequence[list[int]]
+    forced: Forced
+
+
+def prefilled(baseline: HookedModel, texts: Sequence[str], begun: str, prefill: Sequence[int], n: int) -> Prefilled:
+    """Let the baseline go on after a prefill.
+
+    Args:
+        baseline: answers greedily.
+        texts: rendered prompts.
+        begun: what to call it.
+        prefill: tokens that every answer begins with.
+        n: tokens of an answer, the prefill's among them.
+    """
+    prompts = baseline.token_ids(list(texts))
+    answers: list[list[int]] = []
+    for start in range(0, len(prompts), BATCH_SIZE):
+        begun_prompts = [[*ids, *prefill] for ids in prompts[start : start + BATCH_SIZE]]
+        answers += [answer.tokens for answer in generate(baseline, begun_prompts, max(0, n - len(prefill)))]
+    return Prefilled(begun, prompts, [[*prefill, *answer][:n] for answer in answers])
+
+
+def log_probabilities(model: HookedModel, given: Prefilled, position: int) -> Float[Tensor, "prompt vocab"]:
+    """Of the next token after so many forced ones; NaN for prompts whose answer has ended before.
+
+    Args:
+        model: with open hooks.
+        given: the prompts.
+        position: forced tokens before it.
+    """
+    rows = _rows(given, position)
+    values = torch.full((len(given.prompts), model.hf.get_output_embeddings().weight.shape[0]), nan)
+    read = [[*given.prompts[row], *given.forced[row][:position]] for row in rows]
+    for batch in batches(read, -1, None, model.hf.device, TEXTS_AT_ONCE):
+        with torch.no_grad(), model.unembed_only(_at(batch)):
+            logits = model.hf(**batch.inputs, use_cache=False).logits[:, 0]
+        values[torch.tensor(rows)[batch.indices]] = logits.float().log_softmax(-1).cpu()
+    return values
+
+
+def _at(batch: Batch) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: batch.at_position(hidden)[:, None]
+
+
+def kl(baseline: Float[Tensor, "prompt vocab"], cell: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
+    """Σ p·(ln p − ln q), nats, in float64."""
+    log_p, log_q = baseline.double(), cell.double()
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def margin(
+    model: HookedModel, given: Prefilled, position: int, openings: Openings, next_token: Float[Tensor, "prompt vocab"]
+) -> Float[Tensor, " prompt"]:
+    """Log-odds, nats, of refusing at a position: of starting to, or of going on as the baseline's refusal does.
+
+    Args:
+        model: with open hooks.
+        given: the prompts.
+        position: forced tokens before it; at 0 nothing has begun yet.
+        openings: of the baseline.
+        next_token: `log_probabilities` there.
+    """
+    rows = _rows(given, position)
+    values = torch.full((len(given.prompts),), nan, dtype=torch.float64)
+    if position and given.begun == REFUSAL:
+        forced = torch.tensor([given.forced[row][position] for row in rows])
+        values[rows] = _log_odds(next_token[rows], forced)
+        return values
+    read = [[*given.prompts[row], *given.forced[row][:position]] for row in rows]
+    runs = MarginRuns(len(read), tuple(batches(read, -1, None, model.hf.device, TEXTS_AT_ONCE)), openings)
+    values[rows] = runs.margins(model).double()
+    return values
+
+
+def _log_odds(log_probabilities: Float[Tensor, "n vocab"], tokens: Tensor) -> Float[Tensor, " n"]:
+    """ln p − ln(1 − p), the second as a sum over the other tokens, so that it is exact when tiny."""
+    values = log_probabilities.double()
+    others = values.scatter(1, tokens[:, None], -torch.inf).logsumexp(1)
+    return values.gather(1, tokens[:, None])[:, 0] - others
+
+
+def _rows(given: Prefilled, position: int) -> list[int]:
+    """Prompts whose answer has a token at this position, or, where it begins, all."""
+    return [row for row, forced in enumerate(given.forced) if len(forced) > position]
