@@ -55,7 +55,7 @@ def test_damage_that_only_later_tokens_see_is_found(baseline: HookedModel, tiny:
         result = measured(baseline, cell)
         row = result.cells.table.iloc[0]
         assert row["first"] == 0
-        assert result.table.query("position > 1 and begun == 'refusal'")["kl"].min() > 1e-4
+        assert result.table.query("position > 1 and begun == 'refusal'")["kl"].min() > 1e-6
         verdicts.append(row["verdict"])
     assert LATER in verdicts
 
