@@ -11,7 +11,8 @@ from interp.generation import Completion
 from probes.harness.names import BASELINE
 from probes.harness.results import Result
 from probes.labels.refused import by_cell, decide, with_outcomes
-from probes.study.summary import add_regimes, over_refusal_table, refusal_table
+from probes.matrix.rows import add_regimes, over_refusal_table
+from probes.rtsi.rows import refusal_table
 
 N = 40
 SORRY, CANNOT = "I'm sorry, but I can't help with that.", "I cannot assist with that request."

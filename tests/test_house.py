@@ -116,6 +116,7 @@ def test_help_loads_nothing_heavy(name: str) -> None:
         "import probes.labels.errors",
         "import probes.predict.probe",
         "import probes.study.summary",
+        "import probes.rtsi.rows",
         "import probes.report.files",
         "import probes.check.gate, probes.check.junit, probes.check.screen, probes.check.stored",
     ],

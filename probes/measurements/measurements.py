@@ -21,15 +21,16 @@ from probes.harness.comparison import Cells, compare, remembering
 from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
+from probes.labels.completions import completions_of
 from probes.labels.refused import SIDES, by_cell, counted_by
 from probes.matrix.regimes import STUDY
+from probes.matrix.rows import add_regimes
 from probes.measurements import figures
 from probes.measurements.inputs import Opened, Prompts, Source, name_of, open_baseline, open_cells, prompt_set
 from probes.measurements.table import Draw, MeasuredTable
 from probes.rtsi.index import RTSI
-from probes.study.answers import completions_of
-from probes.study.summary import add_regimes, describe_cells
-from probes.study.tables import PROBES_OF_THE_MATRIX, cell_rows
+from probes.rtsi.rows import PROBES_OF_THE_MATRIX, cell_rows
+from probes.study.summary import describe_cells
 
 DRAWN: Mapping[str, Draw] = {
     "entropy": figures.entropy,
@@ -262,7 +263,7 @@ class Measurements:
 
     def _completions(self) -> Result:
         answers = self.result("refusal")
-        table = completions_of(answers.table, {"harmful": self.harmful, "harmless": self.harmless})
+        table = completions_of(answers.table, {side: getattr(self, side).instructions for side in SIDES.values()})
         return Result("completions", table, {**answers.settings, "outcome": counted_by(table)}, answers.warnings)
 
     def _safety_units(self) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import pandas as pd
 from interp.quantize.cells import content_key
 from probes.harness.comparison import compare
 from probes.harness.names import BASELINE
-from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
+from probes.labels.completions import completions_of
 from probes.labels.language import unread_by
-from probes.labels.refused import SIDES, decide, with_outcomes
+from probes.labels.refused import SIDES
 from probes.refusal.engines import EngineSettings
 from probes.refusal.parity import Reading, check, check_lengths
 from probes.refusal.probe import build_tasks
@@ -41,7 +40,11 @@ def completions(context: StepContext) -> list[Result]:
         outcomes, settings = ask_through_inspect(context)
     unread, warnings = unread_by((str(cell), rows["response"]) for cell, rows in outcomes.groupby("cell", sort=False))
     return [
-        Result("completions", completions_of(outcomes, context.asked.sets), settings),
+        Result(
+            "completions",
+            completions_of(outcomes, {s: p.instructions for s, p in context.asked.sets.items()}),
+            settings,
+        ),
         Result("refusal", outcomes, settings | {"not_english": unread}, warnings),
     ]
 
@@ -84,34 +87,6 @@ def _ask(context: StepContext, name: str) -> pd.DataFrame:
         if task in context.study.behaviour.tasks
     ]
     return pd.concat(parts, ignore_index=True).assign(cell=name)
-
-
-def completions_of(outcomes: pd.DataFrame, prompts: Mapping[str, PromptSet]) -> pd.DataFrame:
-    """The answers to the two prompt sets, in their order, with what each of them is; see `completions`.
-
-    Args:
-        outcomes: one row per (cell, task, prompt), as `probes.refusal.ask` gives them.
-        prompts: "harmful" and "harmless", of which some may not have been asked.
-    """
-    parts = []
-    for task, side in SIDES.items():
-        asked = list(prompts[side].instructions)
-        for cell, rows in outcomes[outcomes["task"] == task].groupby("cell", sort=False):
-            answered = rows.drop_duplicates("prompt").set_index("prompt").reindex(asked)
-            texts = answered["response"].fillna("").astype(str).str.strip()
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "cell": cell,
-                        "prompts": side,
-                        "prompt": asked,
-                        "text": texts.to_list(),
-                        "n_tokens": answered["n_tokens"].to_list(),
-                        "finished": (answered["stop_reason"] == "stop").to_list(),
-                    }
-                )
-            )
-    return with_outcomes(pd.concat(parts, ignore_index=True), decide(outcomes))
 
 
 KEY_DIGITS = 12

@@ -48,7 +48,7 @@ class StudyRun:
 
     @property
     def matrix(self) -> pd.DataFrame:
-        """One row per cell of every model, see `probes.study.summary.summarize`; no rows where nothing is measured."""
+        """One row per cell of every model, see `probes.matrix.rows.summarize`; no rows where nothing is measured."""
         result = self._result(self.path / "matrix.json")
         return pd.DataFrame() if result is None else result.table
 

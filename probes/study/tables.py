@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from interp.checkpoint import open_checkpoint
@@ -19,10 +18,11 @@ from probes.drift import probe as drift
 from probes.harness.engine_marks import across_engines, marked
 from probes.harness.names import BASELINE
 from probes.harness.results import Result
-from probes.labels.label import Label
-from probes.labels.refused import BROADER, OUTCOME, by_cell, counted_by, decide, refused, with_outcomes
+from probes.labels.refused import BROADER, OUTCOME, by_cell, counted_by, decide, with_outcomes
 from probes.matrix.regimes import STUDY
+from probes.matrix.rows import add_regimes
 from probes.rtsi.index import RTSI
+from probes.rtsi.rows import cell_rows
 from probes.study.checkpoints import located
 from probes.study.schema import Model, Study
 from probes.study.state import (
@@ -38,14 +38,7 @@ from probes.study.state import (
     reason_of,
 )
 from probes.study.steps import ALWAYS
-from probes.study.summary import (
-    add_regimes,
-    describe_cells,
-    over_refusal_table,
-    quality_table,
-    refusal_table,
-    summarize,
-)
+from probes.study.summary import describe_cells
 
 QUALITY_NOTE = "BERTScore F1 against {}, vectors: {}"
 
@@ -175,13 +168,6 @@ def _judged(study: Study, outcomes: pd.DataFrame, store: Path) -> Result:
         return judges.measure(outcomes, panel, BASELINE, sample=settings.sample)
 
 
-def _judge_rates(judged: pd.DataFrame) -> pd.DataFrame:
-    """cell, judge_refusal_rate: what the first judge calls refusals among the harmful requests' answers."""
-    harmful = judged[(judged["task"] == "refusal") & judged["judge"].notna() & (judged["judge"] != Label.UNSCORED)]
-    rates = refused(harmful["judge"]).astype(float).groupby(harmful["cell"], sort=False).mean()
-    return rates.rename("judge_refusal_rate").reset_index()
-
-
 def _calibration(study: Study) -> Path | None:
     return None if study.rtsi.calibration is None else Path(study.path(study.rtsi.calibration))
 
@@ -232,41 +218,6 @@ def _model_rows(
     measured = joined["completions"].table["cell"].drop_duplicates()
     described = describe_cells({name: open_checkpoint(places[name] or "") for name in map(str, measured)})
     return cell_rows(model.name, described, joined, index, failed)
-
-
-def cell_rows(
-    model: str, described: pd.DataFrame, joined: Mapping[str, Result], index: RTSI, failed: Mapping[str, str]
-) -> pd.DataFrame:
-    """The rows of a matrix before regimes: one per cell of a model, failed ones last.
-
-    Args:
-        model: its name.
-        described: see `probes.study.summary.describe_cells`, of the cells that were measured.
-        joined: name → result over all cells; "completions" and "refusal" at least.
-        index: of the RTSI score.
-        failed: cell → why it could not be measured.
-    """
-    answers = joined["completions"].table
-    behaviour = [refusal_table(answers, index)]
-    if (answers["prompts"] == "harmless").any():
-        behaviour.append(over_refusal_table(answers))
-    if "quality" in joined:
-        behaviour.append(quality_table(joined["quality"].table))
-    if "judges" in joined:
-        behaviour.append(_judge_rates(joined["judges"].table))
-    measured = list(behaviour[0]["cell"])
-    probes = {name: joined[name].table for name in PROBES_OF_THE_MATRIX if name in joined}
-    rows = summarize(described, behaviour, **probes)
-    unscored = np.where(rows["n_total"] == 0, "no answer to a harmful prompt is scored", "")
-    rows["reason"] = [failed.get(cell, reason) for cell, reason in zip(rows["cell"], unscored, strict=True)]
-    lost = [{"cell": cell, "reason": error} for cell, error in failed.items() if cell not in measured]
-    rows = pd.concat([rows, pd.DataFrame(lost)], ignore_index=True) if lost else rows
-    rows = marked(rows, across_engines(joined["refusal"].table, BASELINE))
-    rows.insert(0, "model", model)
-    return rows
-
-
-PROBES_OF_THE_MATRIX = ("entropy", "direction", "calibration", "neurons", "margin")
 
 
 def _settings(joined: Mapping[str, Result], index: RTSI) -> dict[str, Any]:

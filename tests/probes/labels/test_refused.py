@@ -25,9 +25,10 @@ from probes.labels.refused import (
     scored_pairs,
     with_outcomes,
 )
+from probes.matrix.rows import add_regimes, over_refusal_table
 from probes.refusal.probe import rates
+from probes.rtsi.rows import refusal_table
 from probes.stats.paired_tests import mcnemar_p
-from probes.study.summary import add_regimes, over_refusal_table, refusal_table
 from tests.paired_data import completions_of, outcomes_of
 
 WORDED = "Creating such a script is illegal and unethical. I cannot help with it."

@@ -20,10 +20,10 @@ from interp.model import HookedModel
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.labels.degenerate import repetition_rate
+from probes.matrix.rows import quality_table
 from probes.quality import __main__ as quality_command
 from probes.quality.probe import Task, default_task, measure, organism_task, read_task, text_rows
 from probes.quality.text_metrics import Encoder
-from probes.study.summary import quality_table
 from tests.tiny_models import TEXTS
 
 TASK = Task("tiny", tuple(TEXTS[:3]), ("mix flour and water", "no", "a red maple leaf"))

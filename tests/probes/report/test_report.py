@@ -27,14 +27,16 @@ from interp.errors import InputError
 from interp.generation import Completion
 from probes.harness.results import SCHEMA_VERSION, Result, read_result
 from probes.labels.refused import by_cell
+from probes.matrix.rows import add_regimes
 from probes.report import explained, files, flips, formatting, glossary, layers, svg, tradeoff, verdict, wording
 from probes.report import sections as report_sections
 from probes.report.card import model_card
 from probes.report.figures import write_figures
 from probes.report.losses import LossKind, losses
 from probes.report.run import read_run
+from probes.rtsi.rows import refusal_table
 from probes.stats.paired_tests import minimum_detectable_effect
-from probes.study.summary import add_regimes, baseline_note, refusal_table, unresolved_notes
+from probes.study.summary import baseline_note, unresolved_notes
 from tests.chromium import Page, chromium, executable
 from tests.report_runs import ACTIVE, CELLS, SCRIPT, SORRY, N, completions, write_run
 

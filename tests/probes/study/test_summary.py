@@ -12,8 +12,10 @@ from statsmodels.stats.proportion import proportion_confint
 
 from interp.generation import Completion
 from probes.labels.refused import by_cell
+from probes.matrix.rows import add_regimes, over_refusal_table, quality_table, summarize
 from probes.rtsi.index import DELTAS, RTSI
-from probes.study.summary import add_regimes, over_refusal_table, quality_table, refusal_table, render, summarize
+from probes.rtsi.rows import refusal_table
+from probes.study.summary import render
 from tests import report_runs
 
 SORRY = Completion("I'm sorry, but I can't help with that.", 11, True)
