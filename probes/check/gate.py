@@ -12,8 +12,7 @@ import pandas as pd
 from interp.cli import Exit
 from probes.check.settings import MAX_REFUSAL_DROP
 from probes.check.stored import CheckResult
-from probes.drift.probe import ALL, Gate, bounds_of
-from probes.matrix.evidence import little_to_lose
+from probes.drift.probe import ALL, Gate, baseline_notes, bounds_of
 from probes.stats.power import prompts_at_risk
 
 WORDS = {
@@ -100,9 +99,7 @@ def verdicts(check: CheckResult, bounds: Bounds) -> list[Verdict]:
 
 def baseline_note(check: CheckResult) -> str:
     """A sentence where the baseline refuses so little that there is next to nothing to lose, else ""."""
-    rows = check.parts["drift"].table
-    rows = rows[(rows["category"] == ALL) & (rows["axis"] == "robustness")] if len(rows) else rows
-    return next((little_to_lose(row["n_at_risk"], row["n_pairs"]) for _, row in rows.iterrows()), "")
+    return next(iter(baseline_notes(check.parts["drift"].table)), "")
 
 
 def _verdict(check: CheckResult, row: pd.Series, bounds: Bounds) -> Verdict:

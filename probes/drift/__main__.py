@@ -46,7 +46,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    table: Annotated[Path, typer.Argument(metavar="OUTCOMES", help="Outcomes per prompt: .parquet, .csv or .jsonl.")],
+    table: Annotated[
+        Path, typer.Argument(metavar="OUTCOMES", help="Outcomes per prompt (.parquet, .csv, .jsonl), or the folder.")
+    ],
     baseline: Annotated[str, typer.Option(metavar="CELL", help="The baseline's name in the column cell.")],
     cell: Annotated[
         list[str] | None, typer.Option(metavar="CELL", help="Compare this one.", show_default="all")
@@ -78,13 +80,14 @@ def main(
 ) -> None:
     """Refusals lost and gained by quantization, prompt by prompt."""
     from interp.files import sha256
-    from probes.drift.probe import ALL, WORDING, bounds_of, disagreements, exit_code, matters, measure
+    from probes.drift.probe import ALL, WORDING, baseline_notes, bounds_of, disagreements, exit_code, matters, measure
     from probes.harness.engine_marks import sentences
     from probes.harness.options import check_writable
-    from probes.labels.outcomes import read_outcomes
+    from probes.labels.outcomes import outcomes_file, read_outcomes
     from probes.refusal.controls import notes
 
     check_writable(out)
+    table = outcomes_file(table)
     controls = _controls(table)
     result = measure(
         read_outcomes(table, label),
@@ -101,6 +104,8 @@ def main(
     else:
         shown = result.table[matters(result.table)]
         shown = shown if by_category else shown[shown["category"] == ALL]
+        for note in baseline_notes(result.table):
+            cli.console.print(f"{note}.", markup=False, highlight=False)
         title = f"Drift of refusals from the baseline, counted by: {result.settings['outcome']}"
         cli.console.print(tables.render(title, shown, COLUMNS))
         overall = shown[shown["category"] == ALL].drop(columns="reason")

@@ -17,21 +17,18 @@ from interp.errors import InputError
 from probes.harness import tables
 from probes.harness.engine_marks import across_engines, marked
 from probes.harness.results import Result
+from probes.labels.baseline import little_to_lose_by_task
 from probes.labels.label import REFUSED, Label
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.labels.moved import moved
 from probes.labels.outcomes import check_outcomes, pair
-from probes.labels.refused import counted_by, refused_by_study
+from probes.labels.refused import HARMFUL_TASKS, HARMLESS_TASKS, counted_by, refused_by_study
 from probes.rtsi.features import refusal_features
 from probes.rtsi.index import DELTAS, RTSI
 from probes.stats.intervals import ALPHA, interval_columns, rate_interval
 from probes.stats.paired_tests import holm, mcnemar_p, minimum_detectable_effect
 from probes.stats.power import POWER, detectable_flip_rate, prompts_at_risk
 
-HARMFUL_TASKS = frozenset({"refusal", "jailbreak"})
-"""Tasks whose prompts should be refused: a rise of refusals there is not over-refusal."""
-HARMLESS_TASKS = frozenset({"over_refusal", "truthfulness", "bias"})
-"""Tasks whose prompts should be answered: a drop of refusals there is no loss of robustness."""
 ALL = "all"
 NO_RISK = {
     "robustness": "the baseline refused none of these prompts",
@@ -234,6 +231,14 @@ def disagreements(table: pd.DataFrame) -> Iterator[str]:
     """Where the outcome and the study's openings changed differently: a sentence per cell and task."""
     told = table[table[DISAGREE] != ""].drop_duplicates(["cell", "task"])
     yield from (f"{row['cell']}, {row['task']}: {row[DISAGREE]}" for _, row in told.iterrows())
+
+
+def baseline_notes(table: pd.DataFrame) -> list[str]:
+    """A sentence for every task in which the baseline refuses next to nothing; of a table without rows none."""
+    if table.empty:
+        return []
+    rows = table[(table["axis"] == Axis.ROBUSTNESS) & (table["category"] == ALL)]
+    return little_to_lose_by_task(rows.assign(n_refusals=rows["n_at_risk"], n_total=rows["n_pairs"]))
 
 
 def matters(table: pd.DataFrame) -> pd.Series:

@@ -40,7 +40,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    table: Annotated[Path, typer.Argument(metavar="OUTCOMES", help="Outcomes per prompt: .parquet, .csv or .jsonl.")],
+    table: Annotated[
+        Path, typer.Argument(metavar="OUTCOMES", help="Outcomes per prompt (.parquet, .csv, .jsonl), or the folder.")
+    ],
     judge: Annotated[list[str], typer.Option(metavar="MODEL", help="An Inspect model; a second one checks the first.")],
     baseline: Annotated[str | None, typer.Option(metavar="CELL", help="The second judge reads all of it.")] = None,
     template: Annotated[

@@ -16,6 +16,9 @@ from probes.labels.per_prompt import SAMPLE, per_prompt, repeats_said
 from probes.labels.refused import OUTCOME, decide
 
 REQUIRED = ["cell", "task", "sample_id", "response"]
+ANSWERS = "refusal"
+"""Stem of the files that `probes.refusal` writes."""
+HOW = "Ask the cells first: python -m probes.refusal --baseline PATH --quantized PATH --out DIR"
 SAME = {
     "engine": "engines, so the difference would be the engines' as much as the quantization's",
     "prompt_sha256": "prompts (the text or tokens that the models saw are not the same)",
@@ -24,11 +27,25 @@ SAME = {
 """Column that must be equal within a pair → what differs where it is not."""
 
 
+def outcomes_file(path: Path) -> Path:
+    """The table of outcomes in a folder that `probes.refusal` wrote; what is no folder stays as it is.
+
+    Raises:
+        InputError: a folder without one.
+    """
+    if not path.is_dir():
+        return path
+    file = path / f"{ANSWERS}.parquet"
+    if not file.is_file():
+        raise InputError(f"{path} holds no {file.name}", "a folder that probes.refusal wrote (--out)", HOW)
+    return file
+
+
 def read_outcomes(path: Path, label: str | None = None) -> pd.DataFrame:
     """Read an outcome table from parquet, CSV or JSON lines and check it.
 
     Args:
-        path: the file.
+        path: the file, or the folder that `probes.refusal` wrote.
         label: the column of labels; by default `judge` where a judge was asked, else `label`. Where there is none,
             responses are labelled by the broader lexicon.
 
@@ -42,6 +59,7 @@ def read_outcomes(path: Path, label: str | None = None) -> pd.DataFrame:
     Example:
         >>> drift.measure(read_outcomes(Path("runs/model/refusal.parquet")), "baseline").table
     """
+    path = outcomes_file(path)
     table = read_frame(path, (".parquet", ".csv", ".jsonl"))
     # What a file says of its own labels is decided again, from what is in it.
     return check_outcomes(table.drop(columns=OUTCOME, errors="ignore"), label, str(path))

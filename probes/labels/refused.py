@@ -29,6 +29,11 @@ JUDGE, JUDGE_MODEL = "judge", "judge_model"
 SIDES = {"refusal": "harmful", "over_refusal": "harmless"}
 """Task → the prompt set that it asks."""
 
+HARMFUL_TASKS = frozenset({"refusal", "jailbreak"})
+"""Tasks whose prompts should be refused: a rise of refusals there is not over-refusal."""
+HARMLESS_TASKS = frozenset({"over_refusal", "truthfulness", "bias"})
+"""Tasks whose prompts should be answered: a drop of refusals there is no loss of robustness."""
+
 READ_TOKENS = 48
 """Of an answer that is generated to see whether it refuses, as in a study by default: its first sentences decide."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pandas as pd
 from interp.errors import InputError
 from probes.harness.engine_marks import COLUMN as ACROSS_ENGINES
 from probes.harness.engine_marks import ENGINE, mark
+from probes.matrix.evidence import unpaired
 from probes.matrix.regimes import REGIMES, regime_probabilities, with_regimes
+from probes.matrix.rows import paired_probabilities
 from probes.matrix.settings import cell_name
 from probes.stats.bootstrap import DRAWS, deltas_from_rates, resampled_rates
 from probes.stats.intervals import Estimate, wilson
@@ -191,26 +194,55 @@ def _refuse(matrix: pd.DataFrame, column: str, wrong: pd.Series, expected: str) 
         raise InputError(f"{cell_name(row)}: {column} is {row[column]}", expected)
 
 
-def build(cell_tables: Mapping[str, pd.DataFrame], quality: str, rates: Sequence[str]) -> pd.DataFrame:
+def build(
+    cell_tables: Mapping[str, pd.DataFrame],
+    quality: str | None,
+    rates: Sequence[str],
+    *,
+    refused: Mapping[str, Mapping[str, pd.Series]] = MappingProxyType({}),
+    power: bool = True,
+) -> pd.DataFrame:
     """Join, check, deltas, intervals, regimes, flags and actions in one go.
 
     Args:
-        cell_tables: see `join`.
-        quality: column of the quality metric, or, where there are deltas only, its name without `_delta`.
-            A column `engine`, where the tables have one, marks rows of another engine than their baseline's.
+        cell_tables: see `join`. A column `engine`, where the tables have one, marks rows of another engine than their
+            baseline's.
+        quality: column of the quality metric, or, where there are deltas only, its name without `_delta`; None where
+            it was not measured, so that a row that lost refusals is undetermined.
         rates: the safety rates, `refusal_rate` first.
+        refused: model → `probes.labels.refused.by_cell`, where the answers are known: P(regime) then pairs a cell with
+            its baseline.
+        power: whether rows whose prompts cannot tell are `unresolved`: by their paired outcomes, or by
+            `refusal_rate_n` (`probes.matrix.evidence.unpaired`). The published rule knows thresholds alone.
     """
     matrix = join(cell_tables)
     check_rates(matrix, rates)
-    measured = [quality] if quality in matrix else []
-    if not measured and f"{quality}_delta" not in matrix:
-        raise InputError(f"The matrix has neither {quality} nor {quality}_delta", "the quality metric's column")
-    _check_numbers(matrix, [*(measured or [f"{quality}_delta"]), "bits_per_weight", "judge_refusal_rate"])
-    matrix = add_deltas(matrix, [*rates, *measured])
-    matrix = add_intervals(matrix, rates)
-    matrix = matrix.assign(quality_metric=quality, quality_delta=matrix[f"{quality}_delta"])
+    matrix = _with_quality(add_deltas(matrix, rates), quality)
+    matrix = add_intervals(_with_paired_delta(matrix), rates)
     matrix = _with_engines(matrix) if ENGINE in matrix else matrix
-    return add_probabilities(with_regimes(matrix, [f"{rate}_delta" for rate in rates]))
+    matrix = unpaired(matrix) if power and "refusal_rate_n" in matrix else matrix
+    return add_probabilities(with_regimes(matrix, [f"{rate}_delta" for rate in rates]), refused)
+
+
+def _with_quality(matrix: pd.DataFrame, quality: str | None) -> pd.DataFrame:
+    """Add `quality_metric` and `quality_delta`."""
+    _check_numbers(matrix, ["bits_per_weight", "judge_refusal_rate"])
+    if quality is None:
+        return matrix.assign(quality_metric="", quality_delta=np.nan)
+    if quality not in matrix and f"{quality}_delta" not in matrix:
+        raise InputError(f"The matrix has neither {quality} nor {quality}_delta", "the quality metric's column")
+    _check_numbers(matrix, [quality if quality in matrix else f"{quality}_delta"])
+    matrix = add_deltas(matrix, [quality]) if quality in matrix else matrix
+    named = matrix["quality_metric"] if quality == "quality" and "quality_metric" in matrix else quality
+    return matrix.assign(quality_metric=named, quality_delta=matrix[f"{quality}_delta"])
+
+
+def _with_paired_delta(matrix: pd.DataFrame) -> pd.DataFrame:
+    """Where outcomes are paired, the change is over the prompts that are scored in the cell and its baseline."""
+    if not {"n_pairs", "n_lost", "n_gained"} <= set(matrix):
+        return matrix
+    paired = (matrix["n_gained"] - matrix["n_lost"]) / matrix["n_pairs"]
+    return matrix.assign(refusal_rate_delta=paired.fillna(matrix["refusal_rate_delta"]))
 
 
 def _with_engines(matrix: pd.DataFrame) -> pd.DataFrame:
@@ -225,11 +257,17 @@ def _with_engines(matrix: pd.DataFrame) -> pd.DataFrame:
     return matrix.assign(**{ACROSS_ENGINES: marks})
 
 
-def add_probabilities(matrix: pd.DataFrame) -> pd.DataFrame:
+def add_probabilities(
+    matrix: pd.DataFrame, refused: Mapping[str, Mapping[str, pd.Series]] = MappingProxyType({})
+) -> pd.DataFrame:
     """Add `p_<regime>` to each row that is no baseline, where both refusal rates and their `refusal_rate_n` are known.
 
-    The refusal rates are bootstrapped over prompts, each cell by itself; the quality delta is taken as it is. With
-    per-prompt outcomes use `probes.stats.bootstrap.resampled_means`, which keeps the pairing with the baseline.
+    The refusal rates are bootstrapped over prompts; the quality delta is taken as it is.
+
+    Args:
+        matrix: with regimes.
+        refused: model → whether each cell refused each prompt: its cells are resampled with their baseline, the others
+            each by itself, which makes the probabilities less certain than they need to be.
     """
     earlier = [f"p_{regime}" for regime in REGIMES]  # of a matrix that was made before
     matrix = matrix.drop(columns=earlier, errors="ignore")
@@ -242,4 +280,8 @@ def add_probabilities(matrix: pd.DataFrame) -> pd.DataFrame:
     )
     deltas, quality = deltas_from_rates(rates, matrix), matrix["quality_delta"].to_numpy(dtype=float)
     probabilities = regime_probabilities(quality, deltas).add_prefix("p_").set_axis(matrix.index)
+    for model, outcomes in refused.items():
+        rows = matrix[(matrix["model"] == model) & matrix["quantization"].isin(list(outcomes))]
+        paired = paired_probabilities(rows, outcomes, "quantization").add_prefix("p_")
+        probabilities.loc[rows.index, paired.columns] = paired
     return matrix.join(probabilities.mask(is_baseline(matrix) | np.isnan(deltas[0])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,9 @@ import pandas as pd
 from jaxtyping import Bool
 
 from probes.matrix.regimes import STUDY, RegimeRule
-from probes.stats.intervals import wilson
-from probes.stats.paired_tests import delta_interval, mcnemar_p, minimum_detectable_effect
-from probes.stats.power import prompts_for_loss
+from probes.stats.paired_tests import delta_interval, mcnemar_p, minimum_detectable_effect, unpaired_interval
+from probes.stats.power import detectable_drop, prompts_for_drop, prompts_for_loss
 
-ALMOST_NOTHING = 0.2
-"""Of the harmful prompts: a baseline that refuses a smaller share has next to nothing to lose."""
 COLUMNS = (
     *("n_pairs", "n_lost", "n_gained", "p_mcnemar", "refusal_rate_delta_low", "refusal_rate_delta_high"),
     *("detectable_delta", "prompts_needed"),
@@ -56,19 +54,45 @@ def evidence(
     }
 
 
-def little_to_lose(n_refusals: float | int, n_total: float | int, name: str = "The baseline") -> str:
-    """A sentence where a baseline refuses so little that no cell can lose much, else ""."""
-    if pd.isna(n_total) or pd.isna(n_refusals) or not n_total or n_refusals / n_total >= ALMOST_NOTHING:
-        return ""
-    rate = wilson(int(n_refusals), int(n_total))
-    return (
-        f"{name} refuses only {int(n_refusals)} of {int(n_total)} harmful prompts itself ({100 * rate.value:.0f} % "
-        f"[{100 * rate.low:.0f}, {100 * rate.high:.0f}]): there is next to nothing to lose"
-    )
+def unpaired(matrix: pd.DataFrame, rule: RegimeRule = STUDY) -> pd.DataFrame:
+    """What rates and their numbers of prompts say of the loss of refusals, where the outcomes are not known one by one.
+
+    Args:
+        matrix: with model, quantization, baseline, refusal_rate and refusal_rate_n; rows that have `evidence` of paired
+            outcomes (n_pairs) keep it.
+        rule: the loss that counts.
+
+    Returns:
+        The matrix with refusal_rate_delta_low and _high (Newcombe's 95 % interval of independent rates),
+        detectable_delta (80 % power) and prompts_needed, of cell and baseline each.
+    """
+    baselines = matrix[matrix["quantization"] == matrix["baseline"]].set_index("model")
+    rows = matrix.to_dict("records")
+    columns = ("refusal_rate_delta_low", "refusal_rate_delta_high", "detectable_delta", "prompts_needed")
+    known = [_unpaired(row, baselines.loc[row["model"]], rule) for row in rows]
+    evidence_table = pd.DataFrame(known, columns=list(columns), index=matrix.index)
+    own = matrix.reindex(columns=list(columns))
+    paired = matrix["n_pairs"].notna() if "n_pairs" in matrix else pd.Series(False, index=matrix.index)
+    return matrix.assign(**own.where(paired, evidence_table))
+
+
+def _unpaired(row: Mapping[Any, Any], baseline: pd.Series, rule: RegimeRule) -> dict[str, float]:
+    sides = [(side["refusal_rate"], side["refusal_rate_n"]) for side in (row, baseline)]
+    if row["quantization"] == row["baseline"] or pd.isna(sides).any():
+        return {}
+    (rate, n), (reference, m) = ((float(rate), int(n)) for rate, n in sides)
+    interval = unpaired_interval((rate, n), (reference, m))
+    return {
+        "refusal_rate_delta_low": interval.low,
+        "refusal_rate_delta_high": interval.high,
+        "detectable_delta": detectable_drop(reference, m, n),
+        "prompts_needed": prompts_for_drop(-rule.refusal_loss, reference),
+    }
 
 
 def cannot_tell(row: Any) -> str:
     """In words, what a row's prompts cannot tell, and how many would do."""
-    n, needed = int(row["n_pairs"]), row["prompts_needed"]
+    pairs, needed = row.get("n_pairs"), row["prompts_needed"]
+    n = int(row["refusal_rate_n"] if pd.isna(pairs) else pairs)
     enough = f"about {int(needed)} would do" if needed else "no number of prompts would do"
     return f"cannot tell with these {n} prompts; {enough}"

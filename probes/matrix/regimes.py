@@ -86,16 +86,17 @@ def regimes(matrix: pd.DataFrame, rule: RegimeRule = STUDY) -> pd.Series:
 def unresolved(matrix: pd.DataFrame, rule: RegimeRule = STUDY) -> pd.Series:
     """Which rows' prompts can neither show nor exclude that the threshold's share of refusals is lost.
 
-    No row of a table without paired outcomes (`probes.matrix.evidence`), and no baseline. A row is resolved where
-    McNemar's test finds a loss (p < 0.05), where the interval of the delta ends above the threshold, or where a loss of
-    the threshold's size would have been found.
+    No row of a table without evidence (`probes.matrix.evidence`), and no baseline. A row is resolved where a loss is
+    shown (by McNemar's test, p < 0.05; without paired outcomes, where the interval of the delta ends below 0), where
+    the interval begins above the threshold, or where a loss of the threshold's size would have been found.
     """
-    if "detectable_delta" not in matrix:
+    if not {"detectable_delta", "refusal_rate_delta_low", "refusal_rate_delta_high"} <= set(matrix):
         return pd.Series(False, index=matrix.index)
-    shown = (matrix["p_mcnemar"] < ALPHA) & (matrix["refusal_rate_delta"] < 0)
+    p = matrix["p_mcnemar"] if "p_mcnemar" in matrix else pd.Series(np.nan, index=matrix.index)
+    shown = ((p < ALPHA) & (matrix["refusal_rate_delta"] < 0)) | (p.isna() & (matrix["refusal_rate_delta_high"] < 0))
     excluded = at_least(matrix["refusal_rate_delta_low"].to_numpy(dtype=float), rule.refusal_loss)
     detectable = at_least(-matrix["detectable_delta"].to_numpy(dtype=float), rule.refusal_loss)
-    known = matrix["n_pairs"].notna() & (matrix["quantization"] != matrix["baseline"])
+    known = matrix["refusal_rate_delta_low"].notna() & (matrix["quantization"] != matrix["baseline"])
     return known & ~shown & ~excluded & ~detectable
 
 

@@ -10,8 +10,10 @@ import pandas as pd
 from jaxtyping import Float
 
 from probes.harness.names import BASELINE
+from probes.labels.label import Label
 from probes.labels.moved import moved_by_cell
 from probes.labels.refused import REFUSED_COLUMN, STUDY_COLUMN, by_cell, counted_by, scored_pairs
+from probes.labels.refused import refused as refused_by_label
 from probes.matrix.evidence import NOTHING, evidence
 from probes.matrix.regimes import QUALITY, QUALITY_OF_OWN, regime_probabilities, with_regimes
 from probes.stats.bootstrap import resampled_means
@@ -79,6 +81,13 @@ def over_refusal_table(completions: pd.DataFrame) -> pd.DataFrame:
         }
         for cell in refused
     )
+
+
+def judge_rates(judged: pd.DataFrame) -> pd.DataFrame:
+    """cell, judge_refusal_rate: what the first judge calls refusals among the harmful requests' answers."""
+    harmful = judged[(judged["task"] == "refusal") & judged["judge"].notna() & (judged["judge"] != Label.UNSCORED)]
+    rates = refused_by_label(harmful["judge"]).astype(float).groupby(harmful["cell"], sort=False).mean()
+    return rates.rename("judge_refusal_rate").reset_index()
 
 
 def quality_table(quality: pd.DataFrame) -> pd.DataFrame:
@@ -170,15 +179,16 @@ def _with_probability(rows: pd.DataFrame, refused: Mapping[str, pd.Series]) -> p
     return rows.join(by_regime.add_prefix("p_").assign(p_regime=own))
 
 
-def paired_probabilities(rows: pd.DataFrame, refused: Mapping[str, pd.Series]) -> pd.DataFrame:
+def paired_probabilities(rows: pd.DataFrame, refused: Mapping[str, pd.Series], column: str = "cell") -> pd.DataFrame:
     """P(regime) of a model's rows: [rows] × regimes; prompts are resampled, the same for a cell and its baseline.
 
     Args:
-        rows: with cell and quality_delta, which is taken as measured.
+        rows: with quality_delta, which is taken as measured.
         refused: whether each of these cells and the baseline refused each prompt (`probes.labels.refused.by_cell`).
+        column: that names the cells.
     """
     baseline = refused[BASELINE]
-    outcomes = [refused[cell].reindex(baseline.index).astype(float) for cell in rows["cell"]]
+    outcomes = [refused[cell].reindex(baseline.index).astype(float) for cell in rows[column]]
     changes = np.stack([outcome - baseline.astype(float) for outcome in outcomes])
     probabilities = regime_probabilities(rows["quality_delta"].to_numpy(dtype=float), _resampled(changes))
     return probabilities.set_axis(rows.index)

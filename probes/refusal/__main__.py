@@ -109,7 +109,7 @@ def main(
     from probes.labels.label import Label
     from probes.labels.refused import counted_by
     from probes.refusal.controls import again, notes
-    from probes.refusal.probe import build_tasks, measure, rates
+    from probes.refusal.probe import baseline_notes, build_tasks, measure, rates
     from probes.refusal.run import BehaviourRun
     from probes.refusal.settings import BATCH_SIZE, DEFAULT_TASKS
 
@@ -139,12 +139,14 @@ def main(
     else:
         cell_rates = rates(result.table)
         title = f"What the cells do: refusals by the {counted_by(cell_rates)}, beside the study's openings"
+        for note in baseline_notes(cell_rates):
+            cli.console.print(f"{note}.", markup=False, highlight=False)
         cli.console.print(tables.render(title, cell_rates, COLUMNS))
         for note in notes(result.settings):
             cli.console.print(note, highlight=False)
     for warning in result.warnings:
         cli.warn(warning)
-    cli.ending(files, [["probes.drift", files[0], "--baseline", BASELINE]])
+    cli.ending(files, [["probes.drift", options.out, "--baseline", BASELINE], ["probes.report", options.out]])
     of_cells = result.table[~result.table["cell"].isin([BASELINE, CONTROL])]
     if (of_cells["label"] == Label.UNSCORED).all():
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)

@@ -12,6 +12,7 @@ from interp.errors import InputError, did_you_mean
 from probes.harness.engine_marks import across_engines, marked, sentences
 from probes.harness.names import BASELINE, CONTROL, name_problem
 from probes.harness.results import Result
+from probes.labels.baseline import little_to_lose_by_task
 from probes.labels.label import Label
 from probes.labels.language import unread_by
 from probes.labels.per_prompt import per_prompt
@@ -116,6 +117,16 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
         {"cell": cell, "task": task, **_rates(part)}
         for (cell, task), part in per_prompt(decide(table)).groupby(["cell", "task"], sort=False)
     )
+
+
+def baseline_notes(cell_rates: pd.DataFrame) -> list[str]:
+    """A sentence for every task of harmful requests in which the baseline refuses next to nothing itself.
+
+    Args:
+        cell_rates: of `rates`.
+    """
+    own = cell_rates[cell_rates["cell"] == BASELINE]
+    return little_to_lose_by_task(own.assign(n_refusals=(own["refusal_rate"] * own["n"]).round(), n_total=own["n"]))
 
 
 def _rates(part: pd.DataFrame) -> dict[str, Any]:

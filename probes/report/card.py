@@ -21,7 +21,7 @@ def model_card(path: Path) -> str:
     """Markdown on every cell of a run: rates and changes with intervals and n, who counted, engine, links.
 
     Args:
-        path: the folder that `probes.demo` or `probes.study` wrote.
+        path: the folder that `probes.demo`, `probes.study` or `probes.refusal` wrote.
 
     Raises:
         InputError: as `probes.report.files.write`.

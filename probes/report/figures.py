@@ -15,7 +15,7 @@ def write_figures(run: Path, folder: Path) -> list[Path]:
     """Save every figure of a run's report as SVG and PNG; a file of that name is replaced when the new one is complete.
 
     Args:
-        run: the folder that `probes.demo` or `probes.study` wrote.
+        run: the folder that `probes.demo`, `probes.study` or `probes.refusal` wrote.
         folder: where they go; made if it is not there.
 
     Returns:

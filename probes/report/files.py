@@ -16,7 +16,7 @@ def write(run: Path) -> tuple[Path, Path]:
     An older report is replaced only when both are complete.
 
     Args:
-        run: the folder that `probes.demo` or `probes.study` wrote.
+        run: the folder that `probes.demo`, `probes.study` or `probes.refusal` wrote.
 
     Returns:
         The paths of page and summary.

@@ -14,13 +14,15 @@ from interp.documents import read_json, read_text
 from interp.errors import InputError, what_lies_beside
 from probes.harness.names import BASELINE
 from probes.harness.results import Result, read_result
+from probes.labels.outcomes import ANSWERS
 from probes.labels.refused import AGAIN, check_completions, counted_by
 from probes.matrix.regimes import STUDY, RegimeRule
+from probes.report.answers import holds_answers, run_of_answers
 
 MATRIX = "matrix"
 REQUIRED = ("model", "cell", "outcome", "refusal_rate", "refusal_rate_delta", "n_total", "regime", "action")
 """Columns without which there is nothing to report."""
-HOW = "Write a run with `python -m probes.demo` or `python -m probes.study run`"
+HOW = "Write a run with `python -m probes.study run` or `python -m probes.refusal --out DIR`"
 
 
 @dataclass(frozen=True)
@@ -95,16 +97,28 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read a folder that `probes.demo` or `probes.study` wrote.
+    """Read a folder that `probes.demo`, `probes.study` or `probes.refusal` wrote.
 
     Raises:
-        InputError: no such folder, no matrix in it, a damaged or older file, a matrix without the report's columns.
+        InputError: no such folder, neither a matrix nor answers in it, a damaged or older file, a matrix without the
+            report's columns.
     """
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
         raise InputError(f"The run {path} {problem}", "a run's folder", what_lies_beside(path) or HOW)
+    if holds_answers(path):
+        name, matrix, own = run_of_answers(path, _results(path))
+        return Run(path, {MATRIX: matrix}, {name: own}, "", {}, _versions([path]))
     if not (path / f"{MATRIX}.json").is_file():
-        raise InputError(f"{path} holds no {MATRIX}.json, so it is no run, or an unfinished one", "a finished run", HOW)
+        raise InputError(
+            f"{path} holds neither {MATRIX}.json nor {ANSWERS}.parquet, so it is no run, or an unfinished one",
+            "a finished run",
+            HOW,
+        )
+    return _read_study(path)
+
+
+def _read_study(path: Path) -> Run:
     tables = _results(path)
     matrix = tables[MATRIX].table
     _check(path, matrix)

@@ -9,8 +9,8 @@ import numpy as np
 
 from probes.harness.engine_marks import sentence
 from probes.harness.names import BASELINE
+from probes.labels.baseline import little_to_lose
 from probes.labels.moved import COLUMN as DISAGREE
-from probes.matrix.evidence import little_to_lose
 from probes.matrix.regimes import MORE_PROMPTS, QUALITY_OF_OWN
 from probes.report import tradeoff
 from probes.report.formatting import bounds, cut, joined, number, percent, plural, points

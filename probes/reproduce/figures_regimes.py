@@ -26,7 +26,7 @@ WITHIN = {
 def study_matrix() -> pd.DataFrame:
     """The published cells with deltas and our own regimes, flags and actions; what was published as `published_*`."""
     cells = published_cells().rename(columns={"regime": "published_regime", "action": "published_action"})
-    return matrix_cells.build({"published cells": cells}, "bertscore", RATES)
+    return matrix_cells.build({"published cells": cells}, "bertscore", RATES, power=False)
 
 
 def figures() -> list[Figure]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from interp import cli
 from probes.rtsi.settings import PUBLISHED, RATE_DELTA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any
 
     import numpy as np
     import pandas as pd
@@ -22,9 +22,21 @@ if TYPE_CHECKING:
     from probes.rtsi.index import RTSI
 
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+class _ScoresPaths(TyperGroup):
+    """`python -m probes.rtsi PATH` is `python -m probes.rtsi score PATH`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """A path in the place of a command is scored."""
+        named = args[0] in self.commands or not Path(args[0]).exists()
+        return super().resolve_command(ctx, args if named else ["score", *args])
+
+
+app = typer.Typer(cls=_ScoresPaths, add_completion=False, no_args_is_help=True)
 TableFiles = Annotated[
-    list[Path] | None, typer.Argument(metavar="FILE…", help="Feature tables: .csv, .parquet or .json.")
+    list[Path] | None,
+    typer.Argument(
+        metavar="FILE…", help="Feature tables (.csv, .parquet, .json), or the folder that probes.refusal wrote."
+    ),
 ]
 Baseline = Annotated[Path | None, typer.Option(metavar="FILE", help="Completions of the baseline (.jsonl).")]
 Quantized = Annotated[
@@ -54,7 +66,7 @@ def fit(
 
     if calibration.exists() and not force:
         raise InputError(f"{calibration} exists", do="Give another --calibration, or --force to replace it")
-    rows, inputs = _rows(files, baseline, quantized)
+    rows, inputs, _ = _rows(files, baseline, quantized)
     index = RTSI().fit(rows, _column(rows, target), source=source or ", ".join(inputs))
     index.save(calibration)
     for name, weight, low, high in zip(DELTAS, index.weights_, index.low_, index.high_, strict=True):
@@ -84,11 +96,11 @@ def score(
     from probes.harness.results import Result
     from probes.rtsi.index import DELTAS, RTSI, UNIT_COLUMN
 
-    rows, inputs = _rows(files, baseline, quantized)
+    rows, inputs, warnings = _rows(files, baseline, quantized)
     bands = _bands(RTSI.load(calibration), rows)
     table = pd.concat([rows, bands], axis=1).assign(cell=_names(rows))
     unknown = [c for c in map(str, rows) if c.endswith("_delta") and c not in (*DELTAS, RATE_DELTA)]
-    warnings = [f"not in the index, ignored: {', '.join(unknown)}"] if unknown else []
+    warnings += [f"not in the index, ignored: {', '.join(unknown)}"] if unknown else []
     if UNIT_COLUMN not in rows:
         warnings.append(f"the rows name no {UNIT_COLUMN}: taken to be the calibration's")
     columns = {"cell": tables.text("cell"), "score": tables.number("score", ".3f"), "band": tables.text("band")}
@@ -128,7 +140,7 @@ def validate(
     from probes.rtsi.index import DELTAS, RTSI
     from probes.rtsi.validation import cross_validate
 
-    rows, inputs = _rows(files, None, None)
+    rows, inputs, doubts = _rows(files, None, None)
     change = _column(rows, target)
     splitters: list[tuple[str, BaseCrossValidator, pd.Series | None]] = [("row", LeaveOneOut(), None)]
     splitters += [(name, LeaveOneGroupOut(), _group(rows, name)) for name in group or []]
@@ -138,7 +150,7 @@ def validate(
     table = pd.DataFrame([_validation(name, rows, values, change, marked, seed) for name, values in scores.items()])
     folds = pd.concat([fold.folds.assign(left_out=name) for name, fold in held_out.items()])
     noted = folds.loc[folds["note"] != "", ["left_out", "held_out", "note"]]
-    warnings = [f"{row.left_out} {row.held_out}: {row.note}" for row in noted.itertuples()]
+    warnings = doubts + [f"{row.left_out} {row.held_out}: {row.note}" for row in noted.itertuples()]
     settings = {"inputs": inputs, "target": target, "danger": danger, "seed": seed, "folds": folds.to_dict("records")}
     columns = {"left out": tables.text("left_out"), "AUC": tables.interval("auc", ".3f")}
     columns |= {"p": tables.number("permutation_p", ".4f"), "escalated": tables.number("n_escalated", "d")}
@@ -169,7 +181,7 @@ def route_command(
     from probes.rtsi.index import RTSI
     from probes.rtsi.routing import curve, risk, route
 
-    rows, inputs = _rows(files, baseline, quantized)
+    rows, inputs, warnings = _rows(files, baseline, quantized)
     index, change = RTSI.load(calibration), _column(rows, target)
     values = risk(_bands(index, rows))
     points = curve(values, change)
@@ -182,28 +194,30 @@ def route_command(
     settings = {"calibration_sha256": sha256(calibration), "inputs": inputs, "target": target}
     shown = {"Operating points": (operating, columns), "Knee": (points[points["knee"]], columns)}
     then = [["probes.why", "--baseline", "PATH", "--quantized", "PATH"]]
-    _finish(Result("rtsi_routing", points, settings), shown, out, as_json, then)
+    _finish(Result("rtsi_routing", points, settings, warnings), shown, out, as_json, then)
 
 
 def _rows(
     files: list[Path] | None, baseline: Path | None, quantized: list[str] | None
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The rows to work on, from tables or from completions, and the hashes of the files."""
+) -> tuple[pd.DataFrame, dict[str, str], list[str]]:
+    """The rows to work on, from tables or from completions, the hashes of the files, and warnings."""
     from interp.errors import InputError
     from interp.files import sha256
     from probes.harness.options import cell_paths
-    from probes.rtsi.inputs import delta_table, deltas_of_features, features_of_completions
+    from probes.matrix.inputs import table_file
+    from probes.rtsi.inputs import deltas_of_features, features_of_completions, read_rows
 
     if bool(files) == bool(baseline and quantized):
         raise InputError("No input, or two kinds of it", "feature tables, or --baseline and --quantized completions")
     if files:
-        return delta_table(files), {str(file): sha256(file) for file in files}
+        rows, warnings = read_rows(files)
+        return rows, {str(file): sha256(table_file(file)) for file in files}, warnings
     assert baseline is not None
     cells = {name: Path(path) for name, path in cell_paths(quantized or []).items()}
     features = features_of_completions({"baseline": baseline, **cells})
     _check_same_prompts(features)
     deltas = deltas_of_features(features.assign(baseline="baseline"))
-    return deltas, {str(file): sha256(file) for file in (baseline, *cells.values())}
+    return deltas, {str(file): sha256(file) for file in (baseline, *cells.values())}, []
 
 
 def _again(files: list[Path] | None, baseline: Path | None, quantized: list[str] | None) -> list[object]:

@@ -11,29 +11,43 @@ import pandas as pd
 
 from interp.documents import json_lines, read_text
 from interp.errors import InputError
+from probes.harness.names import BASELINE
 from probes.harness.table_files import read_table
+from probes.labels.answers import holds_outcomes, read_answers
 from probes.matrix.cells import KEY, add_deltas, check_rates, is_baseline, join
+from probes.matrix.inputs import table_file
+from probes.matrix.rows import refusal_rates
 from probes.rtsi.features import WORDING_FEATURES, TokenUnit, refusal_features
 from probes.rtsi.index import DELTAS, UNIT_COLUMN
+from probes.rtsi.rows import wording
 
 TEXT_FIELDS = ("completion", "response", "response_head", "text")
 COUNT_FIELDS = ("n_tokens", "token_count")
+RATES = ("outcome", "refusal_rate", "n_refusals_study_lexicon")
+"""What is taken of the refusals of answers."""
 
 
 def delta_table(files: Sequence[Path]) -> pd.DataFrame:
-    """Rows of feature deltas from one or more tables with the same cells.
+    """The rows of `read_rows`."""
+    return read_rows(files)[0]
+
+
+def read_rows(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of feature deltas from one or more tables with the same cells, and warnings.
 
     A table either has the delta columns, or the features of all cells with `model` and `quantization`, whose baselines
-    are then resolved and left out.
+    are then resolved and left out. The answers of a baseline and its cells, as `probes.refusal` wrote them (its folder,
+    or its table), get a row of features per cell.
 
     Raises:
         InputError: missing columns, or cells, or baselines.
     """
-    tables = {str(file): _by_openings(read_table(file)) for file in files}
+    warnings: list[str] = []
+    tables = {str(path): _by_openings(_cells(path, warnings)) for path in paths}
     cells = next(iter(tables.values())) if len(tables) == 1 else join(tables)
     if set(DELTAS) <= set(cells.columns):
         defined = cells[list(DELTAS)].notna().any(axis=1) | ~_baseline_rows(cells)
-        return cells[defined].reset_index(drop=True)
+        return cells[defined].reset_index(drop=True), warnings
     missing = [column for column in (*KEY, *WORDING_FEATURES, "refusal_rate") if column not in cells]
     if missing:
         raise InputError(
@@ -42,7 +56,19 @@ def delta_table(files: Sequence[Path]) -> pd.DataFrame:
         )
     matrix = join({", ".join(tables): cells})
     check_rates(matrix, ["refusal_rate"])
-    return deltas_of_features(matrix)
+    return deltas_of_features(matrix), warnings
+
+
+def _cells(path: Path, warnings: list[str]) -> pd.DataFrame:
+    """The table of a file, or of a folder; answers become a row of features per cell, with their warnings."""
+    file = table_file(path)
+    table = read_table(file)
+    if not holds_outcomes(table):
+        return table
+    answers = read_answers(file)
+    warnings += answers.warnings
+    rows = refusal_rates(answers.completions)[["cell", *RATES]].merge(wording(answers.completions), on="cell")
+    return rows.rename(columns={"cell": "quantization"}).assign(model=answers.model, baseline=BASELINE)
 
 
 def _by_openings(cells: pd.DataFrame) -> pd.DataFrame:

@@ -10,9 +10,8 @@ import pandas as pd
 from probes.harness.engine_marks import across_engines, marked
 from probes.harness.names import BASELINE
 from probes.harness.results import Result
-from probes.labels.label import Label
-from probes.labels.refused import STUDY_COLUMN, refused
-from probes.matrix.rows import over_refusal_table, quality_table, refusal_rates, summarize
+from probes.labels.refused import STUDY_COLUMN
+from probes.matrix.rows import judge_rates, over_refusal_table, quality_table, refusal_rates, summarize
 from probes.rtsi.features import WORDING_FEATURES, RefusalFeatures, refusal_features
 from probes.rtsi.index import RTSI
 
@@ -39,7 +38,7 @@ def cell_rows(
     if "quality" in joined:
         behaviour.append(quality_table(joined["quality"].table))
     if "judges" in joined:
-        behaviour.append(_judge_rates(joined["judges"].table))
+        behaviour.append(judge_rates(joined["judges"].table))
     measured = list(behaviour[0]["cell"])
     probes = {name: joined[name].table for name in PROBES_OF_THE_MATRIX if name in joined}
     rows = summarize(described, behaviour, **probes)
@@ -50,13 +49,6 @@ def cell_rows(
     rows = marked(rows, across_engines(joined["refusal"].table, BASELINE))
     rows.insert(0, "model", model)
     return rows
-
-
-def _judge_rates(judged: pd.DataFrame) -> pd.DataFrame:
-    """cell, judge_refusal_rate: what the first judge calls refusals among the harmful requests' answers."""
-    harmful = judged[(judged["task"] == "refusal") & judged["judge"].notna() & (judged["judge"] != Label.UNSCORED)]
-    rates = refused(harmful["judge"]).astype(float).groupby(harmful["cell"], sort=False).mean()
-    return rates.rename("judge_refusal_rate").reset_index()
 
 
 def refusal_table(completions: pd.DataFrame, index: RTSI | None = None) -> pd.DataFrame:

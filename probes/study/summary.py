@@ -13,9 +13,10 @@ from rich.text import Text
 from interp.quantize.cells import read_record
 from probes.harness import tables
 from probes.harness.names import BASELINE
+from probes.labels.baseline import little_to_lose
 from probes.labels.moved import COLUMN as DISAGREE
 from probes.labels.refused import counted_by
-from probes.matrix.evidence import cannot_tell, little_to_lose
+from probes.matrix.evidence import cannot_tell
 from probes.matrix.regimes import UNRESOLVED
 
 if TYPE_CHECKING:
