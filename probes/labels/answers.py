@@ -86,12 +86,10 @@ def read_answers(path: Path) -> Answers:
     outcomes = read_outcomes(file)
     outcomes = outcomes[outcomes["cell"] != CONTROL]
     _check(outcomes, file)
-    if "prompt" not in outcomes:
-        outcomes = outcomes.assign(prompt=outcomes["sample_id"])
     doubts = [warning for cell in cells_of(outcomes) for warning in pair(outcomes, BASELINE, cell, force=True)[1]]
     settings = {} if recorded is None else recorded.settings
     warnings = dict.fromkeys([*([] if recorded is None else recorded.warnings), *doubts])
-    one_each = marked(per_prompt(outcomes), across_engines(outcomes, BASELINE)).reset_index(drop=True)
+    one_each = marked(_with_prompts(per_prompt(outcomes)), across_engines(outcomes, BASELINE)).reset_index(drop=True)
     return Answers(_model(settings, file), one_each, settings, list(warnings))
 
 
@@ -111,6 +109,13 @@ def _check(outcomes: pd.DataFrame, file: Path) -> None:
         if "refusal" not in rows["task"].to_numpy():
             problem = f"{file}: {cell} has no answers to harmful requests (the task refusal)"
             raise InputError(problem, f"the tasks {' and '.join(SIDES)}, the second where it was asked", HOW)
+
+
+def _with_prompts(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Where no texts of prompts are there, or they do not tell prompts apart, their samples' names stand for them."""
+    if "prompt" in outcomes and not outcomes.duplicated(["cell", "task", "prompt"]).any():
+        return outcomes
+    return outcomes.assign(prompt=outcomes["sample_id"])
 
 
 def _model(settings: Mapping[str, Any], file: Path) -> str:

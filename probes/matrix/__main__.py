@@ -99,7 +99,7 @@ def _rendered(matrix: pd.DataFrame, quality: str | None, counted: str) -> Group:
     one = f"{matrix['model'].iloc[0]}: regimes" if matrix["model"].nunique() == 1 else ""
     by = f"{quality} and refusal rate" if quality else "refusal rate alone"
     title = f"{one or 'Regimes'} by {by}, refusals counted by: {counted}"
-    rendered = tables.render(title, matrix.assign(cell="", reason=""), COLUMNS | (OF_ONE_MODEL if one else {}))
+    rendered = tables.render(title, matrix.assign(cell="", reason=""), {**COLUMNS, **(OF_ONE_MODEL if one else {})})
     after = [*remarks(matrix), *sentences(matrix, matrix["model"] + " " + matrix["quantization"])]
     return Group(*(Text(f"{note}.") for note in baseline_notes(matrix)), rendered, *map(Text, after))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,6 @@ def _settings(answers: Answers) -> dict[str, Any]:
     """Where the checkpoints are and what answered, as the report names them."""
     cells = dict(answers.described)
     baseline = cells.pop(BASELINE, {})
-    engines = answers.outcomes[ENGINE].dropna().unique() if ENGINE in answers.outcomes else []
+    engines: Iterable[Any] = answers.outcomes[ENGINE].dropna().unique() if ENGINE in answers.outcomes else ()
     told = {"baseline": baseline, "cells": cells, "template": baseline.get("template", "")}
     return told | {"engine": ", ".join(map(str, engines))}
