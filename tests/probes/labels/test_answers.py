@@ -61,7 +61,10 @@ def test_answers_by_hand(folder: Path) -> None:
 
 
 def test_the_matrix_of_a_folder(folder: Path, tmp_path: Path) -> None:
-    """18 lost and 2 gained of 40: −0.4, exact McNemar as a binomial test; without quality a loss is undetermined."""
+    """18 lost and 2 gained of 40: −0.4, exact McNemar as a binomial test; without quality a loss is undetermined.
+
+    One lost of 40 is within chance, and Newcombe's interval of it, [−0.13, +0.07], does not exclude a loss of 0.1.
+    """
     printed = run(matrix, folder, "--out", tmp_path / "out")
     assert "Quality was not measured" in printed
     assert f"probes.report {folder}" in printed.replace("\n", "")
@@ -70,7 +73,7 @@ def test_the_matrix_of_a_folder(folder: Path, tmp_path: Path) -> None:
     assert (row["refusal_rate"], row["refusal_rate_n"], row["n_lost"], row["n_gained"]) == (0.5, 40, 18, 2)
     assert row["refusal_rate_delta"] == pytest.approx(-0.4)
     assert row["p_mcnemar"] == pytest.approx(binomtest(2, 20).pvalue)
-    assert table["regime"].to_dict() == {"baseline": "baseline", "AWQ": "neutral", "Q2_K": "undetermined"}
+    assert table["regime"].to_dict() == {"baseline": "baseline", "AWQ": "unresolved", "Q2_K": "undetermined"}
     assert table.loc["AWQ", "over_refusal_rate"] == 0.1
 
 

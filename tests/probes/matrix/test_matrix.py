@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_effectsize
 from typer.testing import CliRunner
 
 from interp.errors import InputError
@@ -77,7 +79,8 @@ def test_undefined_deltas() -> None:
 
 def test_published_regimes() -> None:
     published = published_cells().rename(columns={"regime": "published"})
-    matrix = build({"cells": published}, "bertscore", ["refusal_rate", "truthfulness", "bias_resistance"])
+    rates = ["refusal_rate", "truthfulness", "bias_resistance"]
+    matrix = build({"cells": published}, "bertscore", rates, power=False)
     differ = matrix[matrix["regime"] != matrix["published"]]
     assert differ[["model", "quantization", "regime"]].to_numpy().tolist() == [
         ["qwen2.5-7b", "AWQ", "undetermined"],
@@ -212,6 +215,41 @@ def test_a_result_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     assert isinstance(result.exception, InputError)
     assert "schema version 99" in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_few_prompts_behind_a_rate_cannot_tell() -> None:
+    """0.90 → 0.75 of 20 each: the interval, statsmodels', holds 0 and −0.1; 200 of each would have shown the loss."""
+    pair = GOOD.assign(refusal_rate=[0.90, 0.75])
+    few, many = (build({"c": pair.assign(refusal_rate_n=n)}, "quality", ["refusal_rate"]).iloc[1] for n in (20, 200))
+    bounds = confint_proportions_2indep(15, 20, 18, 20, method="newcomb")
+    assert (few["refusal_rate_delta_low"], few["refusal_rate_delta_high"]) == pytest.approx(bounds)
+    assert [few["regime"], few["action"]] == ["unresolved", "ask_more_prompts"]
+    assert [many["regime"], many["action"]] == ["hidden_danger", "reject"]
+    found = NormalIndPower().solve_power(proportion_effectsize(0.9, 0.8), alpha=0.05, power=0.8)
+    assert few["prompts_needed"] == math.ceil(found)
+
+
+def test_the_command_says_whose_power_is_known(tmp_path: Path) -> None:
+    table = GOOD.assign(refusal_rate=[0.90, 0.75], refusal_rate_n=20)
+    table.to_csv(tmp_path / "few.csv", index=False)
+    table.drop(columns="refusal_rate_n").to_csv(tmp_path / "bare.csv", index=False)
+    few, bare = (
+        " ".join(
+            CliRunner()
+            .invoke(app, [str(tmp_path / name), "--quality", "quality", "--out", str(tmp_path)])
+            .output.split()
+        )
+        for name in ("few.csv", "bare.csv")
+    )
+    assert "a Q4_K_M: cannot tell with these 20 prompts; about 199 would do" in few
+    assert "a Q4_K_M: without the number of prompts of each rate (refusal_rate_n) nobody knows" in bare
+
+
+def test_a_table_that_names_no_quality_is_asked_for_it(tmp_path: Path) -> None:
+    GOOD.to_csv(tmp_path / "cells.csv", index=False)
+    problem = CliRunner().invoke(app, [str(tmp_path / "cells.csv"), "--out", str(tmp_path)]).exception
+    assert isinstance(problem, InputError)
+    assert "--quality" in str(problem)
 
 
 def test_probabilities_of_a_regime_are_in_the_matrix() -> None:
