@@ -241,7 +241,7 @@ def test_the_command_says_whose_power_is_known(tmp_path: Path) -> None:
         )
         for name in ("few.csv", "bare.csv")
     )
-    assert "a Q4_K_M: cannot tell with these 20 prompts; about 199 would do" in few
+    assert "a Q4_K_M: cannot tell with these 20 prompts; about 195 would do" in few
     assert "a Q4_K_M: without the number of prompts of each rate (refusal_rate_n) nobody knows" in bare
 
 
