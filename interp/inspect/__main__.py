@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from threading import Thread
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from interp import cli
+from interp.errors import InputError
+
+if TYPE_CHECKING:
+    from interp.checkpoint import Checkpoint
+    from interp.inspect.pair import PairSummary
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -22,26 +27,52 @@ def main(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """What a checkpoint is: format, bits, writer, what is quantized, tokenizer, template, memory; is it a pair?"""
+    """What a checkpoint is: format, bits, writer, what is quantized, tokenizer, template, memory; is it a pair?
+
+    Two that are no pair end with exit code 2.
+    """
     from interp.templates import warm
 
     Thread(target=warm, daemon=True).start()  # while torch is loaded here
     from interp.checkpoint import open_checkpoint
-    from interp.inspect.pair import summarize_pair
     from interp.inspect.summary import summarize
 
     opened = [open_checkpoint(source) for source in (path, other) if source is not None]
     summaries = [summarize(checkpoint) for checkpoint in opened]
-    pair = summarize_pair(*opened) if len(opened) > 1 else None
+    pair = _pair(*opened) if len(opened) > 1 else None
     if as_json:
         about = {
             "checkpoints": [summary.as_dict() for summary in summaries],
             "pair": None if pair is None else pair.as_dict(),
         }
         typer.echo(json.dumps(about, indent=2))
-        return
-    typer.echo("\n\n".join(map(str, [*summaries, *([] if pair is None else [pair])])))
-    cli.ending([], [["probes.margin", "--baseline", path, "--quantized", other or "PATH"]])
+    else:
+        typer.echo("\n\n".join(map(str, [*summaries, *([] if pair is None else [pair])])))
+    if pair is not None and not pair.is_pair:
+        _refuse(pair, path, other)
+    if not as_json:
+        cli.ending([], [["probes.margin", "--baseline", path, "--quantized", other or "PATH"]])
+
+
+def _pair(baseline: Checkpoint, cell: Checkpoint) -> PairSummary:
+    from interp.inspect.pair import (
+        summarize_pair,  # late: weights are compared with libraries that take seconds to load
+    )
+
+    return summarize_pair(baseline, cell)
+
+
+def _refuse(pair: PairSummary, path: str, other: str | None) -> NoReturn:
+    """Two checkpoints that no command takes as baseline and cell are bad input.
+
+    Raises:
+        InputError: why they are no pair, and what to do.
+    """
+    if pair.swapped:
+        raise InputError(f"{path} is a quantization of {other}", "the baseline first", "Exchange the two")
+    raise InputError(
+        f"{other} is no quantization of {path}", "a baseline and its quantized copy", "The reason is above"
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from interp import open_checkpoint
+from interp.errors import InputError
 from interp.formats.shards import Shards
 from interp.inspect import summarize, summarize_pair
 from interp.inspect.__main__ import app
@@ -127,3 +128,18 @@ def test_a_path_that_is_no_checkpoint_is_bad_input(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_two_that_are_no_pair_end_with_an_error_that_says_why(
+    tiny: Callable[[str], Path], fixtures: Path, tmp_path: Path, options: list[str]
+) -> None:
+    cell = q8_0(tiny("llama"), tmp_path / "cell.gguf")
+    stranger = CliRunner().invoke(app, [str(tiny("llama")), str(fixtures / "autoawq_gemm"), *options])
+    swapped = CliRunner().invoke(app, [str(cell), str(tiny("llama")), *options])
+    for ended, words in ((stranger, "is no quantization of"), (swapped, "Exchange the two")):
+        assert isinstance(ended.exception, InputError)  # exit code 2, see `interp.cli.run`
+        assert words in str(ended.exception)
+        assert "checkpoint" in ended.stdout
+        assert "next:" not in ended.output
+    assert "Not a quantization of this baseline" in " ".join(stranger.stdout.split())
