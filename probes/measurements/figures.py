@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 
 from interp.errors import InputError
 from probes.harness.names import BASELINE
-from probes.report import layers, svg
+from probes.report import layers, svg, tradeoff
 from probes.report.formatting import visible
+from probes.report.losses import losses
+from probes.report.run import Run
 
 ROW, NAMES, EDGE, TOP, BOTTOM, WIDTH = 22, 110, 16, 26, 38, 460
 """Points: height of a cell's row, margins on the left, right, top and bottom, and the width of all."""
@@ -106,6 +108,19 @@ def neurons(table: pd.DataFrame, site: str = "resid", ratio: str = "ratio") -> F
         problem = f"There is nothing to draw of {ratio} at {site}"
         raise InputError(problem, f"a site ({known}) and one of {', '.join(layers.RATIOS)}", "See the column reason")
     return layers.ratios(rows.astype({"layer": int}), _cells(rows), ratio, site)[0]
+
+
+def tradeoff_of(run: Run) -> Figure:
+    """The report's figure: change of refusals against change of quality, a point a cell, with the area of danger.
+
+    Raises:
+        InputError: of no cell both are known.
+    """
+    cells = tradeoff.drawable(losses(run))
+    if not cells:
+        raise InputError("There is nothing to draw: of no cell refusals and quality are known", "both", "See reason")
+    cells.sort(key=lambda loss: run.cell_names(loss.model).index(loss.cell))
+    return tradeoff.scatter(cells, run.rule)
 
 
 def _cells(table: pd.DataFrame) -> Sequence[str]:

@@ -28,9 +28,11 @@ from probes.matrix.rows import add_regimes
 from probes.measurements import figures
 from probes.measurements.inputs import Opened, Prompts, Source, name_of, open_baseline, open_cells, prompt_set
 from probes.measurements.table import Draw, MeasuredTable
+from probes.report.run import Run
 from probes.rtsi.index import RTSI
 from probes.rtsi.rows import PROBES_OF_THE_MATRIX, cell_rows
 from probes.study.summary import describe_cells
+from probes.study.tables import quality_note
 
 DRAWN: Mapping[str, Draw] = {
     "entropy": figures.entropy,
@@ -139,9 +141,18 @@ class Measurements:
     def matrix(self) -> MeasuredTable:
         """One row per cell: bits, refusals, regime, and what the probes say; columns as in the matrix of a study.
 
-        Quality is not among them: it needs references (`probes.quality.measure`, or a study).
+        Quality is among them where it was measured before (`quality`): then `plot` draws it against refusals.
         """
         return self.table("matrix")
+
+    @property
+    def quality(self) -> MeasuredTable:
+        """Perplexity, KL, BERTScore … on an organism's references, else against the baseline's own harmless answers.
+
+        Columns: `help(probes.quality.measure)`, which takes references of your own. A matrix that was there is made
+        again, with quality.
+        """
+        return self.table("quality")
 
     def table(self, name: str) -> MeasuredTable:
         """A table, measured if it was not yet.
@@ -153,7 +164,10 @@ class Measurements:
         Raises:
             InputError: no such table; what a probe's `measure` raises.
         """
-        return MeasuredTable.of(self.result(name), DRAWN.get(name))
+        result = self.result(name)
+        if name == "matrix" and "quality" in self._results:
+            return MeasuredTable.of(result, lambda table: figures.tradeoff_of(self._run(Path(self.name))))
+        return MeasuredTable.of(result, DRAWN.get(name))
 
     def result(self, name: str) -> Result:
         """A probe's whole result, with its settings and warnings; see `table`.
@@ -178,6 +192,7 @@ class Measurements:
             "completions": self._completions,
             "drift": lambda: drift_probe.measure(pd.DataFrame(self.answers), BASELINE),
             "safety_units": self._safety_units,
+            "quality": self._quality,
             "matrix": self._matrix,
         }
         if name in own:
@@ -197,17 +212,19 @@ class Measurements:
             InputError: the page cannot be written; as `table`.
         """
         from probes.report import page, sections
-        from probes.report.run import Run
 
         path = Path(path)
         for name in ("matrix", *(["safety_units"] if self._has_checkpoints else [])):
             self.result(name)
-        tables = {"matrix": self._results["matrix"]}
-        models = {self.name: {name: result for name, result in self._results.items() if name != "matrix"}}
-        run = Run(path.with_suffix(""), tables, models, "", {}, {})
+        run = self._run(path.with_suffix(""))
         with atomic_file(path) as temporary:
             temporary.write_text(page.html(run, sections.build(run)), encoding="utf-8")
         return path
+
+    def _run(self, path: Path) -> Run:
+        """What was measured, as the report reads it."""
+        models = {self.name: {name: result for name, result in self._results.items() if name != "matrix"}}
+        return Run(path, {"matrix": self._results["matrix"]}, models, "", {}, {})
 
     def write(self, directory: str | Path) -> Path:
         """Write every table that was measured so far, `<name>.parquet` and `<name>.json`, as a study's run is laid out.
@@ -266,6 +283,14 @@ class Measurements:
         table = completions_of(answers.table, {side: getattr(self, side).instructions for side in SIDES.values()})
         return Result("completions", table, {**answers.settings, "outcome": counted_by(table)}, answers.warnings)
 
+    def _quality(self) -> Result:
+        from probes.quality import probe
+
+        task = probe.default_task(self.baseline, self.harmless, min(probe.TASK_SIZE, len(self.harmless)))
+        measured = probe.measure(self.baseline, self.cells, task, **self._checked)
+        self._results.pop("matrix", None)  # it is made again, with quality
+        return measured
+
     def _safety_units(self) -> Result:
         from probes.neurons import safety_units
         from probes.neurons.units import NeuronResult
@@ -290,12 +315,15 @@ class Measurements:
         return None not in (self.baseline.checkpoint, *self._checkpoints.values())
 
     def _matrix(self) -> Result:
-        joined = {name: self.result(name) for name in ("refusal", "completions", "drift", *PROBES_OF_THE_MATRIX)}
+        measured = [name for name in ("quality",) if name in self._results]
+        names = ("refusal", "completions", "drift", *PROBES_OF_THE_MATRIX, *measured)
+        joined = {name: self.result(name) for name in names}
         index = RTSI.load()
         rows = cell_rows(self.name, self._described(), joined, index, {})
         completions = joined["completions"]
         matrix = add_regimes(rows, {self.name: by_cell(completions.table)})
         settings = {self.name: {**completions.settings, "rtsi_calibration": index.source_}}
+        settings[self.name] |= {name: quality_note(joined[name]) for name in measured}
         settings |= {"outcome": counted_by(matrix)} | STUDY.describe()
         warnings = dict.fromkeys(warning for result in joined.values() for warning in result.warnings)
         return Result("matrix", matrix, settings, list(warnings))

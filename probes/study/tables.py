@@ -222,7 +222,7 @@ def _model_rows(
 
 def _settings(joined: Mapping[str, Result], index: RTSI) -> dict[str, Any]:
     """Of one model: what its completions were made with, and what the other columns rest on."""
-    quality = _quality_note(joined["quality"]) if "quality" in joined else ""
+    quality = quality_note(joined["quality"]) if "quality" in joined else ""
     return {
         **joined["completions"].settings,
         "rtsi_calibration": index.source_,
@@ -231,7 +231,7 @@ def _settings(joined: Mapping[str, Result], index: RTSI) -> dict[str, Any]:
     }
 
 
-def _quality_note(quality: Result) -> str:
+def quality_note(quality: Result) -> str:
     """What quality is of: references, or the baseline's own answers."""
     own = not (quality.table["against"] == "reference").any()
     return QUALITY_NOTE.format("the baseline's own answers" if own else "the references", quality.settings["encoder"])

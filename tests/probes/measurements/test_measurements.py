@@ -189,6 +189,20 @@ def test_figures_draw_the_tables(study: Measurements) -> None:
         study.neurons.plot(site="heads")
 
 
+def test_quality_that_was_measured_is_in_the_matrix_and_its_figure(baseline: Path, cell: Path, tmp_path: Path) -> None:
+    study = probes.measure(baseline, {"q8": cell}, limit=6, max_new_tokens=4, **PROMPTS)
+    assert study.matrix["quality_delta"].isna().all()
+    scores = study.quality[(study.quality["metric"] == "bertscore_f1") & (study.quality["against"] == "baseline")]
+    row = study.matrix.set_index("cell").loc["q8"]
+    assert row["quality_delta"] == pytest.approx(scores["value"].iloc[0] - 1)  # the baseline's own answers score 1
+    figure = study.matrix.plot()
+    assert figure.axes[0].get_xlabel() == "Change of quality (points)"
+    x, y = points_of(figure)[0]
+    assert (x, y) == (pytest.approx(100 * row["quality_delta"]), pytest.approx(100 * row["refusal_rate_delta"]))
+    page = study.report(tmp_path / "out.html").read_text()
+    assert "the baseline&#39;s own answers" in page
+
+
 def test_a_notebook_shows_figures_and_the_study(study: Measurements) -> None:
     assert study.entropy.plot()._repr_png_().startswith(b"\x89PNG")
     assert "llama" in repr(study)
