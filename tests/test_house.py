@@ -109,6 +109,7 @@ def test_help_loads_nothing_heavy(name: str) -> None:
     [
         "from probes.rtsi import RTSI, is_refusal, refusal_features",
         "import probes.stats.correlations",
+        "import interp.inspect.headers",
         "import probes.matrix.cells",
         "import probes.rtsi.validation",
         "import probes.drift.probe",

@@ -19,11 +19,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp.architectures import ARCHITECTURES, Architecture
+from interp.architectures import Architecture
 from interp.errors import InputError
 from interp.formats.ggml_blocks import PLAIN, dequantize
 from interp.formats.gguf_codes import block_codes
 from interp.formats.gguf_header import StoredTensor, read_header
+from interp.formats.names import DERIVED_GGUF, ROPE_FACTORS, UNEMBEDDING, architecture_of, model_arch
 from interp.formats.reader import Reader
 from interp.formats.skeleton import MAX_BLOCKS, Skeleton, count_blocks, skeleton
 
@@ -32,12 +33,6 @@ FUSED = {"attn_q": 0, "attn_k": 1, "attn_v": 2}
 """Which third of `attn_qkv` holds these, where an older converter wrote Phi's three projections as one."""
 INTERLEAVED_QKV = ("gptneox",)
 """Architectures whose query, key and value rows Hugging Face interleaves head by head; llama.cpp stores all of each."""
-ROPE_FACTORS = "rope_freqs.weight"
-"""What each rotary frequency is divided by (Llama 3's scaling)."""
-UNEMBEDDING = {"lm_head": "output"}
-"""For architectures whose table has none, as their embeddings are always tied: a file may hold one nevertheless."""
-DERIVED = (ROPE_FACTORS, "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tables that llama.cpp stores and that Hugging Face computes from the config."""
 MAX_COUNT = 2**31
 PERMUTED_BY = {"q_proj": "attention.head_count", "k_proj": "attention.head_count_kv"}
 """Linears whose rows llama.cpp permutes head by head → the field that counts the heads."""
@@ -78,7 +73,7 @@ class GGUFReader(Reader):
         self._header = read_header(file)
         self._tensors = self._header.tensors
         self._bytes = np.memmap(file, np.uint8, "c")
-        self.architecture = _architecture(file, str(self._field("general.architecture")))
+        self.architecture = architecture_of(file, str(self._field("general.architecture")))
         self._refuse()
         n_blocks = self._n_blocks()
         model = _skeleton(self.architecture, n_blocks)
@@ -309,7 +304,7 @@ class GGUFReader(Reader):
         return self.architecture.conv1d and name.removesuffix(".weight") in self.linears
 
     def _unused(self) -> list[str]:
-        used = {stored.tensor.name for stored in self._stored.values()} | {*DERIVED}
+        used = {stored.tensor.name for stored in self._stored.values()} | {*DERIVED_GGUF}
         unused = [name for name in self._tensors if name not in used]
         return [f"{len(unused)} tensors of {self.file} belong to no part of the model: {unused[:5]}"] if unused else []
 
@@ -331,21 +326,6 @@ def interleave_heads(tensor: Float[Tensor, rows * columns], n_heads: int) -> Flo
     return tensor.reshape(3, n_heads, width, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
 
 
-def _architecture(file: Path, name: str) -> Architecture:
-    """The first row with this GGUF name: Mistral and Llama share a name, and all that matters here."""
-    rows = [row for row in ARCHITECTURES.values() if row.gguf == name]
-    if not rows:
-        raise InputError(
-            f"The architecture {name!r} of {file} is not supported",
-            f"one of {', '.join(sorted({row.gguf for row in ARCHITECTURES.values()}))}",
-            "Add a row to interp/architectures.py",
-        )
-    return rows[0]
-
-
-def model_arch(row: Architecture) -> gguf.MODEL_ARCH:
-    """The `gguf` package's key for its tables of an architecture."""
-    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == row.gguf)
 
 
 def _skeleton(row: Architecture, n_blocks: int) -> Skeleton:

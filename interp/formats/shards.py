@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from interp.documents import checked, parse_json, read_json, require_file
+from interp.documents import require_file
 from interp.errors import InputError
+from interp.formats.safetensors_header import INDEX, read_index, refuse_repeated_names, safetensors_files
 
-INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]+)-of-(?P<total>[0-9]+)\.safetensors$")
-LONGEST_NAME = 200
-"""Characters of a file's name; file systems hold 255 bytes."""
-HEADER_LIMIT = 100_000_000
-"""Bytes of a safetensors header, as the library itself bounds it."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -66,8 +59,10 @@ class Shards:
         self._open: dict[Path, Any] = {}
         self.headers: dict[str, Header] = {}
         index = directory / INDEX
-        promised = _read_index(index) if index.exists() else {}
-        self.files = sorted({directory / file for file in promised.values()}) if promised else _files(directory)
+        promised = read_index(index) if index.exists() else {}
+        self.files = (
+            sorted({directory / file for file in promised.values()}) if promised else safetensors_files(directory)
+        )
         for file in self.files:
             self._add(file)
         for name, file_name in promised.items():
@@ -105,7 +100,7 @@ class Shards:
                 "a complete safetensors file",
                 "Download or copy it again",
             ) from error
-        _refuse_repeated_names(file)
+        refuse_repeated_names(file)
         self._open[file] = handle
         for name in handle.keys():  # noqa: SIM118 — a safetensors handle is not iterable
             if name in self.headers:
@@ -123,64 +118,3 @@ class Shards:
                     "Give a checkpoint in one of the formats that are supported",
                 )
             self.headers[name] = Header(file, dtype, tuple(piece.get_shape()))
-
-
-class _Index(BaseModel, extra="allow", strict=True):
-    weight_map: dict[str, str]
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    """Tensor → file, by the index.
-
-    Raises:
-        InputError: not an index, or one that names something other than a file beside it.
-    """
-    named = checked(_Index, read_json(index, "a safetensors index"), f"{index} is not a safetensors index").weight_map
-    if not named:
-        raise InputError(
-            f"{index} names no tensor", "a 'weight_map' of tensors and their files", "Download the file again"
-        )
-    for tensor, file in named.items():
-        plain = PurePosixPath(file).name == file and "\\" not in file and "\0" not in file
-        if not plain or not file.endswith(".safetensors") or len(file) > LONGEST_NAME:
-            raise InputError(
-                f"{index} says that the tensor {tensor!r} is in {file!r}",
-                "the plain name of a safetensors file in the same directory",
-                "Download the file again",
-            )
-    return named
-
-
-def _refuse_repeated_names(file: Path) -> None:
-    """Of a name that a header holds twice, the library keeps one tensor."""
-    with file.open("rb") as stored:
-        length = int.from_bytes(stored.read(8), "little")
-        header = stored.read(min(length, HEADER_LIMIT))
-    parse_json(header, f"The header of {file}", unique_keys=True)
-
-
-def _files(directory: Path) -> list[Path]:
-    """The safetensors files of a directory without an index."""
-    single = directory / "model.safetensors"
-    if single.exists():
-        return [single]
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise InputError(
-            f"{directory} holds no safetensors file{_pickles(directory)}",
-            "model.safetensors, shards with an index, or a single .gguf file",
-            "Give the directory that holds the model's weights",
-        )
-    shards = [match for file in files if (match := _SHARD.match(file.name))]
-    if not shards:
-        return files
-    stem, total = shards[0]["stem"], shards[0]["total"]
-    names = [f"{stem}-{number:0{len(total)}d}-of-{total}.safetensors" for number in range(1, len(files) + 2)]
-    if int(total) == 0:
-        raise InputError(f"{files[0]} is numbered as one of no files", "shards numbered from 1", "Rename the file")
-    return [directory / name for name in names[: int(total)]]  # one more than there are is enough to miss one
-
-
-def _pickles(directory: Path) -> str:
-    pickled = next((file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern)), None)
-    return f"; {pickled} is a pickle, which is not opened because it can run code" if pickled else ""

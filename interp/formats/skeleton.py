@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from interp.architectures import Architecture
 
 MAX_BLOCKS = 1024
@@ -50,6 +48,7 @@ class Skeleton:
 
 def skeleton(config: Any, architecture: Architecture) -> Skeleton:
     """Build the model of `config` on the meta device and list what it holds."""
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -14,6 +15,7 @@ from interp.errors import InputError
 if TYPE_CHECKING:
     from interp.checkpoint import Checkpoint
     from interp.inspect.pair import PairSummary
+    from interp.inspect.summary import Summary
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,15 +33,13 @@ def main(
 
     Two that are no pair end with exit code 2.
     """
-    from interp.templates import warm
-
-    Thread(target=warm, daemon=True).start()  # while torch is loaded here
-    from interp.checkpoint import open_checkpoint
-    from interp.inspect.summary import summarize
-
-    opened = [open_checkpoint(source) for source in (path, other) if source is not None]
-    summaries = [summarize(checkpoint) for checkpoint in opened]
-    pair = _pair(*opened) if len(opened) > 1 else None
+    pair = None
+    if other is None:
+        summaries = [_summary(path)]
+    else:
+        opened = [_open(source) for source in (path, other)]
+        summaries = [checkpoint.summary() for checkpoint in opened]
+        pair = _pair(*opened)
     if as_json:
         about = {
             "checkpoints": [summary.as_dict() for summary in summaries],
@@ -52,6 +52,29 @@ def main(
         _refuse(pair, path, other)
     if not as_json:
         cli.ending([], [["probes.margin", "--baseline", path, "--quantized", other or "PATH"]])
+
+
+def _summary(path: str) -> Summary:
+    """From headers where they are enough; else the checkpoint is opened, which takes seconds."""
+    from interp.hub import resolve
+    from interp.inspect.headers import summary_of_headers
+
+    return summary_of_headers(_stored(resolve(path))) or _open(path).summary()
+
+
+def _stored(path: Path) -> Path:
+    """The .gguf file of a directory that holds nothing but one."""
+    files = [] if (path / "config.json").exists() else list(path.glob("*.gguf"))
+    return files[0] if len(files) == 1 else path
+
+
+def _open(source: str) -> Checkpoint:
+    from interp.templates import warm
+
+    Thread(target=warm, daemon=True).start()  # while torch is loaded here
+    from interp.checkpoint import open_checkpoint
+
+    return open_checkpoint(source)
 
 
 def _pair(baseline: Checkpoint, cell: Checkpoint) -> PairSummary:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from interp.chat import render, template_source
 from interp.errors import InputError
 from interp.inspect.wording import lines, sized
-from interp.surroundings import own_surroundings
 
 if TYPE_CHECKING:
     from interp.checkpoint import Checkpoint
@@ -42,7 +40,7 @@ class Summary:
         tied: whether the embedding is the unembedding, too.
         linears: kind of linear ("self_attn.q_proj") → number, how many of them are quantized, bits per weight.
         embedding_quantized: whether the embedding is stored quantized.
-        tokenizer: its class and number of tokens; what is wrong with it where there is none.
+        tokenizer: its number of tokens; what is wrong with it where there is none.
         template: whether there is a chat template.
         rendered: `REQUEST` as the model would read it; "" without a tokenizer.
         disk: bytes of the files that hold the tensors.
@@ -124,7 +122,7 @@ def summarize(checkpoint: Checkpoint, request: str = REQUEST) -> Summary:
     """
     tokenizer, template, rendered = _tokenizer(checkpoint, request)
     shapes, embed = checkpoint.shapes(), checkpoint.architecture.embed
-    parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
+    parameters = sum(map(prod, shapes.values()))
     facts = dict(checkpoint.quantization)
     return Summary(
         path=str(checkpoint.path),
@@ -177,8 +175,10 @@ def _context(checkpoint: Checkpoint) -> int | None:
 def _tokenizer(checkpoint: Checkpoint, request: str) -> tuple[str, bool, str]:
     """What the tokenizer is, whether it has a template, and the request rendered; an error stands in its place."""
     try:
-        tokenizer = own_surroundings(checkpoint).tokenizer
-        description = f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens"
+        from interp.surroundings import own_surroundings  # late: headers alone do without transformers
+
+        tokenizer, stored = own_surroundings(checkpoint).tokenizer, checkpoint.vocabulary()
+        description = f"{len(tokenizer if stored is None else stored):,} tokens"
         return description, template_source(tokenizer) is not None, render(tokenizer, request).texts[0]
     except InputError as error:
         return f"cannot be used: {error}", False, ""

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from interp.formats.gguf import ROPE_FACTORS
+from interp.formats.names import ROPE_FACTORS
 
 NO_EFFECT = frozenset(
     {

@@ -212,7 +212,7 @@ def _vocabulary(tokenizer: Any, size: int) -> tuple[list[str], list[TokenType]]:
 def _add_tensors(writer: GGUFWriter, checkpoint: Checkpoint, report: Callable[[int, int], None] | None) -> None:
     from gguf import get_tensor_name_map
 
-    from interp.formats.gguf import model_arch
+    from interp.formats.names import model_arch
 
     config, architecture = checkpoint.config, checkpoint.architecture
     gguf_names = get_tensor_name_map(model_arch(architecture), config.num_hidden_layers)

@@ -75,7 +75,7 @@ def gguf_tensors(keep: Iterable[str], architecture: Architecture, n_blocks: int)
     """
     from gguf import get_tensor_name_map
 
-    from interp.formats.gguf import model_arch
+    from interp.formats.names import model_arch
 
     names = get_tensor_name_map(model_arch(architecture), n_blocks)
     stems = {linear: names.get_name(linear) for linear in keep}

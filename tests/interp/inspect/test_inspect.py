@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -17,9 +19,10 @@ from interp.errors import InputError
 from interp.formats.shards import Shards
 from interp.inspect import summarize, summarize_pair
 from interp.inspect.__main__ import app
+from interp.inspect.headers import summary_of_headers
 from interp.inspect.wording import WIDTH, sized
 from tests.cells import q8_0
-from tests.tiny_models import write
+from tests.tiny_models import CONFIGS, write
 
 
 def test_a_dense_model_is_what_transformers_loads(tiny: Callable[[str], Path]) -> None:
@@ -82,6 +85,35 @@ def test_a_gguf_speaks_of_itself(tiny: Callable[[str], Path], tmp_path: Path) ->
     assert found.linears["self_attn.q_proj"]["bits"] == 8.5  # 32 codes of 8 bits and a scale of 16
     assert found.tokenizer.startswith("cannot be used")  # this file has none
     assert found.disk == (tmp_path / "cell.gguf").stat().st_size
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_headers_say_what_the_opened_checkpoint_says(name: str, tiny: Callable[[str], Path]) -> None:
+    opened = open_checkpoint(tiny(name)).summary()
+    assert summary_of_headers(tiny(name)) in (opened, None)
+
+
+def test_headers_are_enough_for_plain_checkpoints(tiny: Callable[[str], Path]) -> None:
+    enough = {name for name in CONFIGS if summary_of_headers(tiny(name)) is not None}
+    assert {"llama", "qwen2", "qwen3", "mistral"} <= enough
+
+
+@pytest.mark.parametrize("damage", ["a linear", "a block's norm", "a size", "packed", "no config", "code"])
+def test_what_is_not_plain_is_opened(damage: str, tiny: Callable[[str], Path], fixtures: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(fixtures / "autoawq_gemm" if damage == "packed" else tiny("llama"), path)
+    lost = {"a linear": "model.layers.1.mlp.up_proj.weight", "a block's norm": "model.layers.2.input_layernorm.weight"}
+    if damage in lost:
+        tensors = load_file(path / "model.safetensors")
+        del tensors[lost[damage]]
+        save_file(tensors, path / "model.safetensors")
+    changes = {"a size": {"hidden_size": 64}, "code": {"auto_map": {"AutoModel": "x.Y"}}}
+    if damage in changes:
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(config | changes[damage]))
+    if damage == "no config":
+        (path / "config.json").unlink()
+    assert summary_of_headers(path) is None
 
 
 def test_lines_are_short_and_nothing_is_lost(fixtures: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from interp.formats.gguf import ROPE_FACTORS
+from interp.formats.names import ROPE_FACTORS
 from interp.pairs.configs import GGUF_KEYS, config_differences, metadata_differences
 from tests.tiny_models import CONFIGS
 

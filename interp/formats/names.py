@@ -1,0 +1,34 @@
+"""llama.cpp's names of architectures and tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+
+from interp.architectures import ARCHITECTURES, Architecture
+from interp.errors import InputError
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""What each rotary frequency is divided by (Llama 3's scaling)."""
+UNEMBEDDING = {"lm_head": "output"}
+"""For architectures whose table has none, as their embeddings are always tied: a file may hold one nevertheless."""
+DERIVED_GGUF = (ROPE_FACTORS, "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tables that llama.cpp stores and that Hugging Face computes from the config."""
+
+
+def architecture_of(file: Path, name: str) -> Architecture:
+    """The first row with this GGUF name: Mistral and Llama share a name, and all that matters here."""
+    rows = [row for row in ARCHITECTURES.values() if row.gguf == name]
+    if not rows:
+        raise InputError(
+            f"The architecture {name!r} of {file} is not supported",
+            f"one of {', '.join(sorted({row.gguf for row in ARCHITECTURES.values()}))}",
+            "Add a row to interp/architectures.py",
+        )
+    return rows[0]
+
+
+def model_arch(row: Architecture) -> gguf.MODEL_ARCH:
+    """The `gguf` package's key for its tables of an architecture."""
+    return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == row.gguf)
