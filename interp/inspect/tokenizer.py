@@ -75,16 +75,17 @@ def hugging_face_tokenizer(directory: Path) -> StoredTokenizer | None:
 
 def gguf_tokenizer(path: Path, reader: gguf.GGUFReader) -> StoredTokenizer | None:
     """Of a GGUF's metadata; None where it has none."""
-    fields = {key: reader.get_field(key) for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens", TEMPLATE)}
-    if fields["tokenizer.ggml.model"] is None or fields["tokenizer.ggml.tokens"] is None:
+    stored = [reader.get_field(key) for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens")]
+    if None in stored:
         return None
-    tokens = fields["tokenizer.ggml.tokens"].contents()
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     special = {}
     for name, called in GGUF_SPECIAL.items():
         field = reader.get_field(f"tokenizer.ggml.{name}_token_id")
         if field is not None and int(field.contents()) < len(tokens):
             special[called] = tokens[int(field.contents())]
-    source = None if fields[TEMPLATE] is None else str(fields[TEMPLATE].contents())
+    template = reader.get_field(TEMPLATE)
+    source = None if template is None else str(template.contents())
     return _usable(StoredTokenizer(str(path.parent), len(tokens), source, special))
 
 

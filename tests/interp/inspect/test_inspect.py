@@ -21,6 +21,7 @@ from interp.inspect import summarize, summarize_pair
 from interp.inspect.__main__ import app
 from interp.inspect.headers import summary_of_headers
 from interp.inspect.wording import WIDTH, sized
+from interp.quantize.gguf_f16 import write_f16
 from tests.cells import q8_0
 from tests.tiny_models import CONFIGS, write
 
@@ -91,6 +92,17 @@ def test_a_gguf_speaks_of_itself(tiny: Callable[[str], Path], tmp_path: Path) ->
 def test_headers_say_what_the_opened_checkpoint_says(name: str, tiny: Callable[[str], Path]) -> None:
     opened = open_checkpoint(tiny(name)).summary()
     assert summary_of_headers(tiny(name)) in (opened, None)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi"])
+def test_the_header_of_a_gguf_says_what_the_opened_file_says(
+    name: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    write_f16(tiny(name), tmp_path / "cell.gguf")
+    found = summary_of_headers(tmp_path / "cell.gguf")
+    assert found == open_checkpoint(tmp_path / "cell.gguf").summary()
+    assert found is not None
+    assert "How are you?" in found.rendered
 
 
 def test_headers_are_enough_for_plain_checkpoints(tiny: Callable[[str], Path]) -> None:
