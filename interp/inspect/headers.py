@@ -31,6 +31,12 @@ QUANTIZATION_KEYS = ("quantization_config", "compression_config", "auto_map", "n
 UNEMBEDDINGS = ("lm_head", "embed_out")
 
 
+READ_BY_TRANSFORMERS = ("llama", "qwen2", "qwen3")
+"""Architectures of GGUFs of whose metadata transformers makes config and tokenizer, if none of `SPECIAL` are there."""
+SPECIAL = ("rope.scaling", "attention.sliding_window")
+"""Parts of keys of GGUF metadata that transformers may make something else of than they say."""
+
+
 class NotPlain(Exception):
     """Headers are not enough."""
 
@@ -96,7 +102,9 @@ def _of_gguf(path: Path, request: str) -> Summary:
     architecture = architecture_of(path, str(fields.get("general.architecture")))
     prefix = architecture.gguf
     _require(not fields.get(f"{prefix}.expert_count") and fields.get("split.count", 1) == 1)
-    stored = {tensor.name: tensor for tensor in reader.tensors if tensor.name not in DERIVED_GGUF}
+    _require(prefix in READ_BY_TRANSFORMERS and not any(part in key for key in fields for part in SPECIAL))
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    _require(not set(DERIVED_GGUF) & set(stored))
     tensors = {name: _gguf_tensor(tensor) for name, tensor in stored.items()}
     blocks = _blocks(tensors, "blk", fields.get(f"{prefix}.block_count"))
     arch = model_arch(architecture)
