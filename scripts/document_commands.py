@@ -23,6 +23,9 @@ WIDTH = "118"
 CELLS = ("AWQ", "GPTQ", "Q4_K_M", "Q2_K")
 _SHELL = re.compile(r"^```sh(?P<info>[^\n]*)\n(?P<code>.*?)^```\n(?:\n```text\n(?P<text>.*?)^```\n)?", re.M | re.S)
 
+_PROGRESS = re.compile(r": \d+ of \d+(, \d+ s so far.*| after \d+ s)$")
+"""What is printed each half a minute: a matter of the machine, and left out."""
+
 
 class Block(NamedTuple):
     """A block of shell lines.
@@ -91,7 +94,8 @@ def run(line: str, directory: Path) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    printed = "\n".join(row.rstrip() for row in finished.stdout.strip("\n").splitlines())
+    rows = [row.rstrip() for row in finished.stdout.strip("\n").splitlines()]
+    printed = "\n".join(row for row in rows if not _PROGRESS.search(row))
     print(f"exit {finished.returncode}: {line}\n{printed}\n", file=sys.stderr)
     return printed + (f"\n(exit code {finished.returncode})" if finished.returncode else "")
 

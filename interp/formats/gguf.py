@@ -326,8 +326,6 @@ def interleave_heads(tensor: Float[Tensor, rows * columns], n_heads: int) -> Flo
     return tensor.reshape(3, n_heads, width, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
 
 
-
-
 def _skeleton(row: Architecture, n_blocks: int) -> Skeleton:
     """Names only: the sizes are those of the architecture's default config. A file may untie what that ties."""
     from transformers import AutoConfig

@@ -18,7 +18,7 @@ import gguf
 
 from interp.architectures import ARCHITECTURES, Architecture
 from interp.errors import InputError
-from interp.formats.gguf_header import check_header
+from interp.formats.gguf_header import read_header
 from interp.formats.names import DERIVED_GGUF, UNEMBEDDING, architecture_of, model_arch
 from interp.formats.safetensors_header import SIZES, read_dense_headers
 from interp.inspect.summary import MEMORY_DTYPES, REQUEST, Summary
@@ -42,7 +42,7 @@ class NotPlain(Exception):
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class HeaderTensor:
     """What a header says of a tensor.
 
     Attributes:
@@ -65,7 +65,7 @@ def summary_of_headers(path: Path, request: str = REQUEST) -> Summary | None:
     """
     try:
         return _of_gguf(path, request) if path.suffix == ".gguf" else _of_directory(path, request)
-    except (NotPlain, InputError):
+    except (NotPlain, InputError, UnicodeDecodeError):
         return None
 
 
@@ -78,7 +78,7 @@ def _of_directory(path: Path, request: str) -> Summary:
     check_config(path, config)
     architecture = ARCHITECTURES[config["model_type"]]
     headers, files = read_dense_headers(path) or ({}, [])
-    tensors = {name: StoredTensor(header.shape, header.n_bytes) for name, header in headers.items()}
+    tensors = {name: HeaderTensor(header.shape, header.n_bytes) for name, header in headers.items()}
     blocks = _blocks(tensors, architecture.blocks, config.get("num_hidden_layers") or config.get("n_layer"))
     own = any(name.startswith(UNEMBEDDINGS) for name in tensors)
     _require(config.get("tie_word_embeddings") is (not own))
@@ -96,16 +96,17 @@ def _of_directory(path: Path, request: str) -> Summary:
 
 
 def _of_gguf(path: Path, request: str) -> Summary:
-    check_header(path)
-    reader = gguf.GGUFReader(path)
-    fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.")}
+    header = read_header(path)
+    fields = {key: field.contents() for key, field in header.fields.items() if not key.startswith("tokenizer.")}
     architecture = architecture_of(path, str(fields.get("general.architecture")))
     prefix = architecture.gguf
     _require(not fields.get(f"{prefix}.expert_count") and fields.get("split.count", 1) == 1)
     _require(prefix in READ_BY_TRANSFORMERS and not any(part in key for key in fields for part in SPECIAL))
-    stored = {tensor.name: tensor for tensor in reader.tensors}
-    _require(not set(DERIVED_GGUF) & set(stored))
-    tensors = {name: _gguf_tensor(tensor) for name, tensor in stored.items()}
+    _require(not set(DERIVED_GGUF) & set(header.tensors))
+    tensors = {
+        name: HeaderTensor(stored.shape, stored.n_bytes, stored.kind.name not in SIZES)
+        for name, stored in header.tensors.items()
+    }
     blocks = _blocks(tensors, "blk", fields.get(f"{prefix}.block_count"))
     arch = model_arch(architecture)
     known = {
@@ -119,7 +120,7 @@ def _of_gguf(path: Path, request: str) -> Summary:
         linears[name] = _tensor(tensors, f"{stem}.weight")
     embedding = _tensor(tensors, f"{names.get_name(architecture.embed)}.weight")
     _require(f"{names.get_name(architecture.final_norm)}.weight" in tensors)
-    types = Counter(stored[f"{names.get_name(name)}.weight"].tensor_type.name for name in linears)
+    types = Counter(header.tensors[f"{names.get_name(name)}.weight"].kind.name for name in linears)
     kinds = {int(kind): kind.name.removeprefix("MOSTLY_") for kind in gguf.LlamaFileType}
     quantization = {"version": kinds.get(fields.get("general.file_type", -1)), "types": dict(types)}
     tied = not any(f"{name}.weight" in tensors for name in UNEMBEDDING.values())
@@ -127,7 +128,7 @@ def _of_gguf(path: Path, request: str) -> Summary:
     facts = Facts(
         path, "gguf", quantization, writer, architecture, blocks, tensors, embedding, tied, context, path.stat().st_size
     )
-    return facts.summary(linears, gguf_tokenizer(path, reader), request)
+    return facts.summary(linears, gguf_tokenizer(path, header), request)
 
 
 @dataclass(frozen=True)
@@ -140,13 +141,13 @@ class Facts:
     writer: str | None
     architecture: Architecture
     blocks: int
-    tensors: Mapping[str, StoredTensor]
-    embedding: StoredTensor
+    tensors: Mapping[str, HeaderTensor]
+    embedding: HeaderTensor
     tied: bool
     context: int | None
     disk: int
 
-    def summary(self, linears: Mapping[str, StoredTensor], tokenizer: StoredTokenizer | None, request: str) -> Summary:
+    def summary(self, linears: Mapping[str, HeaderTensor], tokenizer: StoredTokenizer | None, request: str) -> Summary:
         """The summary; of a tokenizer that has to be made by transformers there is none.
 
         Raises:
@@ -186,8 +187,8 @@ def linear_names(architecture: Architecture, blocks: int) -> list[str]:
     return [f"{architecture.blocks}.{block}.{kind}" for block in range(blocks) for kind in kinds]
 
 
-def _kinds(architecture: Architecture, linears: Mapping[str, StoredTensor]) -> dict[str, dict[str, int | float]]:
-    kinds: dict[str, list[StoredTensor]] = {}
+def _kinds(architecture: Architecture, linears: Mapping[str, HeaderTensor]) -> dict[str, dict[str, int | float]]:
+    kinds: dict[str, list[HeaderTensor]] = {}
     for name, linear in linears.items():
         kinds.setdefault(name.removeprefix(f"{architecture.blocks}.").partition(".")[2], []).append(linear)
     return {
@@ -200,7 +201,7 @@ def _kinds(architecture: Architecture, linears: Mapping[str, StoredTensor]) -> d
     }
 
 
-def _blocks(tensors: Mapping[str, StoredTensor], prefix: str, declared: Any) -> int:
+def _blocks(tensors: Mapping[str, HeaderTensor], prefix: str, declared: Any) -> int:
     """The number of blocks, all of which hold the same tensors of the same shapes."""
     blocks: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, tensor in tensors.items():
@@ -217,12 +218,7 @@ def _kind(name: str) -> str:
     return f".{name.split('.', 2)[2]}" if name.startswith("blk.") else name
 
 
-def _gguf_tensor(tensor: gguf.ReaderTensor) -> StoredTensor:
-    shape = tuple(int(n) for n in reversed(tensor.shape))
-    return StoredTensor(shape, int(tensor.n_bytes), tensor.tensor_type.name not in SIZES)
-
-
-def _tensor(tensors: Mapping[str, StoredTensor], name: str) -> StoredTensor:
+def _tensor(tensors: Mapping[str, HeaderTensor], name: str) -> HeaderTensor:
     _require(name in tensors)
     return tensors[name]
 

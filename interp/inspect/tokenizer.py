@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from interp.chat import render
 from interp.documents import read_json_object, read_text
+from interp.formats.gguf_header import Header
 from interp.tokenizer_files import read_vocabulary
-
-if TYPE_CHECKING:
-    import gguf
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What templates call the special tokens."""
@@ -73,18 +71,19 @@ def hugging_face_tokenizer(directory: Path) -> StoredTokenizer | None:
     return _usable(StoredTokenizer(str(directory), len(read_vocabulary(file)), source, special))
 
 
-def gguf_tokenizer(path: Path, reader: gguf.GGUFReader) -> StoredTokenizer | None:
-    """Of a GGUF's metadata; None where it has none."""
-    stored = [reader.get_field(key) for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens")]
-    if None in stored:
+def gguf_tokenizer(path: Path, header: Header) -> StoredTokenizer | None:
+    """Of a GGUF's metadata; None where it has none.
+
+    Raises:
+        UnicodeDecodeError: a token that is no text.
+    """
+    if not {"tokenizer.ggml.model", "tokenizer.ggml.tokens"} <= set(header.fields):
         return None
-    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
-    special = {}
-    for name, called in GGUF_SPECIAL.items():
-        field = reader.get_field(f"tokenizer.ggml.{name}_token_id")
-        if field is not None and int(field.contents()) < len(tokens):
-            special[called] = tokens[int(field.contents())]
-    template = reader.get_field(TEMPLATE)
+    tokens = header.fields["tokenizer.ggml.tokens"].contents()
+    ids = {called: header.fields.get(f"tokenizer.ggml.{name}_token_id") for name, called in GGUF_SPECIAL.items()}
+    numbers = {called: int(field.contents()) for called, field in ids.items() if field is not None}
+    special = {called: tokens[number] for called, number in numbers.items() if number < len(tokens)}
+    template = header.fields.get(TEMPLATE)
     source = None if template is None else str(template.contents())
     return _usable(StoredTokenizer(str(path.parent), len(tokens), source, special))
 
