@@ -39,10 +39,15 @@ def write_gguf(
     arch: str,
     kind: gguf.GGMLQuantizationType,
     quantize: Callable[[np.ndarray, gguf.GGMLQuantizationType], np.ndarray] = gguf.quantize,
+    most_tensors: int = 0,
+    small_first: bool = False,
     **metadata: Any,
 ) -> Path:
-    """One file: matrices in blocks of `kind` (F16 where its block does not divide the rows), the rest in float32."""
-    writer = gguf.GGUFWriter(path, arch)
+    """One file: matrices in blocks of `kind` (F16 where its block does not divide the rows), the rest in float32.
+
+    With `most_tensors`, parts of so many each; with `small_first`, the first has the metadata alone.
+    """
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=most_tensors, small_first_shard=small_first)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

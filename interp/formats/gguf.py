@@ -23,7 +23,8 @@ from interp.architectures import Architecture
 from interp.errors import InputError
 from interp.formats.ggml_blocks import PLAIN, dequantize
 from interp.formats.gguf_codes import block_codes
-from interp.formats.gguf_header import StoredTensor, read_header
+from interp.formats.gguf_header import StoredTensor
+from interp.formats.gguf_split import read_parts
 from interp.formats.names import DERIVED_GGUF, ROPE_FACTORS, UNEMBEDDING, architecture_of, model_arch
 from interp.formats.reader import Reader
 from interp.formats.skeleton import MAX_BLOCKS, Skeleton, count_blocks, skeleton
@@ -58,7 +59,9 @@ class Stored:
 
 
 class GGUFReader(Reader):
-    """Reads one .gguf file, memory-mapped; see `Reader`. `config` is None: it comes from the baseline.
+    """Reads one .gguf file, or all parts of a split one, memory-mapped; see `Reader`.
+
+    `config` is None: it comes from the baseline.
 
     Raises:
         InputError: not a GGUF, truncated, an unknown architecture, a mixture of experts, or a missing tensor.
@@ -68,11 +71,13 @@ class GGUFReader(Reader):
     format = "gguf"
 
     def __init__(self, file: Path) -> None:
-        self.file = file
-        self.files = [file]
-        self._header = read_header(file)
-        self._tensors = self._header.tensors
-        self._bytes = np.memmap(file, np.uint8, "c")
+        parts = read_parts(file)
+        self.files = list(parts)
+        self.file = self.files[0]
+        self._header = parts[self.file]
+        self._tensors = {name: tensor for header in parts.values() for name, tensor in header.tensors.items()}
+        contents = {part: np.memmap(part, np.uint8, "c") for part in parts}
+        self._bytes = {name: contents[part] for part, header in parts.items() for name in header.tensors}
         self.architecture = architecture_of(file, str(self._field("general.architecture")))
         self._refuse()
         n_blocks = self._n_blocks()
@@ -203,13 +208,6 @@ class GGUFReader(Reader):
                 "a model whose every token passes through the same linears",
                 "Choose a dense model",
             )
-        parts = self._count("split.count") if self._has("split.count") else 1
-        if parts > 1:
-            raise InputError(
-                f"{self.file} is one part of a GGUF split into {parts} files",
-                "a GGUF in one file",
-                "Merge the parts with llama.cpp's `llama-gguf-split --merge`",
-            )
 
     def _locate(self, model: Skeleton, n_blocks: int) -> dict[str, Stored]:
         """Where each tensor of the Hugging Face model is; biases the architecture may leave out are optional."""
@@ -262,7 +260,7 @@ class GGUFReader(Reader):
         return Stored(fused, slice(edges[FUSED[part]], edges[FUSED[part] + 1]))
 
     def _dequantize(self, tensor: StoredTensor) -> Tensor:
-        dense = self._dequantized(tensor, self._bytes[tensor.offset : tensor.offset + tensor.n_bytes])
+        dense = self._dequantized(tensor, self._bytes[tensor.name][tensor.offset : tensor.offset + tensor.n_bytes])
         if not _finite(dense):
             raise InputError(
                 f"The tensor {tensor.name!r} of {self.file} holds NaN or infinite values",

@@ -10,7 +10,7 @@ from interp.formats.reader import Reader
 
 
 def reader_for(path: Path) -> Reader:
-    """The reader of a local path: a .gguf file, a directory with exactly one, or a Hugging Face directory.
+    """The reader of a local path: a .gguf file, a directory with one (or its parts), or a Hugging Face directory.
 
     Raises:
         InputError: none of these.
@@ -26,6 +26,10 @@ def reader_for(path: Path) -> Reader:
             "Give the directory that holds the file",
         )
     ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) > 1:
+        from interp.formats.gguf_split import first_parts
+
+        ggufs = first_parts(ggufs)
     if ggufs and not (path / "config.json").is_file():
         if len(ggufs) > 1:
             raise InputError(

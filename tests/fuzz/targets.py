@@ -261,6 +261,15 @@ def gguf_file(root: Path) -> Reader:
     return Reader("gguf-file", seeds, read, ("*.gguf",), oracles.gguf_is_wrong)
 
 
+@target
+def gguf_parts(root: Path) -> Reader:
+    model = tiny_models.bare_model("llama")
+    kind = gguf.GGMLQuantizationType.Q8_0
+    (root / "parts").mkdir(parents=True)
+    write_gguf(root / "parts" / "model.gguf", model.state_dict(), model.config, "llama", kind, most_tensors=10)
+    return _checkpoint("gguf-parts", [root / "parts"], "*.gguf")
+
+
 def _surroundings(directory: Path) -> Any:
     """Tokenizer, generation config and template as `load` and the probes use them, without the weights."""
     checkpoint = open_checkpoint(directory)
