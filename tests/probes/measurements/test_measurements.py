@@ -86,7 +86,7 @@ def test_nothing_is_measured_twice_and_nothing_before_it_is_asked(
     assert not calls
     assert study.margin is not None
     first = list(calls)
-    assert first.count("margins") == 4
+    assert first.count("margins") == 5  # both sides of both models, and the baseline's own noise
     assert study.margin.equals(study.margin)
     assert study.table("margin_prompts") is not None
     assert calls == first
