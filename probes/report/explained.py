@@ -44,11 +44,18 @@ def _cell(run: Run, model: str, cell: str, row: pd.Series) -> dict[str, Any]:
         "row": row,
         "shift": interval_of(row, "shift"),
         "modules": _modules(_rows(run, model, "why_modules", cell)),
+        "rivals": [_rival(row) for row in _rows(run, model, "why_explanations", cell).to_dict("records")],
         "keep": _rows(run, model, "why_keep", cell).to_dict("records"),
         "choice": _setting(run, model, "choice").get(cell, ""),
         "forms": list(_forms(_setting(run, model, "forms").get(cell, {}))),
         "rewritten": _rows(run, model, "why_rewrite", cell).to_dict("records"),
     }
+
+
+def _rival(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """An explanation, with the number that speaks for or against it."""
+    value = interval_of(row, "value")
+    return {str(key): cell for key, cell in row.items()} | {"known": value.value == value.value}
 
 
 def _rows(run: Run, model: str, probe: str, cell: str) -> pd.DataFrame:

@@ -54,7 +54,7 @@ def main(
     with keeping(options.out):
         result = measure(
             *inputs, keep=keep, share=share, fused=fused, prompts=prompts, draws=draws, seed=seed, rewriting=rewriting,
-            openings=openings, **options.settings(),
+            openings=openings, beside=options.out, **options.settings(),
         )  # fmt: skip
         for text in result.pages.values() if not options.as_json else ():
             cli.console.print(text, markup=False, highlight=False, soft_wrap=True)  # lists stay whole, to be copied

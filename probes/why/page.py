@@ -17,6 +17,7 @@ from probes.why.explanation import Explanation
 from probes.why.keep_list import KeepList
 from probes.why.margin_shift import MarginShift
 from probes.why.rewriting import KEPT, PLAIN
+from probes.why.rivals import Rival
 
 SHOWN = 6
 """Linears of the attribution."""
@@ -32,6 +33,7 @@ def page(found: Explanation, variants: Sequence[Mapping[str, Any]] = ()) -> str:
     """
     sections = {
         f"WHY {found.cell}": _moved(found.margin),
+        "Which explanation fits": _explained(found.rivals),
         "Which linears did it": _blamed(found.blame),
         "What putting them back gives": _restored(found),
         "What to keep at higher precision": _kept(found.keep),
@@ -57,6 +59,17 @@ def _size(margin: MarginShift) -> str:
     if margin.within_chance:
         return "That is within chance."
     return "It refuses less readily." if margin.shift.value < 0 else "It refuses more readily."
+
+
+def _explained(rivals: Sequence[Rival]) -> Iterator[str]:
+    yield "The measurement is asked first; a verdict says what would have spoken, or did speak, against it."
+    for rival in rivals:
+        number = "" if isnan(rival.value.value) else f"{rival.evidence}: {_interval(rival.value)}. "
+        null = f"Without it: {rival.null}. " if rival.null and number else ""
+        yield f"- {rival.explanation}: {rival.verdict.upper()}, {rival.why}"
+        if number:
+            yield f"    {number}"
+            yield f"    {null}Against it would be {rival.falsified_by}."
 
 
 def _blamed(blame: Blame) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel
 from probes.attribution.parts import Parts
 from probes.causal.experiments import Sample
-from probes.harness.comparison import Models, compare
+from probes.harness.comparison import Comparison, Models, compare
+from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.margin.openings import common_openings
@@ -23,6 +24,7 @@ from probes.stats import intervals
 from probes.why.explanation import Explanation, explain
 from probes.why.page import page
 from probes.why.rewriting import measure_variants, rewrite
+from probes.why.rivals import measured_beside
 from probes.why.settings import DRAWS, PROMPTS, SETS, SHARE
 
 COLUMNS = (
@@ -37,7 +39,7 @@ class WhyResult(Result):
     """The probe's result, with further tables that are written beside it, and the pages.
 
     Attributes:
-        tables: `why_modules`, `why_restore`, `why_keep`, and `why_rewrite` if cells were written again.
+        tables: `why_modules`, `why_restore`, `why_explanations`, `why_keep`; `why_rewrite` of cells written again.
         pages: cell → its page of text.
     """
 
@@ -83,6 +85,7 @@ def measure(
     seed: int = 0,
     rewriting: Rewriting | None = None,
     openings: Source = "baseline",
+    beside: Path | None = None,
     template: str | Path = "auto",
     force: bool = False,
     batch_size: int | None = None,
@@ -106,7 +109,9 @@ def measure(
     `why_modules`: the rows "total", "module" and "other" of `probes.attribution`'s table. `why_restore`: rows of
     `probes.causal`'s `causal_restore` for linears. `why_keep`: one row per kept linear: cell, place, linear,
     chosen (False where it only completes a group). The lists as GPTQModel, llm-compressor and llama.cpp take them are
-    in the settings, under `forms`. `why_rewrite`: one row per cell and variant, see
+    in the settings, under `forms`. `why_explanations`: one row per cell and explanation that competes: explanation,
+    evidence (what `value`, with _low and _high, is), null, verdict ("fits", "does not", "not measured"), why,
+    falsified_by. `why_rewrite`: one row per cell and variant, see
     `probes.why.rewriting.measure_variants`.
 
     Args:
@@ -122,6 +127,8 @@ def measure(
         seed: of these.
         rewriting: write the cells again; only cells that `interp.quantize` wrote.
         openings: as in `probes.margin.measure`.
+        beside: a folder with results of `probes.reversion`, `probes.coverage` and `probes.depth`, for the explanations
+            that they test; without them these are not measured.
         template: "auto", "none" (raw text) or a Jinja file, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per pass.
@@ -147,6 +154,7 @@ def measure(
                 explained[name] = explain(
                     name, baseline, cell, sample, refusal_openings,
                     keep=keep, share=share, fused=fused, draws=draws, seed=seed, batch_size=batch_size,
+                    beside=_beside(beside, comparison, name),
                 )  # fmt: skip
                 if rewriting is not None and not explained[name].keep.kept:
                     comparison.warnings.append(f"{name}: not written again, since {explained[name].keep.choice.why}")
@@ -175,19 +183,28 @@ def measure(
     }
     result = comparison.result("why", [_row(about) for about in explained.values()], **settings)
     result.table = result.table.reindex(columns=list(COLUMNS))
-    beside = {
+    by_name = {
         "why_modules": [about.blame.table() for about in explained.values()],
         "why_restore": [about.restoration.curve.assign(cell=name) for name, about in explained.items()],
+        "why_explanations": [
+            pd.DataFrame([rival.row() for rival in about.rivals]).assign(cell=name) for name, about in explained.items()
+        ],
         "why_keep": [_kept(about) for about in explained.values()],
         "why_rewrite": [pd.DataFrame(rows).assign(cell=name) for name, rows in variants.items()],
     }
     written_tables = [
         Result(name, pd.concat(frames, ignore_index=True), result.settings, result.warnings)
-        for name, frames in beside.items()
+        for name, frames in by_name.items()
         if frames
     ]
     pages = {name: page(about, variants.get(name, ())) for name, about in explained.items()}
     return WhyResult(**vars(result), tables=written_tables, pages=pages)
+
+
+def _beside(folder: Path | None, comparison: Comparison, name: str) -> Mapping[str, pd.DataFrame]:
+    described = [comparison.settings[BASELINE], comparison.settings["cells"][name]]
+    hashes = [about["sha256"] for about in described if about is not None]
+    return measured_beside(folder, *hashes) if len(hashes) == 2 else {}
 
 
 def _checkpoints(baseline: HookedModel, cell: HookedModel) -> tuple[Checkpoint, Checkpoint]:
