@@ -381,6 +381,16 @@ def test_what_why_found_is_shown_with_what_to_keep(copy: Path) -> None:
     tables = {
         "why": {**row, "reason": ""},
         "why_modules": shares,
+        "why_explanations": {
+            "cell": "Q2_K",
+            "explanation": "quantization undid alignment",
+            "evidence": "how far back the logits went, 0 to 1",
+            "null": "random signs 0.02",
+            "verdict": "fits",
+            "why": "it is beyond random signs",
+            "falsified_by": "logits no further back than errors with random signs",
+        }
+        | _interval("value", 0.97, 0.01),
         "why_keep": {"cell": "Q2_K", "place": 1, "linear": linear, "chosen": True},
         "why_rewrite": rewritten | _interval("margin", 1.5, 0.5),
     }
@@ -398,6 +408,8 @@ def test_what_why_found_is_shown_with_what_to_keep(copy: Path) -> None:
     )
     assert f"{linear} −2.500 [−2.750, −2.250] −9.5" in text
     assert f'ignore=["lm_head", "{linear}"]' in text
+    assert "quantization undid alignment fits it is beyond random signs how far back the logits went" in text
+    assert "+0.97 [+0.96, +0.98] without it: random signs 0.02 logits no further back" in text
     assert "--tensor-type 'a b'" in text
     assert "kept 3.40 +1.50 [+1.00, +2.00] 90 10" in text
 
