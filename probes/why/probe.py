@@ -127,8 +127,8 @@ def measure(
         seed: of these.
         rewriting: write the cells again; only cells that `interp.quantize` wrote.
         openings: as in `probes.margin.measure`.
-        beside: a folder with results of `probes.margin`, `probes.reversion`, `probes.coverage` and `probes.depth`, for the
-            explanations that they test; without them these are not measured.
+        beside: a folder with results of `probes.margin`, `probes.reversion`, `probes.coverage` and `probes.depth`, for
+            the explanations that they test; without them these are not measured.
         template: "auto", "none" (raw text) or a Jinja file, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per pass.

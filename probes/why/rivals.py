@@ -195,7 +195,7 @@ def _uncovered(stored_as: str) -> Reading:
         row = rows[rows["linear"] == "all"].iloc[0]
         beyond, harmless = interval_of(row, "beyond"), interval_of(row, "harmless")
         null = f"1; harmless prompts {harmless.value:.2f} [{harmless.low:.2f}, {harmless.high:.2f}]"
-        larger = beyond.low > max(1.0, harmless.high)
+        larger = bool(beyond.low > max(1.0, harmless.high))
         fits = larger and stored_as in CALIBRATED
         why = f"errors are {'' if larger else 'not '}larger there than random signs and harmless prompts say"
         if stored_as not in CALIBRATED:
