@@ -321,3 +321,21 @@ def write_fp4(directory: Path, kind: str, **settings: Any) -> Path:
         return fp4_tensors(n_in, n_out, kind)
 
     return write_packed(directory, pack, fp4_settings(kind) | settings)
+
+
+def mlx_tensors(n_in: int, n_out: int, bits: int = 4) -> dict[str, torch.Tensor]:
+    """Random codes as MLX stores them, float16, in groups of 16."""
+    codes, zeros, scales, _ = random_linear(n_in, n_out, 16, bits)
+    words = pack_columns(codes.T, bits).view(torch.uint32)
+    biases = torch.from_numpy((-scales * zeros.astype(np.float16)).T.copy())
+    return {"weight": words, "scales": torch.from_numpy(scales.T.copy()), "biases": biases}
+
+
+def write_mlx(directory: Path, **settings: Any) -> Path:
+    """A checkpoint as mlx-lm writes it: `quantization` in the config, and no quant_method."""
+    write_packed(directory, mlx_tensors, {})
+    config = json.loads((directory / "config.json").read_text())
+    del config["quantization_config"]
+    config["quantization"] = {"group_size": 16, "bits": 4, "mode": "affine"} | settings
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory

@@ -23,6 +23,7 @@ from interp.formats.compressed_fp4 import MXFP4, NVFP4
 from interp.formats.compressed_plain import COMPRESSED_PLAIN
 from interp.formats.float8 import FLOAT8
 from interp.formats.gptq import GPTQ
+from interp.formats.mlx import MLX
 from interp.formats.model_config import (
     check_config,
     quantization_settings,
@@ -47,6 +48,7 @@ PACKED_FORMATS: dict[str, Layouts] = {
     "fp8": (FLOAT8,),
     "bitsandbytes": (BITSANDBYTES_4BIT, BITSANDBYTES_INT8),
     "modelopt": (MODELOPT_NVFP4, MODELOPT_FP8),
+    "mlx": (MLX,),
 }
 """The layouts of each `quant_method`, the first that fits a module being its own. To support another format, add it."""
 REFUSED_SUFFIXES = {

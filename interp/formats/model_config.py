@@ -22,7 +22,16 @@ from interp.formats.skeleton import MAX_BLOCKS
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Where AutoGPTQ, AutoAWQ and ModelOpt wrote the quantization config before it moved into config.json."""
 NOT_OF_THE_MODEL = (
-    *("quantization_config", "compression_config", "auto_map", "num_labels", "id2label", "label2id", "problem_type"),
+    *(
+        "quantization_config",
+        "compression_config",
+        "quantization",
+        "auto_map",
+        "num_labels",
+        "id2label",
+        "label2id",
+        "problem_type",
+    ),
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset"),
     *("experts_implementation", "_experts_implementation", "_experts_implementation_internal", "use_kernels"),
     *("name_or_path", "_name_or_path", "output_hidden_states", "output_attentions", "return_dict", "torchscript"),
@@ -126,7 +135,7 @@ def quantization_settings(directory: Path, config: dict[str, Any]) -> dict[str, 
     Raises:
         InputError: it is no JSON object.
     """
-    candidates = (config.get(key) for key in ("quantization_config", "compression_config"))
+    candidates = (config.get(key) for key in ("quantization_config", "compression_config", "quantization"))
     settings = next((settings for settings in candidates if settings is not None), None)
     for name in QUANTIZATION_FILES:
         if settings is None and (directory / name).exists():

@@ -24,7 +24,14 @@ from interp.formats.safetensors_header import SIZES, read_dense_headers
 from interp.inspect.summary import MEMORY_DTYPES, REQUEST, Summary
 from interp.inspect.tokenizer import StoredTokenizer, gguf_tokenizer, hugging_face_tokenizer
 
-QUANTIZATION_KEYS = ("quantization_config", "compression_config", "auto_map", "num_local_experts", "num_experts")
+QUANTIZATION_KEYS = (
+    "quantization_config",
+    "compression_config",
+    "quantization",
+    "auto_map",
+    "num_local_experts",
+    "num_experts",
+)
 """Of a config.json whose checkpoint is no plain dense one."""
 
 

@@ -32,15 +32,15 @@ class Cell(_Table):
     Attributes:
         path: a directory, a .gguf file or a hub id.
         name: of the cell; by default the last part of the path, where that can be a name.
-        format: checked when the checkpoint is opened: dense, awq, gptq, compressed-tensors, fp8, bitsandbytes, modelopt
-            or gguf.
+        format: checked when the checkpoint is opened: dense, awq, gptq, compressed-tensors, fp8, bitsandbytes,
+            modelopt, mlx or gguf.
     """
 
     path: str
     name: str = Field(default="", pattern=NAME)
-    format: Literal["dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "gguf"] | None = (
-        None
-    )
+    format: (
+        Literal["dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "gguf"] | None
+    ) = None
 
     @property
     def called(self) -> str:

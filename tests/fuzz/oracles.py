@@ -16,10 +16,20 @@ from interp.checkpoint import Checkpoint
 from tests.gguf_files import to_llama_cpp
 from tests.packed_files import AWQ_ORDER, bitsandbytes_dense, blocks, e4m3, fp4_dense
 
-PACKED_BESIDE = (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".SCB")
+PACKED_BESIDE = (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".SCB", ".biases")
 """Suffixes of a module that are there where the weight itself is stored quantized."""
 Arrays = Mapping[str, NDArray[Any]]
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+_NUMPY = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "U32": "<u4",
+}
 
 
 def safetensors_arrays(directory: Path) -> dict[str, NDArray[Any]]:
@@ -186,6 +196,12 @@ def _bitsandbytes(module: Arrays, settings: Mapping[str, Any], shape: tuple[int,
     return bitsandbytes_dense(module, shape)
 
 
+def _mlx(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
+    codes = unpack(module["weight"].view(np.int32), settings["bits"], shape[1])
+    group = _groups(settings["group_size"], shape[1])
+    return codes.astype(module["scales"].dtype) * module["scales"][:, group] + module["biases"][:, group]
+
+
 def _modelopt(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
     return fp4_dense(module)
 
@@ -216,6 +232,7 @@ _DEQUANTIZE = {
     "fp8": _float8,
     "bitsandbytes": _bitsandbytes,
     "modelopt": _modelopt,
+    "mlx": _mlx,
 }
 
 

@@ -51,6 +51,7 @@ from tests.packed_files import (
     write_float8,
     write_fp4,
     write_gptq,
+    write_mlx,
     write_packed,
 )
 from tests.probes.predict import test_predict
@@ -229,6 +230,22 @@ def fp4_weights(root: Path) -> Reader:
 @target
 def fp4_settings(root: Path) -> Reader:
     return _packed("fp4-settings", _fp4_seeds(root), "config.json")
+
+
+def _mlx_seeds(root: Path) -> list[Path]:
+    seed = write_mlx(root / "mlx")
+    (seed / "written.json").write_text(json.dumps({"quant_method": "mlx", "bits": 4, "group_size": 16}))
+    return [seed]
+
+
+@target
+def mlx_weights(root: Path) -> Reader:
+    return _packed("mlx-weights", _mlx_seeds(root), "*.safetensors")
+
+
+@target
+def mlx_settings(root: Path) -> Reader:
+    return _packed("mlx-settings", _mlx_seeds(root), "config.json")
 
 
 @target
