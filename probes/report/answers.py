@@ -53,7 +53,7 @@ def run_of_answers(path: Path, beside: Mapping[str, Result]) -> tuple[str, Resul
     matrix = add_regimes(rows, {answers.model: by_cell(completions)})
     settings = {answers.model: {**_settings(answers), "rtsi_calibration": index.source_}}
     about = settings | {"outcome": counted_by(matrix)} | STUDY.describe()
-    return answers.model, Result("matrix", matrix, about, answers.warnings), tables
+    return answers.model, Result("matrix", matrix, about), tables
 
 
 def _drift(answers: Answers) -> Result:
