@@ -68,7 +68,7 @@ def _explained(rivals: Sequence[Rival]) -> Iterator[str]:
         null = f"Without it: {rival.null}. " if rival.null and number else ""
         yield f"- {rival.explanation}: {rival.verdict.upper()}, {rival.why}"
         if number:
-            yield f"    {number}"
+            yield f"    {number.rstrip()}"
             yield f"    {null}Against it would be {rival.falsified_by}."
 
 
