@@ -365,6 +365,7 @@ class HookedModel:
         chat: bool = False,
         batch_size: int | None = None,
         at_most: int | None = None,
+        budget: int | None = None,
     ) -> Iterator[Batch]:
         """Texts as padded batches of similar length on the model's device, for a forward pass each.
 
@@ -374,6 +375,7 @@ class HookedModel:
             chat: render through the chat template.
             batch_size: texts per batch; by default as many as fit a budget of tokens, `interp.batching.BATCH_TOKENS`.
             at_most: never more than so many: `interp.batching.TEXTS_AT_ONCE` keeps logits small.
+            budget: tokens of a batch, pads included, where no batch size is given.
 
         Raises:
             InputError: no texts; one without tokens, longer than the context, or without a token at the position.
@@ -381,7 +383,7 @@ class HookedModel:
         texts = as_texts(texts)
         if not texts:
             raise InputError("There are no prompts", "at least one")
-        return batches(self.token_ids(texts, chat), position, batch_size, self.hf.device, at_most)
+        return batches(self.token_ids(texts, chat), position, batch_size, self.hf.device, at_most, budget)
 
     def token_ids(self, texts: str | Sequence[str], chat: bool = False) -> list[list[int]]:
         """Tokens of every text, with exactly one BOS where the model has one.

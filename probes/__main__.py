@@ -35,7 +35,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "behaviour": ("probes.refusal", "probes.drift", "probes.quality", "probes.labels", "probes.judges"),
     "tables only": ("probes.rtsi", "probes.matrix", "probes.predict", "probes.reproduce"),
-    "all of it": ("probes.check", "probes.study", "probes.report", "probes.demo"),
+    "all of it": ("probes.check", "probes.study", "probes.report", "probes.demo", "probes.real"),
     "models": ("interp.inspect", "interp.quantize", "interp.dequantize", "interp.organisms"),
 }
 """Modules with a command, `python -m MODULE`, as the README groups them; the first line of a module's docstring says

@@ -32,7 +32,7 @@ LAYERS = (
     ("probes.why", "probes.report", "probes.check"),
     ("probes.reproduce",),
     ("probes.study",),
-    ("probes.measurements", "probes.demo", "probes.__main__"),
+    ("probes.measurements", "probes.demo", "probes.real", "probes.__main__"),
 )
 """A file may import what stands in its own folder or in a layer above its own in this list."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb"))]

@@ -12,6 +12,7 @@ from torch import Tensor
 from interp.architectures import Architecture
 from interp.batching import TEXTS_AT_ONCE, Batch
 from interp.model import HookedModel
+from probes.attribution.memory import differentiable_tokens
 from probes.attribution.parts import Part, Parts, WeightAxis
 from probes.attribution.settings import PartKind
 
@@ -50,8 +51,9 @@ class AttributedPrompts:
         return [i for i, (s, c) in enumerate(self.strata) if s == side and category in (None, c)]
 
     def batches(self, model: HookedModel, batch_size: int | None) -> list[Batch]:
-        """The prompts as batches for this model."""
-        return list(model.batches(self.texts, batch_size=batch_size, at_most=TEXTS_AT_ONCE))
+        """The prompts as batches for this model, so large that their activations can be kept for a pass back."""
+        budget = differentiable_tokens(model)
+        return list(model.batches(self.texts, batch_size=batch_size, at_most=TEXTS_AT_ONCE, budget=budget))
 
 
 Sums = dict[str, Float64[Tensor, "stratum unit"]]

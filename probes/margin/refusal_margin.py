@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from interp.batching import TEXTS_AT_ONCE, Batch
 from interp.errors import InputError, NotFinite
@@ -45,8 +46,9 @@ def refusal_margin(
     children = _children(openings.sequences)
     reach: dict[Tokens, Tensor] = {}
     leaving: list[Tensor] = []
-    for path in _paths(children):
-        log_probabilities = _teacher_forced(model, input_ids, attention_mask, path)
+    paths = _paths(children)
+    for path in paths:
+        log_probabilities = _forgetting(len(paths) > 1, _teacher_forced, model, input_ids, attention_mask, path)
         for depth in range(len(path) + 1):
             node = path[:depth]
             if node not in children:  # seen on an earlier path
@@ -91,6 +93,13 @@ def _paths(nodes: Iterable[Tokens]) -> list[Tokens]:
     ordered = sorted(nodes)
     following = [*ordered[1:], ()]
     return [node for node, after in zip(ordered, following, strict=True) if after[: len(node)] != node or not after]
+
+
+def _forgetting(several: bool, passing: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Of several passes that are differentiated, only one holds its activations at a time: each is computed again."""
+    if not several or not torch.is_grad_enabled():
+        return passing(*arguments)
+    return checkpoint(passing, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _teacher_forced(
