@@ -288,4 +288,4 @@ def test_result_has_a_row_a_page_and_the_three_lists(
     assert "WHY noisy" in result.pages["noisy"]
     result.write(tmp_path)
     written = {file.stem for file in tmp_path.glob("*.parquet")}
-    assert written == {"why", "why_modules", "why_restore", "why_keep"}
+    assert written == {"why", "why_modules", "why_restore", "why_explanations", "why_keep"}
