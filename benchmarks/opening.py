@@ -17,7 +17,7 @@ from rich.table import Table
 
 CASES = {
     "open: quantscope": (
-        "from interp import open_checkpoint; import transformers.models.llama",
+        "from interp import open_checkpoint; import interp.formats.gguf, transformers.models.llama.modeling_llama",
         "open_checkpoint(FILE)",
     ),
     "open: gguf's reader": ("import gguf", "gguf.GGUFReader(FILE)"),
