@@ -11,9 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.errors import InputError
 from interp.model import load
+from interp.organisms import Bounded, Recipe, before_alignment, train
+from probes.harness.results import Result, read_result
+from probes.predict import __main__ as predict_command
 from probes.predict import localization
 from probes.predict.localization import MOVED, MOVED_MOST
 from tests.tiny_models import TEXTS
@@ -124,3 +129,42 @@ def test_a_ranking_that_knows_nothing_is_at_one_half() -> None:
     assert row.auc == pytest.approx(scored["auc"].mean())
     assert row.auc_low < 0.5 < row.auc_high
     assert row.auc_high - row.auc_low < 0.1
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with a confined organism whose one cell went all the way back, and a cell that lost nothing."""
+    monkeypatch.setenv("QUANTSCOPE_CACHE", str(tmp_path / "cache"))
+    recipe = Recipe(batch_size=2, helpful_steps=2, alignment_steps=2)
+    organism = train(recipe=recipe, constraint=Bounded(8.0, "*.layers.2.mlp.*"))
+    paths = {"back": before_alignment(organism), "same": organism}
+    contrast = {layer: torch.ones(256) for layer in range(6)}
+    nothing = attribution(pd.DataFrame(columns=["level", "layer", "module", "unit"]), lambda table: np.zeros(0))
+    bare = localization.parts(*(open_checkpoint(paths[name]) for name in ("back", "same", "back")), nothing, contrast)
+    shares = pd.concat([attribution(bare, lambda table: np.zeros(len(table))).assign(cell=name) for name in paths])
+    described = {"baseline": {"path": str(organism)}, "prompts": {"harmful": {"n": 4}}}
+    described |= {"cells": {name: {"path": str(path)} for name, path in paths.items()}}
+    Result("attribution", shares, described).write(tmp_path / "run" / "slide")
+    rates = pd.DataFrame({"cell": ["baseline", "back", "same"], "refusal_rate_delta": [0.0, -0.9, 0.0]})
+    Result("matrix", rates.assign(model="slide"), {}).write(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_command_scores_the_cells_that_lost(run: Path) -> None:
+    answer = CliRunner().invoke(predict_command.app, [str(run), "--localize"])
+    assert answer.exit_code == 0, answer.output
+    assert "1.00" in answer.output
+    slides = read_result(run / "localization_slides.json").table.set_index(["level", "ranking"])
+    assert set(slides["cell"]) == {"back"}
+    assert slides.loc[[(level, "error") for level in localization.LEVELS], "auc"].eq(1).all()
+    assert slides.loc[[(level, "attribution") for level in localization.LEVELS], "auc"].eq(0.5).all()
+    kept = read_result(run / "change_kept.json").table
+    shares = kept[kept["module"] == "all"].set_index("cell")["kept"]
+    assert shares.to_dict() == pytest.approx({"back": 0.0, "same": 1.0})
+
+
+def test_a_run_without_slides_is_refused(run: Path) -> None:
+    matrix = read_result(run / "matrix.json")
+    Result("matrix", matrix.table.assign(refusal_rate_delta=0.0), {}).write(run)
+    with pytest.raises(InputError, match="No cell of a constrained organism"):
+        localization.measure([run])
