@@ -35,7 +35,7 @@ from probes.neurons.sites import Place
 from probes.neurons.units import baseline_units
 from probes.neurons.weight_errors import Energy, WeightErrors, total
 from probes.stats.classification import auc
-from probes.stats.intervals import interval_columns, mean_interval
+from probes.stats.intervals import Estimate, interval_columns, mean_interval
 
 LEVELS = ("layer", "module", "neuron")
 RANKINGS = {
@@ -47,6 +47,8 @@ RANKINGS = {
 """Column of `parts` → what it is; larger means that the part is suspected."""
 LOST = 0.1
 """Share of the harmful prompts: in a cell that refuses so many fewer, the place of the loss is sought."""
+FEWEST_SLIDES = 3
+"""An interval over fewer says nothing."""
 MOVED, MOVED_MOST = "moved", "the tenth that moved most"
 """Which parts are the true ones: those that moved, or, where all did, the tenth of them that moved most."""
 
@@ -216,7 +218,7 @@ def found(parts: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_slides(scored: pd.DataFrame) -> pd.DataFrame:
-    """The mean AUC over slides, with its t interval: slides are the independent things, not their parts.
+    """The mean AUC over slides, with its t interval where they are enough: slides are independent, their parts are not.
 
     Args:
         scored: rows of `found` of several slides.
@@ -227,6 +229,8 @@ def over_slides(scored: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (level, truth, ranking), those in scored.groupby(["level", "truth", "ranking"], sort=False):
         estimate = mean_interval(those["auc"].dropna().to_numpy())
+        if estimate.n < FEWEST_SLIDES:
+            estimate = Estimate(estimate.value, n=estimate.n)
         counts = {"level": level, "truth": truth, "ranking": ranking, "n_slides": estimate.n}
         rows.append(counts | interval_columns("auc", estimate))
     return pd.DataFrame(rows)

@@ -129,6 +129,9 @@ def test_a_ranking_that_knows_nothing_is_at_one_half() -> None:
     assert row.auc == pytest.approx(scored["auc"].mean())
     assert row.auc_low < 0.5 < row.auc_high
     assert row.auc_high - row.auc_low < 0.1
+    (row,) = localization.over_slides(pd.concat(slides[:2])).itertuples()
+    assert row.auc == pytest.approx(pd.concat(slides[:2])["auc"].mean())
+    assert np.isnan([row.auc_low, row.auc_high]).all()
 
 
 @pytest.fixture
