@@ -42,6 +42,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return cache(lambda name: write(name, tmp_path_factory.mktemp("tiny") / name))
 
 
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine any command may take the half minute after which it says how far it is."""
+    from interp import progress
+
+    monkeypatch.setattr(progress, "EVERY", 1e6)
+
+
 @pytest.fixture(scope="session")
 def organism() -> Path:
     """The default organism: trained once (minutes), then taken from the user's cache."""

@@ -33,11 +33,7 @@ def render(result: Result) -> FittedTable:
     last = table.loc[table["of"] == "activations", "where"].iloc[-1:].tolist()
     rows = table[table["where"].isin(["all", *last]) | table["where"].isna()]
     told = rows.apply(_told, axis=1)
-    return tables.render(
-        "How far back to the model from before alignment (activations: after the last block)",
-        rows.assign(told=told),
-        COLUMNS,
-    )
+    return tables.render(TITLE, rows.assign(told=told), COLUMNS)
 
 
 def _told(row: pd.Series[Any]) -> str:

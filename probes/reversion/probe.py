@@ -112,7 +112,7 @@ def measure(
 def _check_before(before: HookedModel, comparison: Comparison) -> None:
     baseline = comparison.baseline
     ours, theirs = (
-        {name: tuple(parameter.shape) for name, parameter in model.hf.named_parameters() if ".layers." in name}
+        {name: weight.shape for name, weight in model.hf.get_submodule(model.architecture.blocks).named_parameters()}
         for model in (baseline, before)
     )
     if ours != theirs:

@@ -27,6 +27,11 @@ def test_a_pipe_gets_the_items_and_nothing_else(monkeypatch: pytest.MonkeyPatch)
     assert file.getvalue() == ""
 
 
+@pytest.fixture(autouse=True)
+def every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY", 30.0)
+
+
 class Clock:
     """Seconds that pass when they are told to."""
 
