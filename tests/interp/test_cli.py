@@ -46,7 +46,12 @@ def test_a_command_that_is_told_to_stop_leaves_nothing_behind(
     kind: signal.Signals, shell: str, out: str, tmp_path: Path
 ) -> None:
     command = ["sh", "-c", f'{shell}exec "$@"', "sh", sys.executable, "-c", COMMAND, str(tmp_path / out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    unless_ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under nohup, which a child would inherit
+    try:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, unless_ignored)
+    with running:
         assert running.stdout is not None
         assert running.stdout.readline() == "working\n"
         assert list(tmp_path.iterdir())

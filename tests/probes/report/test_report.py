@@ -537,7 +537,7 @@ def test_bad_runs_are_refused_in_one_paragraph(copy: Path, tmp_path: Path) -> No
 
     refused(tmp_path / "nowhere", "does not exist")
     refused(copy / "study.toml", "is a file")
-    refused(copy / "good", "holds no matrix.json")
+    refused(copy / "good", "holds neither matrix.json nor refusal.parquet")
     parquet, document = copy / "matrix.parquet", copy / "matrix.json"
     kept, described = parquet.read_bytes(), document.read_text()
     parquet.write_bytes(kept[:200])
