@@ -13,7 +13,8 @@ import torch
 
 from interp import load
 from interp.organisms import train
-from probes.fragility.rounding import block_linears, rounded_to, stochastic
+from interp.pairs.weight_path import block_linears, oriented_weight
+from probes.fragility.rounding import rounded_to, stochastic
 from probes.harness.comparison import alone
 from probes.harness.prompts import builtin
 from probes.margin.openings import common_openings
@@ -38,7 +39,7 @@ def main() -> None:
     comparison = alone(model, builtin("harmful"), builtin("harmless"))
     openings = common_openings(comparison, "baseline")
     texts = [text for side in comparison.texts.values() for text in side]
-    n_weights = sum(linear.get_parameter("weight").numel() for linear in block_linears(model).values())
+    n_weights = sum(oriented_weight(model, linear).numel() for linear in block_linears(model))
 
     def rounding() -> None:
         with rounded_to(model, 4, 128, stochastic(torch.Generator().manual_seed(0))):

@@ -23,6 +23,7 @@ from interp.formats.packed import (
     TensorRule,
     activation_warning,
 )
+from interp.formats.packing import look_up_pairs
 
 STORAGE = (torch.uint8, *FLOATS)
 """Types that the packed codes may be stored as (`bnb_4bit_quant_storage`); their bytes are what counts."""
@@ -62,10 +63,8 @@ def dequantize_4bit(
         blocksize: weights of a block; the last may have fewer.
         shape: [out, in].
     """
-    byte = torch.arange(256)
-    pairs = torch.stack([table[byte >> 4], table[byte & 15]], dim=1)
     count = shape[0] * shape[1]
-    values = pairs[packed.int()].flatten()[:count]
+    values = look_up_pairs(packed, table, high_first=True)[:count]
     return (values * absmax.repeat_interleave(blocksize)[:count]).reshape(shape)
 
 
@@ -100,6 +99,10 @@ def _expect_vector(module: PackedModule, suffix: str, length: int, *dtypes: torc
 
 def verify(module: PackedModule) -> None:
     """Raise an InputError unless all tensors of a 4-bit linear have the lengths and types that its settings ask for."""
+    _verified(module)
+
+
+def _verified(module: PackedModule) -> QuantState:
     state = _state(module)
     count = module.shape[0] * module.shape[1]
     blocks = ceil(count / state.blocksize)
@@ -110,12 +113,13 @@ def verify(module: PackedModule) -> None:
     _expect_vector(module, "weight.quant_map", 16, torch.float32)
     if state.nested_blocksize is None:
         _expect_vector(module, "weight.absmax", blocks, torch.float32)
-        return
+        return state
     if state.nested_offset is None:
         raise module.malformed(QUANT_STATES[state.quant_type], "a nested_blocksize", "a nested_offset beside it")
     _expect_vector(module, "weight.absmax", blocks, torch.uint8)
     _expect_vector(module, "weight.nested_absmax", ceil(blocks / state.nested_blocksize), torch.float32)
     _expect_vector(module, "weight.nested_quant_map", 256, torch.float32)
+    return state
 
 
 def _stored_bytes(module: PackedModule, count: int) -> int:
@@ -134,8 +138,7 @@ def _absmax(module: PackedModule, state: QuantState) -> Float32[Tensor, " blocks
 
 def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
     """The dense weight of a 4-bit linear in the type that its settings name, as bitsandbytes itself dequantizes it."""
-    verify(module)
-    state = _state(module)
+    state = _verified(module)
     packed = module.read("weight").flatten().view(torch.uint8)
     table, absmax = module.scales("weight.quant_map"), _absmax(module, state)
     weight = dequantize_4bit(packed, table, absmax, state.blocksize, module.shape)

@@ -22,6 +22,7 @@ from interp.formats.packed import (
     TensorRule,
     activation_warning,
 )
+from interp.formats.packing import look_up_pairs
 
 METHODS = ("modelopt", "modelopt_fp4")
 WEIGHTS_ALONE = ("W4A16_NVFP4",)
@@ -46,9 +47,7 @@ def dequantize_nvfp4(
     """
     positive = torch.tensor(E2M1)
     values = torch.cat([positive, -positive])
-    byte = torch.arange(256)
-    pairs = torch.stack([values[byte & 15], values[byte >> 4]], dim=1)
-    grouped = pairs[packed.int()].reshape(*scales.shape, -1)
+    grouped = look_up_pairs(packed.flatten(), values, high_first=False).reshape(*scales.shape, -1)
     return (grouped * (scales * scale)[..., None]).reshape(packed.shape[0], -1)
 
 

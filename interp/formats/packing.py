@@ -1,11 +1,11 @@
-"""Integers packed into machine words: the arithmetic that AWQ and GPTQ share."""
+"""Codes packed into words and bytes: the arithmetic that several formats share."""
 
 from __future__ import annotations
 
 from math import ceil, gcd
 
 import torch
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 from torch import Tensor
 
 WORD_BITS = 32
@@ -36,6 +36,21 @@ def unpack_rows(words: Int32[Tensor, "words columns"], bits: int, count: int) ->
 def unpack_columns(words: Int32[Tensor, "rows words"], bits: int, count: int) -> UInt8[Tensor, "rows {count}"]:
     """Read each row as one little-endian stream of codes; see `unpack_rows`."""
     return unpack_rows(words.T, bits, count).T
+
+
+def look_up_pairs(
+    packed: UInt8[Tensor, " bytes"], table: Float32[Tensor, 16], *, high_first: bool
+) -> Float32[Tensor, " codes"]:
+    """The values of codes of four bits, two in each byte.
+
+    Args:
+        packed: the bytes.
+        table: the value of each code.
+        high_first: whether the first of the two is in the high half.
+    """
+    byte = torch.arange(256)
+    first, second = (byte >> 4, byte & 15) if high_first else (byte & 15, byte >> 4)
+    return torch.stack([table[first], table[second]], dim=1)[packed.int()].flatten()
 
 
 def _code(periods: Int32[Tensor, "periods words columns"], start: int, bits: int) -> Int32[Tensor, "periods columns"]:

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.checkpoint import Checkpoint
+from probes.fragility.rounding import nearest, on_grid
 
 BITS, GROUP = 4, 32
 """Of the control of a cell that was made in memory."""
@@ -20,10 +21,7 @@ def rounded(weight: Float[Tensor, "out in"], bits: int, group: int) -> Float[Ten
         group: weights of a row that share their levels; whole rows where it does not divide them.
     """
     width = weight.shape[1]
-    groups = weight.unflatten(1, (-1, group if 0 < group <= width and width % group == 0 else width))
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
-    return (((groups - low) / step).round() * step + low).flatten(1)
+    return on_grid(weight, bits, group if 0 < group <= width and width % group == 0 else width, nearest)
 
 
 def grid_of(cell: Checkpoint | None, linear: str) -> tuple[int, int]:

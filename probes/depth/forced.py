@@ -35,6 +35,11 @@ class Prefilled:
     prompts: Sequence[list[int]]
     forced: Forced
 
+    def before(self, position: int) -> tuple[list[int], list[list[int]]]:
+        """Prompts whose answer has a token at a position, by their place, and all tokens of each that stand before."""
+        rows = [row for row, forced in enumerate(self.forced) if len(forced) > position]
+        return rows, [[*self.prompts[row], *self.forced[row][:position]] for row in rows]
+
 
 def prefilled(baseline: HookedModel, texts: Sequence[str], begun: str, prefill: Sequence[int], n: int) -> Prefilled:
     """Let the baseline go on after a prefill.
@@ -62,9 +67,8 @@ def log_probabilities(model: HookedModel, given: Prefilled, position: int) -> Fl
         given: the prompts.
         position: forced tokens before it.
     """
-    rows = _rows(given, position)
+    rows, read = given.before(position)
     values = torch.full((len(given.prompts), model.hf.get_output_embeddings().weight.shape[0]), nan)
-    read = [[*given.prompts[row], *given.forced[row][:position]] for row in rows]
     for batch in batches(read, -1, None, model.hf.device, TEXTS_AT_ONCE):
         with torch.no_grad(), model.unembed_only(_at(batch)):
             logits = model.hf(**batch.inputs, use_cache=False).logits[:, 0]
@@ -94,13 +98,12 @@ def margin(
         openings: of the baseline.
         next_token: `log_probabilities` there.
     """
-    rows = _rows(given, position)
+    rows, read = given.before(position)
     values = torch.full((len(given.prompts),), nan, dtype=torch.float64)
     if position and given.begun == REFUSAL:
         forced = torch.tensor([given.forced[row][position] for row in rows])
         values[rows] = _log_odds(next_token[rows], forced)
         return values
-    read = [[*given.prompts[row], *given.forced[row][:position]] for row in rows]
     runs = MarginRuns(len(read), tuple(batches(read, -1, None, model.hf.device, TEXTS_AT_ONCE)), openings)
     values[rows] = runs.margins(model).double()
     return values
@@ -111,8 +114,3 @@ def _log_odds(log_probabilities: Float[Tensor, "n vocab"], tokens: Tensor) -> Fl
     values = log_probabilities.double()
     others = values.scatter(1, tokens[:, None], -torch.inf).logsumexp(1)
     return values.gather(1, tokens[:, None])[:, 0] - others
-
-
-def _rows(given: Prefilled, position: int) -> list[int]:
-    """Prompts whose answer has a token at this position, or, where it begins, all."""
-    return [row for row, forced in enumerate(given.forced) if len(forced) > position]

@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.model import HookedModel
 from probes.depth.forced import ANSWER, REFUSAL, Prefilled, kl, log_probabilities, margin, prefilled
-from probes.depth.settings import POSITIONS, PREFILL
+from probes.depth.settings import ALL, FIRST, HOLDS, LATER, POSITIONS, PREFILL
 from probes.harness.comparison import Comparison, Models, compare
 from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
@@ -33,12 +33,6 @@ Observed = Mapping[tuple[str, str, int], Seen]
 COLUMNS = (
     *("cell", "begun", "prompts", "position", "n", "kl", "kl_low", "kl_high", "margin", "margin_cell"),
     *("shift", "shift_low", "shift_high", "p", "reason"),
-)
-HOLDS, LATER, FIRST, ALL = (
-    "refusing holds at every position",
-    "the first token holds, later ones do not",
-    "the first token fell, later ones hold",
-    "the first token fell, and later ones",
 )
 
 

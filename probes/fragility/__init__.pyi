@@ -1,6 +1,5 @@
 from .probe import FragilityResult as FragilityResult
 from .probe import measure as measure
-from .rounding import block_linears as block_linears
 from .rounding import nearest as nearest
 from .rounding import rounded_to as rounded_to
 from .rounding import stochastic as stochastic

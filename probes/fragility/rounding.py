@@ -15,10 +15,10 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.model import HookedModel
-from interp.pairs.weight_path import is_linear
+from interp.pairs.weight_path import block_linears, oriented_weight
 
 Rounding = Callable[[Float[Tensor, "out group"]], Float[Tensor, "out group"]]
 """Weights in steps of their grid, from 0 at each row's smallest → whole steps."""
@@ -64,12 +64,6 @@ def _group_on_grid(part: Float[Tensor, "out group"], n_steps: int, choose: Round
     return low + choose(in_steps) * step
 
 
-def block_linears(model: HookedModel) -> dict[str, nn.Module]:
-    """Name → linear, of all linears inside the blocks: what formats quantize."""
-    prefix = f"{model.architecture.blocks}."
-    return {name: m for name, m in model.hf.named_modules() if name.startswith(prefix) and is_linear(m)}
-
-
 @contextmanager
 def rounded_to(model: HookedModel, bits: int, group: int, choose: Rounding) -> Iterator[None]:
     """The weights of a model's block linears are rounded inside, in place, and afterwards what they were, bit by bit.
@@ -86,12 +80,11 @@ def rounded_to(model: HookedModel, bits: int, group: int, choose: Rounding) -> I
         >>> with rounded_to(model, 4, 128, nearest):
         ...     model.logits(prompts)
     """
-    weights = [linear.get_parameter("weight").data for linear in block_linears(model).values()]
+    weights = [oriented_weight(model, linear) for linear in block_linears(model)]
     originals = [weight.clone() for weight in weights]
     try:
         for weight in weights:
-            matrix = weight.T if model.architecture.conv1d else weight
-            matrix.copy_(on_grid(matrix, bits, group, choose))
+            weight.copy_(on_grid(weight, bits, group, choose))
         yield
     finally:
         for weight, original in zip(weights, originals, strict=True):

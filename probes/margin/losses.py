@@ -58,9 +58,10 @@ def _of_cell(
     expected = expected_losses(before, after, refused, fitted_on)
     lost = expected.crossed if answered is None else ~answered[expected.prompts]
     observed_by = {"observed_by": MARGINS if answered is None else ANSWERS}
-    row = {**law_columns(expected, noise), **observed_by, **_observed_columns(expected, lost)}
-    curve = [observed_by | point for point in _reliability_rows(expected, lost)]
-    return row | {"reason": expected.reason}, curve
+    curve = [] if expected.reason else reliability(expected.predicted, lost)
+    counts = {"lost": None if expected.reason else int(lost.sum()), "calibration_error": calibration_error(curve)}
+    row = {**law_columns(expected, noise), **observed_by, **counts, "reason": expected.reason}
+    return row, [observed_by | point for point in _reliability_rows(curve, expected.reason)]
 
 
 def law_columns(expected: ExpectedLosses, noise: NoiseLaw) -> dict[str, Any]:
@@ -84,16 +85,9 @@ def law_columns(expected: ExpectedLosses, noise: NoiseLaw) -> dict[str, Any]:
     }
 
 
-def _observed_columns(expected: ExpectedLosses, lost: Bool[np.ndarray, " n"]) -> dict[str, Any]:
-    if expected.reason:
-        return {"lost": None, "calibration_error": np.nan}
-    curve = reliability(expected.predicted, lost)
-    return {"lost": int(lost.sum()), "calibration_error": calibration_error(curve)}
-
-
-def _reliability_rows(expected: ExpectedLosses, lost: Bool[np.ndarray, " n"]) -> Iterator[dict[str, Any]]:
+def _reliability_rows(curve: list[ReliabilityBin], reason: str) -> Iterator[dict[str, Any]]:
     undefined = ReliabilityBin(np.nan, np.nan, 0, np.nan, np.nan)
-    for part in [undefined] if expected.reason else reliability(expected.predicted, lost):
+    for part in [undefined] if reason else curve:
         observed = wilson(round(part.observed * part.n), part.n) if part.n else Estimate(np.nan)
         edges = {"bin_low": part.low, "bin_high": part.high, "n": part.n, "predicted": part.predicted}
-        yield edges | interval_columns("observed", observed) | {"reason": expected.reason}
+        yield edges | interval_columns("observed", observed) | {"reason": reason}

@@ -20,8 +20,8 @@ from probes.harness.results import Result
 from probes.margin.d_prime import separations
 from probes.margin.losses import losses
 from probes.margin.noise_law import NoiseLaw
-from probes.margin.openings import Openings, baseline_refusals, common_openings, refuses_in
-from probes.margin.refusal_margin import margins
+from probes.margin.openings import baseline_refusals, common_openings, refuses_in
+from probes.margin.refusal_margin import margins, other_batch_size
 from probes.margin.settings import Source
 from probes.stats import intervals
 from probes.stats.bootstrap import DRAWS
@@ -157,7 +157,7 @@ def measure(
     observed: Margins = {cell: values for cell, (values, _) in seen.items()}
     again = comparison.of_baseline(
         "margin again",
-        lambda: _again(baseline, comparison.texts["harmful"][:AGAIN], refusal_openings, batch_size),
+        lambda: margins(baseline, comparison.texts["harmful"][:AGAIN], refusal_openings, other_batch_size(batch_size)),
         openings=openings,
         batch_size=batch_size,
     )
@@ -174,13 +174,6 @@ def measure(
         losses=comparison.result("margin_losses", tables[0], **settings),
         reliability=comparison.result("margin_reliability", tables[1], **settings),
     )
-
-
-def _again(
-    baseline: HookedModel, texts: Sequence[str], openings: Openings, batch_size: int | None
-) -> Float[Tensor, " prompt"]:
-    """Margins in batches of another size: what the baseline's own arithmetic leaves unsure."""
-    return margins(baseline, texts, openings, 1 if batch_size != 1 else AGAIN)
 
 
 def _rows(cell: str, side: str, observed: Margins, prompts: PromptSet) -> Iterator[dict[str, Any]]:

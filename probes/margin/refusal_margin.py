@@ -17,6 +17,9 @@ from interp.errors import InputError, NotFinite
 from interp.model import HookedModel
 from probes.margin.openings import Openings, Tokens
 
+OTHER_BATCH = 32
+"""Prompts of a batch where margins are measured again and one at a time was asked for."""
+
 
 def refusal_margin(
     model: HookedModel,
@@ -93,6 +96,11 @@ def _paths(nodes: Iterable[Tokens]) -> list[Tokens]:
     ordered = sorted(nodes)
     following = [*ordered[1:], ()]
     return [node for node, after in zip(ordered, following, strict=True) if after[: len(node)] != node or not after]
+
+
+def other_batch_size(batch_size: int | None) -> int:
+    """Prompts per pass where margins are measured again, to see what the model's own arithmetic leaves unsure."""
+    return 1 if batch_size != 1 else OTHER_BATCH
 
 
 def _forgetting(several: bool, passing: Callable[..., Tensor], *arguments: Any) -> Tensor:

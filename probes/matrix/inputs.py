@@ -60,13 +60,26 @@ def read_cells(paths: Sequence[Path]) -> CellTables:
     tables: dict[str, pd.DataFrame] = {}
     answers: dict[str, Answers] = {}
     for path in paths:
-        file = table_file(path)
-        table = read_table(file)
-        if holds_outcomes(table):
-            answers[str(path)] = read_answers(file)
-            table = rows_of(answers[str(path)], file.parent)
-        tables[str(path)] = table
+        read = table_or_answers(path)
+        if isinstance(read, Answers):
+            answers[str(path)] = read
+            read = rows_of(read, table_file(path).parent)
+        tables[str(path)] = read
     return CellTables(tables, answers)
+
+
+def table_or_answers(path: Path) -> pd.DataFrame | Answers:
+    """A table with a row per cell as it is, or the answers of a baseline and its cells.
+
+    Args:
+        path: a table, or a folder that `probes.refusal` or a study wrote.
+
+    Raises:
+        InputError: a table or a folder that cannot be used.
+    """
+    file = table_file(path)
+    table = read_table(file)
+    return read_answers(file) if holds_outcomes(table) else table
 
 
 def table_file(path: Path) -> Path:

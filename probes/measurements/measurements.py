@@ -22,15 +22,12 @@ from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.labels.completions import completions_of
-from probes.labels.refused import SIDES, by_cell, counted_by
-from probes.matrix.regimes import STUDY
-from probes.matrix.rows import add_regimes
+from probes.labels.refused import SIDES, counted_by
 from probes.measurements import figures
 from probes.measurements.inputs import Opened, Prompts, Source, name_of, open_baseline, open_cells, prompt_set
 from probes.measurements.table import Draw, MeasuredTable
 from probes.report.run import Run
-from probes.rtsi.index import RTSI
-from probes.rtsi.rows import PROBES_OF_THE_MATRIX, cell_rows
+from probes.rtsi.rows import PROBES_OF_THE_MATRIX, model_matrix
 from probes.study.summary import describe_cells
 from probes.study.tables import quality_note
 
@@ -318,15 +315,9 @@ class Measurements:
         measured = [name for name in ("quality",) if name in self._results]
         names = ("refusal", "completions", "drift", *PROBES_OF_THE_MATRIX, *measured)
         joined = {name: self.result(name) for name in names}
-        index = RTSI.load()
-        rows = cell_rows(self.name, self._described(), joined, index, {})
-        completions = joined["completions"]
-        matrix = add_regimes(rows, {self.name: by_cell(completions.table)})
-        settings = {self.name: {**completions.settings, "rtsi_calibration": index.source_}}
-        settings[self.name] |= {name: quality_note(joined[name]) for name in measured}
-        settings |= {"outcome": counted_by(matrix)} | STUDY.describe()
+        settings = {**joined["completions"].settings, **{name: quality_note(joined[name]) for name in measured}}
         warnings = dict.fromkeys(warning for result in joined.values() for warning in result.warnings)
-        return Result("matrix", matrix, settings, list(warnings))
+        return model_matrix(self.name, self._described(), joined, settings, list(warnings))
 
     def _described(self) -> pd.DataFrame:
         models = {BASELINE: self.baseline.checkpoint, **self._checkpoints}

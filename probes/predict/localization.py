@@ -90,9 +90,11 @@ def change_kept(
     sums["all"] = np.sum(list(sums.values()), axis=0) if sums else np.full(4, np.nan)
     return pd.DataFrame(
         [
-            {"module": name, "change": (moved / weight) ** 0.5, "kept": product / moved, "kept_beyond_rounding": other}
-            for name, (weight, moved, product, exact) in sums.items()
-            for other in [exact / moved]
+            {
+                **{"module": name, "change": (moved / weight) ** 0.5},
+                **{"kept": product / moved, "kept_beyond_rounding": beyond / moved},
+            }
+            for name, (weight, moved, product, beyond) in sums.items()
         ]
     )
 

@@ -15,11 +15,8 @@ from probes.harness.names import BASELINE
 from probes.harness.results import Result
 from probes.labels.answers import Answers, read_answers
 from probes.labels.outcomes import ANSWERS
-from probes.labels.refused import by_cell, counted_by
-from probes.matrix.regimes import STUDY
-from probes.matrix.rows import add_regimes
-from probes.rtsi.index import RTSI
-from probes.rtsi.rows import cell_rows
+from probes.labels.refused import counted_by
+from probes.rtsi.rows import model_matrix
 
 MADE_HERE = ("matrix", ANSWERS, "completions", "drift", "rtsi", "judges")
 """Results of a folder that are not taken from it: they are made of the answers."""
@@ -48,12 +45,7 @@ def run_of_answers(path: Path, beside: Mapping[str, Result]) -> tuple[str, Resul
         "completions": Result("completions", completions, {"outcome": counted_by(completions)}),
         "drift": _drift(answers),
     }
-    index = RTSI.load()
-    rows = cell_rows(answers.model, _described(answers), tables, index, {})
-    matrix = add_regimes(rows, {answers.model: by_cell(completions)})
-    settings = {answers.model: {**_settings(answers), "rtsi_calibration": index.source_}}
-    about = settings | {"outcome": counted_by(matrix)} | STUDY.describe()
-    return answers.model, Result("matrix", matrix, about), tables
+    return answers.model, model_matrix(answers.model, _described(answers), tables, _settings(answers)), tables
 
 
 def _drift(answers: Answers) -> Result:

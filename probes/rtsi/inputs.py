@@ -12,10 +12,9 @@ import pandas as pd
 from interp.documents import json_lines, read_text
 from interp.errors import InputError
 from probes.harness.names import BASELINE
-from probes.harness.table_files import read_table
-from probes.labels.answers import holds_outcomes, read_answers
+from probes.labels.answers import Answers
 from probes.matrix.cells import KEY, add_deltas, check_rates, is_baseline, join
-from probes.matrix.inputs import table_file
+from probes.matrix.inputs import table_or_answers
 from probes.matrix.rows import refusal_rates
 from probes.rtsi.features import WORDING_FEATURES, TokenUnit, refusal_features
 from probes.rtsi.index import DELTAS, UNIT_COLUMN
@@ -61,11 +60,9 @@ def read_rows(paths: Sequence[Path]) -> tuple[pd.DataFrame, list[str]]:
 
 def _cells(path: Path, warnings: list[str]) -> pd.DataFrame:
     """The table of a file, or of a folder; answers become a row of features per cell, with their warnings."""
-    file = table_file(path)
-    table = read_table(file)
-    if not holds_outcomes(table):
-        return table
-    answers = read_answers(file)
+    answers = table_or_answers(path)
+    if not isinstance(answers, Answers):
+        return answers
     warnings += answers.warnings
     rows = refusal_rates(answers.completions)[["cell", *RATES]].merge(wording(answers.completions), on="cell")
     return rows.rename(columns={"cell": "quantization"}).assign(model=answers.model, baseline=BASELINE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,16 @@ import pandas as pd
 from probes.harness.engine_marks import across_engines, marked
 from probes.harness.names import BASELINE
 from probes.harness.results import Result
-from probes.labels.refused import STUDY_COLUMN
-from probes.matrix.rows import judge_rates, over_refusal_table, quality_table, refusal_rates, summarize
+from probes.labels.refused import STUDY_COLUMN, by_cell, counted_by
+from probes.matrix.regimes import STUDY
+from probes.matrix.rows import (
+    add_regimes,
+    judge_rates,
+    over_refusal_table,
+    quality_table,
+    refusal_rates,
+    summarize,
+)
 from probes.rtsi.features import WORDING_FEATURES, RefusalFeatures, refusal_features
 from probes.rtsi.index import RTSI
 
@@ -49,6 +58,29 @@ def cell_rows(
     rows = marked(rows, across_engines(joined["refusal"].table, BASELINE))
     rows.insert(0, "model", model)
     return rows
+
+
+def model_matrix(
+    model: str,
+    described: pd.DataFrame,
+    joined: Mapping[str, Result],
+    settings: Mapping[str, Any],
+    warnings: Sequence[str] = (),
+) -> Result:
+    """The matrix of one model by itself, by the study's rule and its published calibration of the RTSI.
+
+    Args:
+        model: its name.
+        described: see `cell_rows`.
+        joined: see `cell_rows`.
+        settings: what the answers were made with.
+        warnings: what the reader of the numbers must know.
+    """
+    index = RTSI.load()
+    rows = cell_rows(model, described, joined, index, {})
+    matrix = add_regimes(rows, {model: by_cell(joined["completions"].table)})
+    about = {model: {**settings, "rtsi_calibration": index.source_}, "outcome": counted_by(matrix), **STUDY.describe()}
+    return Result("matrix", matrix, about, list(warnings))
 
 
 def refusal_table(completions: pd.DataFrame, index: RTSI | None = None) -> pd.DataFrame:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from interp.model import HookedModel
 from probes.margin.openings import Openings, lexicon_openings
-from probes.margin.refusal_margin import margins
+from probes.margin.refusal_margin import margins, other_batch_size
 from probes.stats.intervals import Estimate, mean_interval
 
 SAMPLE = 16
-"""Prompts that the baseline is measured again on, one at a time."""
+"""Prompts that the baseline is measured again on, in batches of another size."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Doubt:
     """What is known of the measurement itself.
 
     Attributes:
-        again: the largest difference of a prompt's margin when the baseline is measured again, one prompt at a time.
+        again: the largest difference of a prompt's margin when the baseline is measured in other batches.
         other_words: the margin's shift by the lexicon's openings instead of the baseline's own.
     """
 
@@ -44,7 +44,8 @@ def doubt_of(
         batch_size: prompts per pass.
     """
     sample = texts[:SAMPLE]
-    together, alone = (margins(baseline, sample, openings, size).double() for size in (batch_size, 1))
+    sizes = (batch_size, other_batch_size(batch_size))
+    together, again = (margins(baseline, sample, openings, size).double() for size in sizes)
     lexicon = lexicon_openings(baseline.tokenizer)
     before, after = (margins(model, texts, lexicon, batch_size).double() for model in (baseline, cell))
-    return Doubt(float((together - alone).abs().max()), mean_interval(after - before))
+    return Doubt(float((together - again).abs().max()), mean_interval(after - before))

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from interp.errors import InputError
+from probes.depth.settings import LATER
 from probes.harness.results import Result, read_result
 from probes.stats.intervals import ALPHA, Estimate, interval_columns, interval_of
 from probes.why.doubt import Doubt
@@ -28,8 +29,6 @@ FAR = 0.5
 """Of the way back to the model from before alignment, from which on a cell is said to have gone back."""
 CALIBRATED = ("awq", "gptq", "compressed-tensors")
 """Formats whose writers fit their rounding to texts."""
-LATER = "the first token holds, later ones do not"
-"""As `probes.depth` says it."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,11 @@ def measured_beside(folder: Path | None, baseline: str, cell: str) -> Mapping[st
         baseline: its SHA-256.
         cell: its SHA-256.
     """
+    if folder is None:
+        return {}
     found = {}
-    for name in RESULTS if folder is not None else ():
-        result = _read(folder / f"{name}.json") if folder is not None else None
+    for name in RESULTS:
+        result = _read(folder / f"{name}.json")
         if result is None or (result.settings.get("baseline") or {}).get("sha256") != baseline:
             continue
         names = [
@@ -125,7 +126,7 @@ def _artefact(margin: MarginShift, doubt: Doubt) -> Rival:
         "it is the measurement",
         f"the margin's shift, nats; by the other openings {other.value:+.2f} [{other.low:+.2f}, {other.high:+.2f}]",
         shift,
-        f"the baseline measured again, one prompt at a time: at most {doubt.again:.1e}",
+        f"the baseline measured again, in batches of another size: at most {doubt.again:.1e}",
         FITS if against else NOT,
         "; ".join(against) or "it is beyond chance, beyond the baseline's own noise, and in other words, too",
         "a shift beyond chance that both sets of openings show",

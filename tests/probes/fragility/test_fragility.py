@@ -15,10 +15,11 @@ import torch
 from interp import cli, load
 from interp.errors import InputError
 from interp.organisms import Inside, train
+from interp.pairs.weight_path import block_linears, oriented_weight
 from probes.demo import INSIDE, STRENGTH, WHERE
 from probes.fragility import __main__ as command
 from probes.fragility import probe as fragility
-from probes.fragility.rounding import block_linears, nearest, on_grid, rounded_to, stochastic
+from probes.fragility.rounding import nearest, on_grid, rounded_to, stochastic
 from probes.harness.comparison import alone
 from probes.harness.prompts import builtin
 from probes.harness.results import read_result
@@ -85,7 +86,7 @@ def test_weights_are_restored_bit_by_bit(name: str, dtype: torch.dtype, tiny: Ca
 
 def test_columns_of_conv1d_are_grouped_along_the_input(tiny: Callable[[str], Path]) -> None:
     model = load(tiny("gpt2"))
-    weight = next(iter(block_linears(model).values())).weight
+    weight = model.hf.get_parameter(f"{block_linears(model)[0]}.weight")
     original = weight.detach().clone()
     with rounded_to(model, 2, 16, nearest):
         assert torch.equal(weight.detach(), on_grid(original.T, 2, 16, nearest).T)
@@ -133,8 +134,9 @@ def test_the_fragile_organism_breaks_on_one_grid_and_not_by_chance(organism: Pat
         assert refused is not None
         with rounded_to(model, 4, 32, stochastic(torch.Generator().manual_seed(0))):
             by_chance = expected_losses(before, look(), refused)
-        for linear in block_linears(model).values():
-            linear.weight.data.copy_(q4_0(linear.weight.data))
+        for linear in block_linears(model):
+            weight = oriented_weight(model, linear)
+            weight.copy_(q4_0(weight))
         on_q4_0 = expected_losses(before, look(), refused)
         shares[name] = [expected.total().value / len(expected.prompts) for expected in (on_q4_0, by_chance)]
     assert shares["fragile"][0] > 0.95
