@@ -46,11 +46,13 @@ def test_a_command_that_is_told_to_stop_leaves_nothing_behind(
     kind: signal.Signals, shell: str, out: str, tmp_path: Path
 ) -> None:
     command = ["sh", "-c", f'{shell}exec "$@"', "sh", sys.executable, "-c", COMMAND, str(tmp_path / out)]
-    unless_ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under nohup, which a child would inherit
+    inherited = (signal.SIGINT, signal.SIGHUP)  # a child ignores what its parent does, under nohup or behind a &
+    before = [signal.signal(each, signal.SIG_DFL) for each in inherited]
     try:
         running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:
-        signal.signal(signal.SIGHUP, unless_ignored)
+        for each, handler in zip(inherited, before, strict=True):
+            signal.signal(each, handler)
     with running:
         assert running.stdout is not None
         assert running.stdout.readline() == "working\n"
