@@ -24,8 +24,23 @@ STRICT = ("covariance", "matched")
 NULLS = ("random", *STRICT)
 """Random subspaces: without a preference; where the activations vary; and where these vary as much inside."""
 NO_ERROR = "the cell computes exactly what the baseline does: no error to look at"
+KEPT_ELEMENTS = 2**20
+"""Of one null of one half: 8 MiB."""
 LayerActivations = Mapping[str, Float[Tensor, "_ d_model"]]
 """Side → activations of one layer, float64."""
+
+
+@dataclass(frozen=True)
+class Nulls:
+    """Random subspaces that a refusal subspace is compared with.
+
+    Attributes:
+        bases: for each of `NULLS`, [draws, d_model, rank].
+        held: for each of `STRICT`, the share of the energy of `Half.varying` inside, the mean over draws.
+    """
+
+    bases: dict[str, Float[Tensor, "draws d_model rank"]]
+    held: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -47,20 +62,30 @@ class Half:
     varying: Float[Tensor, "prompt d_model"]
     power: float
     tested: Mapping[str, Int[Tensor, _]]
+    _kept: dict[tuple[int, int], Nulls] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def nulls(self, draws: int, seed: int) -> dict[str, Float[Tensor, "draws d_model rank"]]:
-        """Random subspaces of each of `NULLS`; the same ones for all cells.
+    def nulls(self, draws: int, seed: int) -> Nulls:
+        """Random subspaces of each of `NULLS`; the same ones for all cells, kept for the next one where they are small.
 
         Both halves of a layer are given one seed: the refusal subspaces of the halves are nearly one subspace, so a
         draw has to be nearly one, too. Drawn apart, two halves would average two draws, and the null be too narrow.
         """
+        if (draws, seed) in self._kept:
+            return self._kept[draws, seed]
+        nulls = self._drawn(draws, seed)
+        if draws * self.refusal.numel() <= KEPT_ELEMENTS:
+            self._kept[draws, seed] = nulls
+        return nulls
+
+    def _drawn(self, draws: int, seed: int) -> Nulls:
         generator = torch.Generator().manual_seed(seed)
         d_model, rank = self.refusal.shape
-        return {
+        bases = {
             "random": isotropic(d_model, rank, draws, generator),
             "covariance": self.spectrum.random(rank, draws, generator),
             "matched": self.spectrum.random(rank, draws, generator, self.power),
         }
+        return Nulls(bases, {name: _share(self.varying, bases[name]) for name in STRICT})
 
 
 @dataclass(frozen=True)
@@ -174,9 +199,9 @@ def share_rows(
     held: list[dict[str, float]] = []
     for half in layer.halves:
         nulls = half.nulls(draws, seed)
-        held.append({"": _share(half.varying, half.refusal)} | {n: _share(half.varying, nulls[n]) for n in STRICT})
+        held.append({"": _share(half.varying, half.refusal)} | nulls.held)
         for side, tested in half.tested.items():
-            energies[side].add(after[side][tested] - before[side][tested], half, nulls)
+            energies[side].add(after[side][tested] - before[side][tested], half, nulls.bases)
     activation = {f"activation_{name}".strip("_"): sum(h[name] for h in held) / len(held) for name in held[0]}
     for side, side_energies in energies.items():
         energy = float(before[side].square().sum())

@@ -133,7 +133,13 @@ def measure(
             lambda: kept(["residual streams"], lambda: _activations(baseline, comparison, batch_size)),
         )
     halves = random_halves({side: len(streams) for side, streams in activations.items()}, seed)
-    layers = [fit(_at(activations, layer), halves, components, seed) for layer in range(baseline.n_layers)]
+    layers = comparison.of_baseline(
+        "refusal subspaces",
+        lambda: [fit(_at(activations, layer), halves, components, seed) for layer in range(baseline.n_layers)],
+        components=components,
+        seed=seed,
+        batch_size=batch_size,
+    )
     study_layer = layer_at(baseline.n_layers, DIRECTION_PERCENT)
 
     def compared(cell: HookedModel) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -17,6 +17,8 @@ from interp.errors import InputError, NotFinite
 from interp.model import HookedModel
 from probes.margin.openings import Openings, Tokens
 
+LARGEST_CACHE = 2**29
+"""Bytes of keys and values that are kept of a batch of prompts."""
 OTHER_BATCH = 32
 """Prompts of a batch where margins are measured again and one at a time was asked for."""
 
@@ -34,7 +36,8 @@ def refusal_margin(
     openings of one token it is logsumexp(their logits) − logsumexp(the others).
 
     Open hooks act on it. A forward pass sees the rows as they are, and where openings have several tokens
-    [batch, pos + k]: the k tokens stand right after each prompt (one pass per inner path of the trie).
+    [batch, pos + k]: the k tokens stand right after each prompt (one pass per inner path of the trie). Without hooks
+    and gradients the prompts are computed once, and each path continues them.
 
     Args:
         model: gradients flow to whatever requires them.
@@ -50,8 +53,7 @@ def refusal_margin(
     reach: dict[Tokens, Tensor] = {}
     leaving: list[Tensor] = []
     paths = _paths(children)
-    for path in paths:
-        log_probabilities = _forgetting(len(paths) > 1, _teacher_forced, model, input_ids, attention_mask, path)
+    for path, log_probabilities in zip(paths, _along(model, input_ids, attention_mask, paths), strict=True):
         for depth in range(len(path) + 1):
             node = path[:depth]
             if node not in children:  # seen on an earlier path
@@ -103,6 +105,83 @@ def other_batch_size(batch_size: int | None) -> int:
     return 1 if batch_size != 1 else OTHER_BATCH
 
 
+def _along(
+    model: HookedModel,
+    input_ids: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+    paths: list[Tokens],
+) -> Iterator[Float[Tensor, "batch depth vocab"]]:
+    """Log-probabilities of the next token after each prompt, and after each token of a path that follows it."""
+    longest = max(map(len, paths))
+    _check_context(model, int(attention_mask.sum(1).max()) + longest)
+    prompts = _right_padded(input_ids, attention_mask)
+    cache = _cache(model, len(input_ids), input_ids.shape[1] + longest) if longest and len(paths) > 1 else None
+    if cache is not None:
+        yield from _continued(model, *prompts, paths, cache)
+        return
+    for path in paths:
+        yield _forgetting(len(paths) > 1, _teacher_forced, model, *prompts, path)
+
+
+def _right_padded(
+    input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"]
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"]]:
+    """The prompts with their pads on the right, and their lengths."""
+    order = attention_mask.argsort(dim=1, descending=True, stable=True)  # real tokens first, in their order
+    return input_ids.gather(1, order), attention_mask.sum(1)
+
+
+def _cache(model: HookedModel, batch: int, length: int) -> Any:
+    """An empty cache of keys and values in which a path can follow a prompt and be taken back; None where it cannot.
+
+    Hooks are promised passes over whole prompts, gradients would need every path's own, layers that forget what left
+    their window cannot go back, and a large cache is memory that the passes do without.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if torch.is_grad_enabled() or any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules()):
+        return None
+    cache = DynamicCache(config=model.config)
+    for layer in cache.layers:
+        window = getattr(layer, "sliding_window", length + 1)
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or length >= window:
+            return None
+    n_bytes = 2 * len(cache.layers) * model.config.hidden_size * batch * length * model.hf.dtype.itemsize
+    return cache if n_bytes <= LARGEST_CACHE else None
+
+
+def _continued(
+    model: HookedModel,
+    prompts: Int[Tensor, "batch pos"],
+    lengths: Int[Tensor, " batch"],
+    paths: Sequence[Tokens],
+    cache: Any,
+) -> Iterator[Float[Tensor, "batch depth vocab"]]:
+    """`_teacher_forced` along each path, the prompts computed once."""
+    rows, columns = torch.arange(len(prompts), device=prompts.device), torch.arange(prompts.shape[1]).to(prompts)
+    mask = (columns < lengths[:, None]).to(prompts.dtype)
+    with model.unembed_only(lambda hidden: hidden[rows.to(hidden.device), lengths.to(hidden.device) - 1][:, None]):
+        first = model.hf(
+            input_ids=prompts,
+            attention_mask=mask,
+            position_ids=columns.expand_as(prompts),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+    for path in paths:
+        tokens = prompts.new_tensor(path).expand(len(prompts), -1)
+        following = model.hf(
+            input_ids=tokens,
+            attention_mask=torch.cat([mask, torch.ones_like(tokens)], dim=1),
+            position_ids=lengths[:, None] + torch.arange(len(path)).to(prompts),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        cache.crop(-len(path))
+        yield torch.cat([first, following], dim=1).float().log_softmax(-1)
+
+
 def _forgetting(several: bool, passing: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Of several passes that are differentiated, only one holds its activations at a time: each is computed again."""
     if not several or not torch.is_grad_enabled():
@@ -111,19 +190,14 @@ def _forgetting(several: bool, passing: Callable[..., Tensor], *arguments: Any) 
 
 
 def _teacher_forced(
-    model: HookedModel, input_ids: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"], path: Tokens
+    model: HookedModel, prompts: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"], path: Tokens
 ) -> Float[Tensor, "batch depth vocab"]:
-    """Log-probabilities of the next token after each prompt, and after each token of a path that follows it."""
-    lengths = attention_mask.sum(1)
-    _check_context(model, int(lengths.max()) + len(path))
-    ids = torch.cat([input_ids, input_ids.new_zeros(len(input_ids), len(path))], dim=1)
-    # Stable: real tokens first, in their order.
-    order = attention_mask.argsort(dim=1, descending=True, stable=True)
-    ids[:, : input_ids.shape[1]] = input_ids.gather(1, order)
+    """`_along` one path, in one pass over the prompts and the path after them."""
+    ids = torch.cat([prompts, prompts.new_zeros(len(prompts), len(path))], dim=1)
     after = lengths[:, None] + torch.arange(len(path), device=lengths.device)
     ids.scatter_(1, after, ids.new_tensor(path).expand(len(ids), -1))
     columns = torch.arange(ids.shape[1], device=ids.device)
-    mask = (columns < lengths[:, None] + len(path)).to(attention_mask.dtype)
+    mask = (columns < lengths[:, None] + len(path)).to(lengths.dtype)
     positions = columns.expand_as(ids)
     asked = lengths[:, None] - 1 + torch.arange(len(path) + 1, device=lengths.device)
     rows = torch.arange(len(ids), device=ids.device)[:, None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -10,6 +12,8 @@ from interp.errors import InputError
 from probes.stats.intervals import CONFIDENCE, Estimate
 
 DRAWS = 10_000
+KEPT_COUNTS = 2**22
+"""Of one set of resamples that the next statistic of as many prompts finds again: 32 MiB."""
 
 
 def resampled_means(
@@ -28,9 +32,15 @@ def resampled_means(
     n_prompts = outcomes.shape[1]
     if n_prompts == 0 or not np.isfinite(outcomes).all():
         raise InputError("An outcome is missing or there are no prompts", "a finite outcome for each cell and prompt")
+    drawn = _times_drawn if n_prompts * draws <= KEPT_COUNTS else _times_drawn.__wrapped__
+    return drawn(n_prompts, draws, seed) @ outcomes.T / n_prompts
+
+
+@lru_cache(maxsize=4)
+def _times_drawn(n_prompts: int, draws: int, seed: int) -> Float[np.ndarray, "draws prompts"]:
+    """How often each prompt is in each resample."""
     uniform = np.full(n_prompts, 1 / n_prompts)
-    times_drawn = np.random.default_rng(seed).multinomial(n_prompts, uniform, size=draws)
-    return times_drawn.astype(float) @ outcomes.T / n_prompts
+    return np.random.default_rng(seed).multinomial(n_prompts, uniform, size=draws).astype(float)
 
 
 def resampled_rates(

@@ -93,7 +93,7 @@ def test_null_of_two_halves_is_as_wide_as_that_of_one_subspace() -> None:
     row = pd.DataFrame(share_rows(before, after, layer, 4000, 0)).iloc[0]
     expected = stats.beta.ppf([0.025, 0.975], 1.5, 10.5)
     np.testing.assert_allclose(row[["random_low", "random_high"]].astype(float), expected, atol=0.012)
-    first, second = (half.nulls(400, 5) for half in layer.halves)
+    first, second = (half.nulls(400, 5).bases for half in layer.halves)
     for name in NULLS:  # the halves' spectra differ by chance alone, and so do their draws
         inside = [energy_inside(push[None], bases[name])[:, 0].numpy() for bases in (first, second)]
         assert np.corrcoef(inside)[0, 1] > 0.4

@@ -18,7 +18,7 @@ from probes.labels.study_lexicon import REFUSAL_OPENINGS, normalize_prefix
 from probes.margin import settings
 from probes.margin.openings import PHRASES, Openings, Tokens, find_openings, lexicon_openings, minimal, openings_of
 from probes.margin.refusal_margin import margins, refusal_margin
-from tests.tiny_models import CONTEXT, TEXTS, tokenizer
+from tests.tiny_models import CONFIGS, CONTEXT, TEXTS, tokenizer
 
 ANSWERS = st.lists(
     st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=9).map(tuple), st.booleans()), max_size=40
@@ -115,6 +115,22 @@ def test_padding_changes_nothing(name: str, tiny: Callable[[str], Path]) -> None
         with torch.no_grad():
             found = refusal_margin(model, *padded(model, TEXTS, **options), wanted)
         torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("left", [False, True])
+def test_prompts_computed_once_are_as_good_as_whole_passes(name: str, left: bool, tiny: Callable[[str], Path]) -> None:
+    """An open hook is promised whole passes; this one counts them and changes nothing."""
+    model = load(tiny(name))
+    ids, mask = padded(model, TEXTS, left=left)
+    wanted = opened((5,), (7, 9), (7, 11, 12), (8, 3), (9, 4, 2, 6))
+    lengths: list[int] = []
+    with torch.no_grad():
+        once = refusal_margin(model, ids, mask, wanted)
+        with model.intervene({"hook_embed": lambda value: lengths.append(value.shape[1]) or value}):
+            whole = refusal_margin(model, ids, mask, wanted)
+    assert lengths == [ids.shape[1] + k for k in (2, 1, 3)]
+    torch.testing.assert_close(once, whole, atol=2e-5, rtol=1e-5)
 
 
 def test_gradient_is_the_finite_difference(tiny: Callable[[str], Path]) -> None:
