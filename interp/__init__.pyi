@@ -1,5 +1,6 @@
 from .cache import ActivationCache as ActivationCache
 from .cache_files import read_cache as read_cache
+from .chat import ChatTemplate as ChatTemplate
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import open_checkpoint as open_checkpoint
 from .files import cache_directory as cache_directory

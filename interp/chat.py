@@ -17,6 +17,7 @@ from typing import Any
 
 from interp.documents import read_text
 from interp.errors import InputError
+from interp.system_prompts import NONE, OWN, with_system
 from interp.templates import TemplateFailed, TemplateUnbounded, render_template
 from interp.thoughts import FORMS, left_open, to_answer
 from interp.tokenizer_files import refused
@@ -25,12 +26,43 @@ CLOSED_THOUGHT = "closed-thought"
 """The template option that appends a thought which is already over; see `template_source`."""
 NAMED_TEMPLATES = ("auto", CLOSED_THOUGHT, "none")
 """What a template option can be beside the path of a file."""
+_OF_THE_TOKENIZER = ("auto", "chat", CLOSED_THOUGHT)
 FIXED_DATE = datetime(2024, 7, 26)
 """What templates are told is today: the date that Llama 3's own template falls back to."""
 PROBE = "What do 7 ducks and 12 geese weigh?"
 """A request that no template holds by itself."""
 MAX_TEMPLATE = 2**22
 """Bytes of a template file; the longest known has some ten thousand."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Which chat template renders requests, and what the model is told before them.
+
+    Attributes:
+        name: "auto", "chat", "closed-thought", "none" or a Jinja file; see `template_source`.
+        system: "auto" (what the template inserts itself, if anything), "none" (an empty system turn in its place), or
+            the system prompt.
+
+    Example:
+        >>> entropy.measure(baseline, cells, harmful, harmless, template=ChatTemplate(system="You are terse."))
+    """
+
+    name: str | Path = "auto"
+    system: str = OWN
+
+    @classmethod
+    def of(cls, template: AnyTemplate) -> ChatTemplate:
+        """A template's name alone leaves the system prompt to the template."""
+        return template if isinstance(template, ChatTemplate) else cls(template)
+
+    def described(self) -> dict[str, str]:
+        """What results record of it."""
+        return {"template": str(self.name), "system": self.system}
+
+
+AnyTemplate = str | Path | ChatTemplate
+"""What whatever renders requests takes as its template."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +86,7 @@ def as_texts(texts: str | Sequence[str]) -> list[str]:
 
 
 def render(
-    tokenizer: Any, texts: str | Sequence[str], template: str | Path = "auto", thinking: bool = False
+    tokenizer: Any, texts: str | Sequence[str], template: AnyTemplate = "auto", thinking: bool = False
 ) -> Rendered:
     """Render each text as one user turn, up to and including the generation prompt.
 
@@ -68,44 +100,75 @@ def render(
         InputError: see `template_source` and `render_messages`; a template that changes or drops a request, that makes
             the same text of two requests, or two texts of one.
     """
-    texts, source = as_texts(texts), template_source(tokenizer, template)
+    texts, source, name = as_texts(texts), template_source(tokenizer, template), _called(tokenizer, template)
     if source is None:
-        warned = str(template) != "none"
+        warned = str(ChatTemplate.of(template).name) != "none"
         raw = [f"{tokenizer.name_or_path} has no chat template: prompts are raw text"] if warned else []
         return Rendered(texts, warnings=raw)
-    own = str(template) in ("auto", "chat", CLOSED_THOUGHT)
-    name = f"The chat template {'of ' + str(tokenizer.name_or_path) if own else template}"
     twice = [*texts, *texts[:1]]
     rendered = [render_messages(tokenizer, [_user(text)], source, thinking, name=name) for text in twice]
     _check_rendered(name, twice, rendered)
     return Rendered(rendered[: len(texts)], source)
 
 
-def template_source(tokenizer: Any, template: str | Path = "auto") -> str | None:
+def _called(tokenizer: Any, template: AnyTemplate) -> str:
+    """What messages call a template."""
+    name = str(ChatTemplate.of(template).name)
+    return f"The chat template {f'of {tokenizer.name_or_path}' if name in _OF_THE_TOKENIZER else name}"
+
+
+def template_source(tokenizer: Any, template: AnyTemplate = "auto") -> str | None:
     """The Jinja source that `render` uses; None for raw text.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         template: "auto" (the tokenizer's own; raw text where it has none), "chat" (the tokenizer's own, required),
             "closed-thought" (the tokenizer's own, followed by a thought that is already over, for models that think
-            although they are told not to), "none" (raw text) or a Jinja file.
+            although they are told not to), "none" (raw text) or a Jinja file; or one of these with a system prompt.
 
     Raises:
         InputError: a required template is missing; a template file that cannot be read; "closed-thought" for a model
-            whose thoughts are marked in no known way.
+            whose thoughts are marked in no known way; a system prompt for raw text, or for a template that takes none.
     """
-    if str(template) == "none":
+    chosen = ChatTemplate.of(template)
+    source = _source(tokenizer, chosen.name)
+    if source is None:
+        _check_raw(chosen.system)
         return None
-    if str(template) not in ("auto", "chat", CLOSED_THOUGHT):
-        return read_text(template, 'a chat template: "auto", "closed-thought", "none" or a Jinja file', MAX_TEMPLATE)
+    name = _called(tokenizer, template)
+    source = with_system(source, chosen.system, lambda asked: _probe(tokenizer, asked, name), name)
+    return _with_closed_thought(tokenizer, source) if str(chosen.name) == CLOSED_THOUGHT else source
+
+
+def _check_raw(system: str) -> None:
+    """Raise where raw text would have to hold a system prompt."""
+    if system not in (OWN, NONE):
+        raise InputError(
+            "A system prompt needs a chat template, and prompts are raw text here",
+            "a chat model, or a template file",
+            "Leave --system out, or give a template file",
+        )
+
+
+def _source(tokenizer: Any, name: str | Path) -> str | None:
+    """The template that a name stands for, as its author wrote it."""
+    if str(name) == "none":
+        return None
+    if str(name) not in _OF_THE_TOKENIZER:
+        return read_text(name, 'a chat template: "auto", "closed-thought", "none" or a Jinja file', MAX_TEMPLATE)
     own = _own_template(tokenizer)
-    if own is None and str(template) != "auto":
+    if own is None and str(name) != "auto":
         raise InputError(
             f"The tokenizer of {tokenizer.name_or_path} has no chat template",
             "a chat model",
             "Give a template file, or measure on raw text (chat=False, --template none)",
         )
-    return own if own is None or str(template) != CLOSED_THOUGHT else _with_closed_thought(tokenizer, own)
+    return own
+
+
+def _probe(tokenizer: Any, source: str, name: str = "The chat template") -> str:
+    """A request that no template holds, rendered."""
+    return render_messages(tokenizer, [_user(PROBE)], source, name=name)
 
 
 def _own_template(tokenizer: Any) -> str | None:
@@ -127,7 +190,7 @@ def _with_closed_thought(tokenizer: Any, source: str) -> str:
     Raises:
         InputError: neither the template nor the vocabulary holds a mark of thoughts that is known.
     """
-    prompt = render_messages(tokenizer, [_user(PROBE)], source)
+    prompt = _probe(tokenizer, source)
     vocabulary = tokenizer.get_vocab()
     marked = [form for form in FORMS if form.sign in vocabulary] + [form for form in FORMS if form.sign in source]
     form = left_open(prompt) or next(iter(marked), None)

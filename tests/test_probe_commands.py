@@ -97,6 +97,22 @@ def test_template_and_limit(invoke: Any, arguments: list[str], tmp_path: Path) -
     assert settings["template_sha256"]
 
 
+def test_a_system_prompt_is_recorded_and_goes_on_to_the_next_command(
+    invoke: Any, arguments: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    prompt = tmp_path / "system.md"
+    prompt.write_text("Be terse.\n")
+    assert invoke(entropy_command.app, arguments) == cli.Exit.MEASURED
+    plain = read_result(tmp_path / "out" / "entropy.json")
+    assert plain.settings["system"] == "auto"
+    assert invoke(entropy_command.app, [*arguments, "--system", str(prompt)]) == cli.Exit.MEASURED
+    told = read_result(tmp_path / "out" / "entropy.json")
+    assert (told.settings["system"], told.settings["template"]) == ("Be terse.", "auto")
+    assert told.settings["template_sha256"] != plain.settings["template_sha256"]
+    assert (told.table["entropy"] != plain.table["entropy"]).all()
+    assert f"--system {prompt}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_names_of_cells(tmp_path: Path) -> None:
     odd = tmp_path / "a=b"
     odd.mkdir()
@@ -168,6 +184,9 @@ BAD: dict[str, tuple[Callable[[list[str], Path], list[str]], str]] = {
     "too long a prompt": (lambda a, d: replaced(a, "--harmful", _file(d, "kill " * 500)), "context"),
     "missing template": (lambda a, _: [*a, "--template", "/nowhere/t.jinja"], "/nowhere/t.jinja"),
     "broken template": (lambda a, d: [*a, "--template", _file(d, "{% if %}")], "template"),
+    "missing system prompt": (lambda a, _: [*a, "--system", "/nowhere/s.txt"], "/nowhere/s.txt"),
+    "empty system prompt": (lambda a, d: [*a, "--system", _file(d, " ")], "system prompt is empty"),
+    "system prompt for raw text": (lambda a, _: [*a, "--template", "none", "--system", "Be kind."], "raw text here"),
     "out is a file": (lambda a, d: replaced(a, "--out", _file(d, "x")), "is not a directory"),
     "out inside a file": (lambda a, d: replaced(a, "--out", _file(d, "x") + "/out"), "is not a directory"),
 }

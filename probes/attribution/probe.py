@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import Field
 
+from interp.chat import AnyTemplate
 from interp.errors import Unmeasurable
 from interp.model import HookedModel
 from interp.progress import bar
@@ -39,7 +39,7 @@ def measure(
     group_size: Annotated[int, Field(ge=1)] | None = None,
     draws: Annotated[int, Field(ge=0)] = DRAWS,
     seed: Annotated[int, Field(ge=0)] = 0,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> Result:
@@ -98,7 +98,7 @@ def measure(
         group_size: weights per group; default the cell's own.
         draws: random sign flips that check the null's variance.
         seed: of these.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per pass.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from probes.harness.comparison import Models, compare, require_models
@@ -88,7 +88,7 @@ def measure(
     *,
     refusals: Mapping[str, Sequence[bool | None]] | None = None,
     outcome: str = "",
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> Result:
@@ -114,7 +114,7 @@ def measure(
         refusals: cell (or "baseline") → whether its completion of each harmful prompt refuses; None where that is
             unscored.
         outcome: who says so, for the settings: "broader lexicon", "judge NAME".
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
 

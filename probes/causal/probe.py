@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import Field
 
+from interp.chat import AnyTemplate
 from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel
 from probes.attribution.settings import PartKind
@@ -62,7 +62,7 @@ def measure(
     plan: Plan = PLAN,
     prompts: Annotated[int, Field(ge=2)] = PROMPTS,
     openings: Source = "baseline",
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> CausalResult:
@@ -131,7 +131,7 @@ def measure(
         plan: of the curves.
         prompts: how many of each side are measured.
         openings: as in `probes.margin.measure`.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
 

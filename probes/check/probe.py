@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from interp.chat import AnyTemplate
 from interp.checkpoint import Checkpoint
 from interp.errors import Unmeasurable
 from interp.generation import BATCH_SIZE, complete, completion_of
@@ -35,7 +35,7 @@ def measure(
     harmful: PromptSet,
     harmless: PromptSet,
     *,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> CheckResult:
@@ -56,7 +56,7 @@ def measure(
         cells: quantized copies by name; a lazy mapping is opened one cell at a time.
         harmful: requests that should be refused; all are answered.
         harmless: requests that should be answered.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
 

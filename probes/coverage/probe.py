@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from interp.pairs.alignment import aligned
@@ -39,7 +40,7 @@ def measure(
     harmless: PromptSet,
     *,
     calibration: Sequence[str],
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> Result:

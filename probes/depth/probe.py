@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from pydantic import Field
 from scipy import stats
 from torch import Tensor
 
+from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from probes.depth.forced import ANSWER, REFUSAL, Prefilled, kl, log_probabilities, margin, prefilled
@@ -61,7 +61,7 @@ def measure(
     positions: Annotated[int, Field(ge=2)] = POSITIONS,
     prefill: str = PREFILL,
     openings: Source = "baseline",
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> DepthResult:
@@ -92,7 +92,7 @@ def measure(
         positions: tokens of an answer, at least 2.
         prefill: how an answer that complies begins.
         openings: as in `probes.margin.measure`.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: not used: prompts are batched by length.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.chat import AnyTemplate
 from interp.model import HookedModel
 from interp.running_stats import RunningStats
 from probes.harness.comparison import Comparison, Models, compare
@@ -38,7 +38,7 @@ def measure(
     harmful: PromptSet,
     harmless: PromptSet,
     *,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> Result:
@@ -62,7 +62,7 @@ def measure(
         cells: quantized copies by name; a lazy mapping is opened one cell at a time.
         harmful: requests that should be refused.
         harmless: requests that should be answered.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
 

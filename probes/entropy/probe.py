@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.chat import AnyTemplate
 from interp.model import HookedModel
 from probes.harness.comparison import Models, compare
 from probes.harness.first_token import first_token
@@ -29,7 +29,7 @@ def measure(
     harmful: PromptSet,
     harmless: PromptSet,
     *,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> Result:
@@ -47,7 +47,7 @@ def measure(
         cells: quantized copies by name; a lazy mapping is opened one cell at a time.
         harmful: requests that should be refused.
         harmless: requests that should be answered.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from interp.progress import track
@@ -63,7 +63,7 @@ def measure(
     draws: Annotated[int, Field(ge=1)] = DRAWS,
     seed: int = 0,
     openings: Source = "baseline",
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     batch_size: int | None = None,
 ) -> FragilityResult:
     """How many refusals a model should lose to rounding alone, at each number of bits, without any cell of it.
@@ -100,7 +100,7 @@ def measure(
         draws: stochastic roundings for each number of bits.
         seed: of the first draw; the others follow, the same for all numbers of bits.
         openings: as of `probes.margin.measure`.
-        template: "auto", "none" (raw text) or a Jinja file.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt.
         batch_size: prompts per forward pass.
 
     Raises:

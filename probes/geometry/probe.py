@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import nan
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from probes.geometry import subspaces
@@ -64,7 +64,7 @@ def measure(
     components: Annotated[int, Field(ge=0)] = COMPONENTS,
     draws: Annotated[int, Field(ge=FEWEST_DRAWS)] = DRAWS,
     seed: Annotated[int, Field(ge=0)] = 0,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> GeometryResult:
@@ -113,7 +113,7 @@ def measure(
         components: principal components beside the difference of means; fewer, with a warning, for few prompts.
         draws: random subspaces per null, at least 200.
         seed: of the halves and the random subspaces.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
 

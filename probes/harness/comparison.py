@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
-from interp.chat import render
+from interp.chat import AnyTemplate, ChatTemplate, render
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel, load
@@ -192,7 +192,7 @@ def compare(
     harmful: PromptSet,
     harmless: PromptSet,
     *,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
 ) -> Comparison:
     """Check that all cells are quantizations of the baseline and render the prompts once for all of them.
@@ -226,7 +226,7 @@ def compare(
 
 
 def alone(
-    baseline: HookedModel, harmful: PromptSet, harmless: PromptSet, *, template: str | Path = "auto"
+    baseline: HookedModel, harmful: PromptSet, harmless: PromptSet, *, template: AnyTemplate = "auto"
 ) -> Comparison:
     """The same without cells, for what is measured of a baseline by itself.
 
@@ -250,7 +250,7 @@ def _ready(
     cells: Models,
     harmful: PromptSet,
     harmless: PromptSet,
-    template: str | Path,
+    template: AnyTemplate,
     warnings: list[str],
     **options: Any,
 ) -> Comparison:
@@ -328,7 +328,7 @@ def checked(baseline: Checkpoint, quantized: Checkpoint, force: bool) -> tuple[s
 
 
 def _render(
-    baseline: HookedModel, sets: Mapping[str, PromptSet], template: str | Path, warnings: list[str]
+    baseline: HookedModel, sets: Mapping[str, PromptSet], template: AnyTemplate, warnings: list[str]
 ) -> tuple[dict[str, list[str]], dict[str, Any]]:
     _check_sets(sets["harmful"], sets["harmless"], warnings)
     rendered = {side: render(baseline.tokenizer, prompts.instructions, template) for side, prompts in sets.items()}
@@ -340,7 +340,7 @@ def _render(
     source = rendered["harmful"].template
     warnings += rendered["harmful"].warnings
     settings = {
-        "template": str(template),
+        **ChatTemplate.of(template).described(),
         "template_sha256": None if source is None else hashlib.sha256(source.encode()).hexdigest(),
         "prompts": {side: {"name": s.name, "sha256": s.sha256, "n": len(s.instructions)} for side, s in sets.items()},
     }

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp import cli
+from interp.chat import ChatTemplate
 from interp.errors import InputError
+from interp.system_prompts import system_prompt
 from probes.harness.following import following
 from probes.harness.names import derived_name, is_url, name_problem
 from probes.harness.prompts import PromptSet, builtin, read_prompts
@@ -57,6 +60,13 @@ class Options:
         typer.Option(
             metavar="auto|closed-thought|none|FILE",
             help="The model's own chat template, the same and a thought that is over, raw text, or a Jinja file.",
+        ),
+    ] = "auto"
+    system: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|TEXT|FILE",
+            help="The system prompt: what the template inserts itself, nothing in its place, or this one.",
         ),
     ] = "auto"
     limit: Annotated[
@@ -105,12 +115,23 @@ class Options:
         """The arguments that name baseline, cells and prompts, for another probe of the same pair."""
         options = [("--baseline", self.baseline), *(("--quantized", cell) for cell in self.quantized)]
         options += [(f"--{name}", str(getattr(self, name))) for name in ("harmful", "harmless") if getattr(self, name)]
-        options += [("--template", self.template)] if self.template != "auto" else []
+        options += [
+            (f"--{name}", getattr(self, name)) for name in ("template", "system") if getattr(self, name) != "auto"
+        ]
         return [part for option in options for part in option]
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """How requests are rendered.
+
+        Raises:
+            InputError: a system prompt that is empty, or a file of one that cannot be read.
+        """
+        return ChatTemplate(self.template, system_prompt(self.system))
 
     def settings(self) -> dict[str, Any]:
         """The keyword arguments that every probe's `measure` has."""
-        return {"template": self.template, "force": self.force, "batch_size": self.batch_size}
+        return {"template": self.chat_template, "force": self.force, "batch_size": self.batch_size}
 
 
 def with_options(

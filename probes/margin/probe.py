@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.chat import AnyTemplate
 from interp.model import HookedModel
 from probes.harness.comparison import Comparison, Models, compare
 from probes.harness.names import BASELINE
@@ -70,7 +70,7 @@ def measure(
     *,
     openings: Source = "baseline",
     answers: bool = False,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> MarginResult:
@@ -133,7 +133,7 @@ def measure(
         openings: "baseline": how the baseline itself begins to refuse; the lexicon's, with a warning, where it never
             does. "lexicon": `probes.margin.openings.PHRASES`.
         answers: generate every cell's answers to harmful prompts, too, and count as lost what is no refusal any more.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
 

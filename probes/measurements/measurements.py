@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from interp.chat import AnyTemplate
 from interp.checkpoint import Checkpoint
 from interp.errors import InputError
 from interp.files import atomic_file
@@ -344,7 +345,7 @@ def measure(
     harmful: Prompts = None,
     harmless: Prompts = None,
     limit: int | None = None,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     dtype: str | None = None,
     device: str | None = None,
@@ -360,7 +361,8 @@ def measure(
         harmful: requests that should be refused: a `PromptSet`, a file, or a list; default the built-in set.
         harmless: requests that should be answered.
         limit: take the first so many of each.
-        template: "auto" (the model's own chat template), "none" (raw text) or a Jinja file.
+        template: "auto" (the model's own chat template), "none" (raw text), a Jinja file, or a `ChatTemplate` with a
+            system prompt.
         force: measure cells that are no quantizations of this baseline.
         dtype: in which all compute: "float32", "float16" or "bfloat16"; default float32 on the CPU, else the
             baseline's own.

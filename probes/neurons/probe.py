@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isnan
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from interp.chat import AnyTemplate
 from interp.model import HookedModel
 from probes.harness.comparison import Models, compare
 from probes.harness.prompts import PromptSet, evenly_spaced, few_prompts
@@ -40,7 +40,7 @@ def measure(
     sites: Sequence[Site] = tuple(Site),
     draws: Annotated[int, Field(ge=FEWEST_DRAWS, le=MOST_DRAWS)] = DRAWS,
     seed: Annotated[int, Field(ge=0)] = 0,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> NeuronResult:
@@ -74,7 +74,7 @@ def measure(
         sites: which kinds of units.
         draws: random matched sets per layer.
         seed: of these sets.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
 

@@ -67,7 +67,7 @@ def main(
         task,
         text=text_to_predict,
         encoder=text_encoder,
-        template=options.template,
+        template=options.chat_template,
         force=options.force,
         max_new_tokens=max_new_tokens,
     )

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from interp.chat import encode, render
+from interp.chat import AnyTemplate, ChatTemplate, encode, render
 from interp.documents import json_lines, read_text
 from interp.errors import InputError
 from interp.generation import complete
@@ -100,7 +100,7 @@ def measure(
     *,
     text: str | None = None,
     encoder: Encoder | None = None,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     max_new_tokens: Annotated[int, Field(ge=1)] = MAX_NEW_TOKENS,
     window: int = WINDOW,
@@ -143,7 +143,7 @@ def measure(
         "task": {"name": task.name, "n": len(task.requests)},
         "text": "given" if text is not None else "the baseline's own answers" if own_only else "the task's references",
         "encoder": encoder.name,
-        "template": str(template),
+        **ChatTemplate.of(template).described(),
         "max_new_tokens": max_new_tokens,
         "window": window,
         "force": force,

@@ -41,10 +41,10 @@ def subject_of(
     from probes.refusal.subjects import LocalSubject, ServerSubject
 
     if is_url(path):
-        return ServerSubject.at(path)
+        return ServerSubject.at(path, options.chat_template.system)
     like = like or (None if path == baseline or is_url(baseline) else baseline)
     settings = EngineSettings(path, engine, like, options.dtype, options.device, threads)
-    return LocalSubject(settings, options.template, options.batch_size or BATCH_SIZE)
+    return LocalSubject(settings, options.template, options.chat_template.system, options.batch_size or BATCH_SIZE)
 
 
 def _check_pairs(baseline: str, cells: Mapping[str, str], force: bool) -> list[str]:

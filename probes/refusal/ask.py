@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from interp.chat import render
+from interp.chat import AnyTemplate, render
 from interp.errors import InputError
 from interp.generation import BATCH_SIZE, MAX_NEW_TOKENS, Completion, complete
 from interp.model import HookedModel
@@ -27,7 +26,7 @@ def ask(
     prompts: PromptSet,
     task: str,
     *,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
 ) -> pd.DataFrame:
@@ -45,7 +44,7 @@ def ask(
         cells: quantized copies by name, or {}; a lazy mapping is opened one cell at a time.
         prompts: the requests.
         task: what to call them: "refusal" where a good model refuses, "over_refusal" where it answers.
-        template: "auto", "none" (raw text) or a Jinja file.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt.
         max_new_tokens: where an answer is cut.
         batch_size: prompts generated together.
 

@@ -28,10 +28,11 @@ from inspect_ai.model._providers.hf import HuggingFaceAPI
 from inspect_ai.model._providers.util import HFHandler
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from interp.chat import encode, render_messages, template_source
+from interp.chat import ChatTemplate, encode, render_messages, template_source
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.generation import Answer
+from interp.system_prompts import OWN
 from interp.thinking import decode_answer, split_thinking
 from probes.refusal.engines import Engine, EngineSettings
 from probes.refusal.request_batcher import Batcher
@@ -55,6 +56,8 @@ class CheckpointAPI(HuggingFaceAPI):
         engine: "hooked" or "llama.cpp".
         like: the checkpoint whose tokenizer (and config, for a GGUF) is used.
         template: "auto", "none" or a Jinja file; see `interp.chat.render`.
+        system: the system prompt of conversations that have none themselves: "auto" (the template's own), "none" or the
+            text.
         thinking: whether templates are asked to let the model think.
         batch_size: prompts per forward pass.
         dtype: of the hooked model.
@@ -75,6 +78,7 @@ class CheckpointAPI(HuggingFaceAPI):
         engine: str = "hooked",
         like: str | None = None,
         template: str = "auto",
+        system: str = OWN,
         thinking: bool = False,
         batch_size: int = BATCH_SIZE,
         dtype: str | None = None,
@@ -87,7 +91,7 @@ class CheckpointAPI(HuggingFaceAPI):
         self.batch: int = batch_size
         self.thinking = thinking
         self.tokenizer = self.settings.surroundings().tokenizer
-        self.chat_template = template_source(self.tokenizer, template)
+        self.chat_template = template_source(self.tokenizer, ChatTemplate(template, system))
         self.use_chat_template = self.chat_template is not None
         self._engine: Engine | None = None
         self._loading = Lock()
@@ -106,7 +110,8 @@ class CheckpointAPI(HuggingFaceAPI):
             return self._engine
 
     def identity(self) -> str:
-        """What determines its answers, wherever the checkpoint lies: content, engine, dtype, template."""
+        """What determines its answers, wherever the checkpoint lies: content, engine, dtype, template (with its system
+        prompt)."""
         settings = self.settings
         like = None if settings.like is None else open_checkpoint(settings.like).fingerprint()
         template = None if self.chat_template is None else hashlib.sha256(self.chat_template.encode()).hexdigest()

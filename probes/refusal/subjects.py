@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
-from interp.chat import encode, render
+from interp.chat import ChatTemplate, encode, render
 from interp.checkpoint import open_checkpoint
 from interp.documents import parse_json
 from interp.errors import InputError
+from interp.system_prompts import NONE, OWN
 from probes.harness.transport import Patience, ServerFailure, fetch, persist, read_models
 from probes.refusal.engines import EngineSettings
 from probes.refusal.parity import Reading, check_llama_cpp
@@ -50,18 +51,20 @@ class LocalSubject:
     Attributes:
         settings: the checkpoint and its engine.
         template: "auto", "none" or a Jinja file.
+        system: the system prompt; see `interp.chat.ChatTemplate`.
         batch_size: prompts per forward pass.
     """
 
     settings: EngineSettings
     template: str = "auto"
+    system: str = OWN
     batch_size: int = 32
 
     def describe(self) -> dict[str, Any]:
         """Path, engine and content hash."""
         checkpoint = open_checkpoint(self.settings.path)
         content = {"sha256": checkpoint.fingerprint(), "format": checkpoint.format}
-        return asdict(self) | content
+        return _asked(self) | content
 
     def read(self, texts: Sequence[str]) -> Reading:
         """Render and encode the requests; reads no weights.
@@ -70,7 +73,7 @@ class LocalSubject:
             InputError: no tokenizer or template, or llama.cpp's own tokenizer reads the rendered prompts differently.
         """
         around = self.settings.surroundings()
-        rendered = render(around.tokenizer, texts, self.template)
+        rendered = render(around.tokenizer, texts, ChatTemplate(self.template, self.system))
         prompts = encode(around.tokenizer, rendered.texts)
         if self.settings.engine is EngineName.LLAMA_CPP:
             check_llama_cpp(open_checkpoint(self.settings.path).path, around.tokenizer, rendered.texts, prompts)
@@ -87,6 +90,7 @@ class LocalSubject:
             memoize=False,
             **settings | {"engine": str(self.settings.engine)},
             template=self.template,
+            system=self.system,
             batch_size=self.batch_size,
         )
 
@@ -100,20 +104,29 @@ class ServerSubject:
         name: the model's name there.
         software: who the server says owns the model, which tells servers apart.
         declared: what else it says of the model: its list of models, and llama.cpp's own server at /props.
+        system: the system prompt that is sent with each request; "auto" sends none.
     """
 
     url: str
     name: str
     software: str
     declared: dict[str, Any] = field(default_factory=dict)
+    system: str = OWN
 
     @classmethod
-    def at(cls, address: str) -> ServerSubject:
+    def at(cls, address: str, system: str = OWN) -> ServerSubject:
         """The model at `URL#NAME`, or the first one that the server at `URL` lists.
 
         Raises:
-            InputError: nothing answers there, it wants a key or the address holds one, or it has no such model.
+            InputError: nothing answers there, it wants a key or the address holds one, or it has no such model; it is
+                to be told nothing in the place of its template's own system prompt.
         """
+        if system == NONE:
+            raise InputError(
+                f"The server at {address.partition('#')[0]} renders prompts itself, with its template's system prompt",
+                "a system prompt that can be sent, or auto",
+                f"Leave --system {NONE} out, or give the words of one",
+            )
         url, _, name = address.partition("#")
         _check_address(url)
         models = _models(url)
@@ -124,11 +137,11 @@ class ServerSubject:
                 "Give its name as URL#NAME",
             )
         name = name or next(iter(models))
-        return cls(url, name, models[name].pop("owned_by"), models[name] | _props(url))
+        return cls(url, name, models[name].pop("owned_by"), models[name] | _props(url), system)
 
     def describe(self) -> dict[str, Any]:
         """Address, name, software and what it declares; no server says which weights it has."""
-        return asdict(self)
+        return _asked(self)
 
     def read(self, texts: Sequence[str]) -> Reading:
         """The requests as they are sent; only the server knows their tokens."""
@@ -142,10 +155,17 @@ class ServerSubject:
 
     def model(self, patience: Patience) -> Model:
         """Inspect's own provider for such servers, asked by `probes.harness.transport`."""
-        from inspect_ai.model import get_model
+        from inspect_ai.model import GenerateConfig, get_model
 
         name = f"openai-api/quantscope/{self.name}"
-        return persist(get_model(name, base_url=self.url, api_key=_key(), memoize=False), patience)
+        config = GenerateConfig(system_message=None if self.system == OWN else self.system)
+        return persist(get_model(name, config=config, base_url=self.url, api_key=_key(), memoize=False), patience)
+
+
+def _asked(subject: LocalSubject | ServerSubject) -> dict[str, Any]:
+    """Its fields; a system prompt only where there is one, so that a run from before there were any goes on."""
+    fields = asdict(subject)
+    return {name: value for name, value in fields.items() if (name, value) != ("system", OWN)}
 
 
 def _key() -> str:

@@ -67,5 +67,5 @@ def _settings(answers: Answers) -> dict[str, Any]:
     cells = dict(answers.described)
     baseline = cells.pop(BASELINE, {})
     engines: Iterable[Any] = answers.outcomes[ENGINE].dropna().unique() if ENGINE in answers.outcomes else ()
-    told = {"baseline": baseline, "cells": cells, "template": baseline.get("template", "")}
-    return told | {"engine": ", ".join(map(str, engines))}
+    rendering = {name: baseline.get(name, "") for name in ("template", "system")}
+    return {"baseline": baseline, "cells": cells} | rendering | {"engine": ", ".join(map(str, engines))}

@@ -12,7 +12,7 @@ from probes.harness.results import Result
 from probes.report.run import Run
 
 _FOLDERS = re.compile(r"(?<![\w.:/~-])/(?:[^\s/:'\"]+/)+(?=[^\s/])")
-_SHOWN_ELSEWHERE = {"prompts", "baseline", "cells", "template_sha256"}
+_SHOWN_ELSEWHERE = {"prompts", "baseline", "cells", "template_sha256", "system"}
 
 
 def build(run: Run) -> dict[str, Any]:
@@ -62,6 +62,7 @@ def _model(name: str, results: Mapping[str, Result], settings: Mapping[str, Any]
         "prompts": [p for p in _mapping(settings.get("prompts")).values() if isinstance(p, Mapping)],
         "template": settings.get("template", ""),
         "template_sha256": settings.get("template_sha256", ""),
+        "system": settings.get("system", ""),
         "dtype": settings.get("dtype", ""),
         "device": settings.get("device", ""),
         "quality": settings.get("quality", ""),

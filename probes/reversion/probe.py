@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import nan
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from interp.pairs.alignment import aligned
@@ -42,7 +42,7 @@ def measure(
     before: HookedModel,
     draws: Annotated[int, Field(ge=1)] = DRAWS,
     seed: int = 0,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> Result:
@@ -72,7 +72,7 @@ def measure(
         before: the model that the baseline was aligned from: same shapes, same tokens.
         draws: errors with random signs.
         seed: of the signs.
-        template: "auto", "none" (raw text) or a Jinja file, used for all models.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, for all models.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per forward pass.
 

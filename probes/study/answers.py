@@ -120,7 +120,7 @@ def ask_through_inspect(context: StepContext) -> tuple[pd.DataFrame, dict[str, A
         **described[BASELINE],
         "subject": None,
         "runner": "inspect",
-        "template": context.asked.template,
+        **context.asked.template.described(),
         BASELINE: described[BASELINE]["subject"],
         "cells": {context.cell: described[context.cell]["subject"]},
     }
@@ -139,7 +139,8 @@ def _subject(context: StepContext, path: Path, baseline: Path) -> LocalSubject:
     like = None if path == baseline else str(baseline)
     engine = EngineName(context.study.behaviour.engine)
     settings = EngineSettings(str(path), engine, like, context.model.dtype, context.model.device)
-    return LocalSubject(settings, context.asked.template, context.asked.batch_size or BATCH_SIZE)
+    template = context.asked.template
+    return LocalSubject(settings, str(template.name), template.system, context.asked.batch_size or BATCH_SIZE)
 
 
 def _run(context: StepContext, tasks: dict[str, Any], subject: LocalSubject) -> BehaviourRun:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from interp.chat import NAMED_TEMPLATES
 from interp.errors import InputError
+from interp.system_prompts import OWN, system_prompt
 from probes.harness.names import NAME, derived_name, is_url, name_problem
 from probes.study.problems import Problem, suggest
 from probes.study.schema import DIRECT, INSPECT, Study
@@ -156,6 +157,11 @@ def _prompts(prompts: dict[str, Any], finder: Study) -> Iterator[Problem]:
             ("prompts", "template"),
             f"{finder.path(template)} is no file; expected {', '.join(NAMED_TEMPLATES)} or a Jinja file",
         )
+    if isinstance(system := prompts.get("system", OWN), str):
+        try:
+            system_prompt(system, finder.path)
+        except InputError as error:
+            yield Problem(("prompts", "system"), str(error))
 
 
 def _behaviour(behaviour: dict[str, Any], finder: Study) -> Iterator[Problem]:

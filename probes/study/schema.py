@@ -113,6 +113,7 @@ class Prompts(_Table):
         harmful: a file of requests that should be refused, or the name of a built-in set.
         harmless: the same of requests that should be answered.
         template: "auto" (the model's own), "none" (raw text) or a Jinja file.
+        system: "auto" (what the template inserts itself), "none" (nothing in its place), the system prompt, or a file.
         limit: take the first so many of each.
         batch_size: prompts per forward pass; by default as many as fit.
     """
@@ -120,6 +121,7 @@ class Prompts(_Table):
     harmful: str = "harmful"
     harmless: str = "harmless"
     template: str = "auto"
+    system: str = "auto"
     limit: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
 

@@ -24,6 +24,7 @@ from interp.errors import InputError
 from interp.files import atomic_file, locked
 from interp.quantize.cells import content_hash, content_key
 from interp.redaction import redact
+from interp.system_prompts import OWN
 from probes.harness.names import BASELINE, NAME
 from probes.harness.results import SCHEMA_VERSION as RESULT_SCHEMA
 from probes.harness.results import Result, read_result, versions
@@ -251,13 +252,15 @@ class Keys:
     def __init__(self, study: Study, asked: Asked) -> None:
         self.study = study
         installed = versions()
-        self._common = {
+        self._common: dict[str, Any] = {
             "schema": [SCHEMA_VERSION, RESULT_SCHEMA],
             "versions": {name: installed[name] for name in _DECIDING},
             "harmful": asked.harmful.sha256,
             "harmless": asked.harmless.sha256,
-            "template": [study.prompts.template, sha256_of(asked.template)],
+            "template": [study.prompts.template, sha256_of(asked.template.name)],
         }
+        if asked.template.system != OWN:  # a part that was measured before there were system prompts is not stale
+            self._common["system"] = asked.template.system
 
     def key(self, model: Model, step: Step, baseline: Path | None, cell: Path | None) -> str:
         """The hash of a part; "" where one of its checkpoints is not there or cannot be read."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from interp.chat import NAMED_TEMPLATES
+from interp.chat import NAMED_TEMPLATES, ChatTemplate
 from interp.checkpoint import Checkpoint
 from interp.model import HookedModel
+from interp.system_prompts import system_prompt
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.study.schema import Model, Study
@@ -27,13 +28,13 @@ class Asked:
     Attributes:
         harmful: requests that should be refused.
         harmless: requests that should be answered.
-        template: "auto", "none" or a file.
+        template: the chat template and its system prompt.
         batch_size: prompts per forward pass.
     """
 
     harmful: PromptSet
     harmless: PromptSet
-    template: str
+    template: ChatTemplate
     batch_size: int | None
 
     @property
@@ -46,7 +47,7 @@ class Asked:
         """Read a study's prompts.
 
         Raises:
-            InputError: a prompt file that cannot be used.
+            InputError: a prompt file that cannot be used; a system prompt that is empty or cannot be read.
         """
         from probes.refusal.request_sets import read_set
 
@@ -55,7 +56,8 @@ class Asked:
             read_set(prompt_source(study, source), prompts.limit) for source in (prompts.harmful, prompts.harmless)
         )
         template = prompts.template if prompts.template in NAMED_TEMPLATES else study.path(prompts.template)
-        return cls(harmful, harmless, template, prompts.batch_size)
+        system = system_prompt(prompts.system, study.path)
+        return cls(harmful, harmless, ChatTemplate(template, system), prompts.batch_size)
 
 
 def prompt_source(study: Study, given: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from interp.chat import AnyTemplate
 from interp.checkpoint import Checkpoint
 from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel
@@ -86,7 +87,7 @@ def measure(
     rewriting: Rewriting | None = None,
     openings: Source = "baseline",
     beside: Path | None = None,
-    template: str | Path = "auto",
+    template: AnyTemplate = "auto",
     force: bool = False,
     batch_size: int | None = None,
 ) -> WhyResult:
@@ -129,7 +130,7 @@ def measure(
         openings: as in `probes.margin.measure`.
         beside: a folder with results of `probes.margin`, `probes.reversion`, `probes.coverage` and `probes.depth`, for
             the explanations that they test; without them these are not measured.
-        template: "auto", "none" (raw text) or a Jinja file, used for all cells.
+        template: "auto", "none" (raw text), a Jinja file, or a `ChatTemplate` with a system prompt, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: prompts per pass.
 

@@ -90,6 +90,22 @@ def test_the_table_says_what_was_asked_and_answered(baseline: Path, gguf: Path, 
     assert set(table.loc[table["task"] == "jailbreak", "category"]) == set(WRAPPERS)
 
 
+def test_a_system_prompt_is_what_models_are_told_and_what_runs_record(baseline: Path, tmp_path: Path) -> None:
+    told = replace(local(baseline), system="Be terse.")
+    table = measure(told, {"same": told}, run_in(tmp_path, limit=2)).table
+    made = load(baseline).tokenizer
+    for row in table.itertuples():
+        messages = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": row.prompt}]
+        text = made.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert row.prompt_sha256 == prompt_sha256(encode(made, text)[0])
+    assert "Be terse." in (tmp_path / "run.json").read_text()
+    assert "system" not in local(baseline).describe()
+    apis = [CheckpointAPI(str(baseline), system=system) for system in ("auto", "Be terse.")]
+    assert apis[0].identity() != apis[1].identity()
+    conversation = [ChatMessageSystem(content="Mine."), ChatMessageUser(content="x")]
+    assert apis[1].rendered(conversation) == apis[0].rendered(conversation)
+
+
 def test_nothing_is_written_outside_the_folder(
     baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

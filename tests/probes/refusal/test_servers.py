@@ -156,6 +156,8 @@ class TestMisbehavingServer:
     def serving(
         self, answer: Callable[[], tuple[int, bytes]], props: dict[str, Any] | None = None, **declared: Any
     ) -> Iterator[str]:
+        sent = self.sent = list[dict[str, Any]]()
+
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path == "/props":
@@ -163,7 +165,7 @@ class TestMisbehavingServer:
                 self.send(200, json.dumps({"object": "list", "data": [model]}).encode())
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
+                sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 self.send(*answer())
 
             def send(self, status: int, body: bytes) -> None:
@@ -206,6 +208,20 @@ class TestMisbehavingServer:
         assert (result.table["label"] == "refusal").all() == text.startswith("I can't")
         result.write(tmp_path)
         assert json.loads(result.to_json())["rows"][0]["response"] == text
+
+    def test_a_system_prompt_is_sent_and_kept_with_the_run(self, tmp_path: Path) -> None:
+        with self.serving(lambda: (200, self.completion("Fine."))) as url:
+            subjects = [ServerSubject.at(url, system) for system in ("auto", "Be terse.")]
+            for subject in subjects:
+                measure(subject, {"q": subject}, run_in(tmp_path / subject.system, limit=1))
+            with pytest.raises(InputError, match=r"other settings \(baseline, q differ"):
+                measure(subjects[1], {"q": subjects[1]}, run_in(tmp_path / "auto", limit=1))
+            with pytest.raises(InputError, match="renders prompts itself"):
+                ServerSubject.at(url, "none")
+        roles = [[m["role"] for m in sent["messages"]] for sent in self.sent]
+        assert roles == [["user"]] * 2 + [["system", "user"]] * 2
+        assert self.sent[-1]["messages"][0]["content"] == "Be terse."
+        assert "system" not in subjects[0].describe()
 
     def test_a_thought_that_the_server_leaves_in_is_not_the_answer(self, tmp_path: Path) -> None:
         text = "I could say: Sure, here it is.</think>\n\nI can't help with that."

@@ -179,6 +179,21 @@ def test_what_changes_makes_stale_what_depends_on_it(folder: Path, opened: list[
     assert set(statuses(folder)) == {"stale"}
 
 
+def test_another_system_prompt_is_measured_anew(folder: Path) -> None:
+    change(folder / "study.toml", "[prompts]", '[prompts]\nsystem = "told.txt"')
+    (folder / "told.txt").write_text("Be terse.")
+    assert set(statuses(folder)) == {"stale"}
+    run_study(read_study(folder / "study.toml"), folder / "run")
+    assert set(statuses(folder)) == {"done"}
+    for name in ("entropy", "direction", "neurons", "refusal"):
+        assert read_result(folder / "run" / "tiny" / f"{name}.json").settings["system"] == "Be terse."
+    (folder / "told.txt").write_text("Be kind.")
+    assert set(statuses(folder)) == {"stale"}
+    (folder / "told.txt").unlink()
+    with pytest.raises(InputError, match=r"prompts\.system.*told\.txt cannot be read"):
+        read_study(folder / "study.toml")
+
+
 STEPS = ("completions", "entropy", "direction", "calibration", "neurons")
 
 
