@@ -37,7 +37,7 @@ def refusal_margin(
 
     Open hooks act on it. A forward pass sees the rows as they are, and where openings have several tokens
     [batch, pos + k]: the k tokens stand right after each prompt (one pass per inner path of the trie). Without hooks
-    and gradients the prompts are computed once, and each path continues them.
+    the prompts are computed once, and each path continues them.
 
     Args:
         model: gradients flow to whatever requires them.
@@ -109,18 +109,21 @@ def _along(
     model: HookedModel,
     input_ids: Int[Tensor, "batch pos"],
     attention_mask: Int[Tensor, "batch pos"],
-    paths: list[Tokens],
+    paths: Sequence[Tokens],
 ) -> Iterator[Float[Tensor, "batch depth vocab"]]:
     """Log-probabilities of the next token after each prompt, and after each token of a path that follows it."""
     longest = max(map(len, paths))
     _check_context(model, int(attention_mask.sum(1).max()) + longest)
     prompts = _right_padded(input_ids, attention_mask)
-    cache = _cache(model, len(input_ids), input_ids.shape[1] + longest) if longest and len(paths) > 1 else None
-    if cache is not None:
-        yield from _continued(model, *prompts, paths, cache)
+    several = len(paths) > 1
+    if several and _continuable(model, len(input_ids), input_ids.shape[1] + longest):
+        first, *memory = _begun(model, *prompts)
+        for path in paths:
+            following = _forgetting(several, _continued, model, *prompts, path, *memory)
+            yield torch.cat([first, following], dim=1)
         return
     for path in paths:
-        yield _forgetting(len(paths) > 1, _teacher_forced, model, *prompts, path)
+        yield _forgetting(several, _teacher_forced, model, *prompts, path)
 
 
 def _right_padded(
@@ -131,55 +134,74 @@ def _right_padded(
     return input_ids.gather(1, order), attention_mask.sum(1)
 
 
-def _cache(model: HookedModel, batch: int, length: int) -> Any:
-    """An empty cache of keys and values in which a path can follow a prompt and be taken back; None where it cannot.
+def _continuable(model: HookedModel, batch: int, length: int) -> bool:
+    """Whether prompts can be computed once, for all paths that follow them.
 
-    Hooks are promised passes over whole prompts, gradients would need every path's own, layers that forget what left
-    their window cannot go back, and a large cache is memory that the passes do without.
+    Hooks are promised passes over whole prompts, layers that forget what left their window cannot go back, and many
+    keys and values are memory that whole passes do without.
     """
-    from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    if torch.is_grad_enabled() or any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules()):
-        return None
-    cache = DynamicCache(config=model.config)
-    for layer in cache.layers:
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules()):
+        return False
+    layers = _empty_cache(model).layers
+    for layer in layers:
         window = getattr(layer, "sliding_window", length + 1)
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or length >= window:
-            return None
-    n_bytes = 2 * len(cache.layers) * model.config.hidden_size * batch * length * model.hf.dtype.itemsize
-    return cache if n_bytes <= LARGEST_CACHE else None
+            return False
+    n_bytes = 2 * len(layers) * model.config.hidden_size * batch * length * model.hf.dtype.itemsize
+    return bool(n_bytes <= LARGEST_CACHE)
+
+
+def _empty_cache(model: HookedModel) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config)
+
+
+def _begun(model: HookedModel, prompts: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"]) -> list[Tensor]:
+    """Log-probabilities after each prompt, [batch, 1, vocab], and the keys and values of every layer in turn."""
+    columns, cache = torch.arange(prompts.shape[1]).to(prompts), _empty_cache(model)
+    rows, last = torch.arange(len(prompts)), lengths - 1
+    with model.unembed_only(lambda hidden: hidden[rows.to(hidden.device), last.to(hidden.device)][:, None]):
+        logits = model.hf(
+            input_ids=prompts,
+            attention_mask=_real(prompts, lengths),
+            position_ids=columns.expand_as(prompts),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+    return [
+        logits.float().log_softmax(-1),
+        *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)),
+    ]
 
 
 def _continued(
     model: HookedModel,
     prompts: Int[Tensor, "batch pos"],
     lengths: Int[Tensor, " batch"],
-    paths: Sequence[Tokens],
-    cache: Any,
-) -> Iterator[Float[Tensor, "batch depth vocab"]]:
-    """`_teacher_forced` along each path, the prompts computed once."""
-    rows, columns = torch.arange(len(prompts), device=prompts.device), torch.arange(prompts.shape[1]).to(prompts)
-    mask = (columns < lengths[:, None]).to(prompts.dtype)
-    with model.unembed_only(lambda hidden: hidden[rows.to(hidden.device), lengths.to(hidden.device) - 1][:, None]):
-        first = model.hf(
-            input_ids=prompts,
-            attention_mask=mask,
-            position_ids=columns.expand_as(prompts),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-    for path in paths:
-        tokens = prompts.new_tensor(path).expand(len(prompts), -1)
-        following = model.hf(
-            input_ids=tokens,
-            attention_mask=torch.cat([mask, torch.ones_like(tokens)], dim=1),
-            position_ids=lengths[:, None] + torch.arange(len(path)).to(prompts),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        cache.crop(-len(path))
-        yield torch.cat([first, following], dim=1).float().log_softmax(-1)
+    path: Tokens,
+    *memory: Float[Tensor, "batch heads pos d_head"],
+) -> Float[Tensor, "batch depth vocab"]:
+    """Log-probabilities after each token of a path that follows the prompts, whose keys and values are given."""
+    cache = _empty_cache(model)
+    for layer in range(len(cache.layers)):
+        cache.update(memory[2 * layer], memory[2 * layer + 1], layer)
+    tokens = prompts.new_tensor(path).expand(len(prompts), -1)
+    logits = model.hf(
+        input_ids=tokens,
+        attention_mask=torch.cat([_real(prompts, lengths), torch.ones_like(tokens)], dim=1),
+        position_ids=lengths[:, None] + torch.arange(len(path)).to(prompts),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return logits.float().log_softmax(-1)
+
+
+def _real(prompts: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"]) -> Int[Tensor, "batch pos"]:
+    """The attention mask of prompts with their pads on the right."""
+    return (torch.arange(prompts.shape[1]).to(prompts) < lengths[:, None]).to(prompts)
 
 
 def _forgetting(several: bool, passing: Callable[..., Tensor], *arguments: Any) -> Tensor:

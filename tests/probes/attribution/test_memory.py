@@ -36,12 +36,14 @@ def _saved(model: HookedModel, openings: Openings) -> int:
     return sum(kept)
 
 
-def test_several_passes_keep_no_activations(tiny: Callable[[str], Path]) -> None:
-    """Each is computed again when its turn comes: four passes keep less than one that stands alone."""
+def test_openings_keep_no_activations_of_their_own(tiny: Callable[[str], Path]) -> None:
+    """What follows the prompts is computed again when its turn comes: of an opening its log-probabilities are kept."""
     model = load(tiny("llama"))
     alone = _saved(model, _openings(((3, 4), (3, 5))))
-    several = _saved(model, _openings(tuple((first, 4) for first in range(3, 7))))
-    assert several < alone
+    few, many = (_saved(model, _openings(tuple((k, 4) for k in range(3, 3 + n)))) for n in (4, 24))
+    log_probabilities = 2 * 2 * model.config.vocab_size * 4  # of two prompts, before and after the first token
+    assert (many - few) / 20 < 3 * log_probabilities < alone / 10
+    assert few < 1.2 * alone
 
 
 def test_batches_shrink_with_what_may_be_held(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

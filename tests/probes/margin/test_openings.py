@@ -48,7 +48,7 @@ def next_probabilities(model: HookedModel, prefixes: list[list[int]]) -> torch.T
     return torch.stack(rows).double().softmax(-1)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
 def test_margin_is_the_odds_summed_over_all_continuations(name: str, tiny: Callable[[str], Path]) -> None:
     """Every sequence of two tokens: their probabilities, added where an opening begins them and where none does."""
     model = load(tiny(name))
@@ -131,6 +131,19 @@ def test_prompts_computed_once_are_as_good_as_whole_passes(name: str, left: bool
             whole = refusal_margin(model, ids, mask, wanted)
     assert lengths == [ids.shape[1] + k for k in (2, 1, 3)]
     torch.testing.assert_close(once, whole, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_gradients_of_prompts_computed_once_are_those_of_whole_passes(name: str, tiny: Callable[[str], Path]) -> None:
+    model = load(tiny(name), dtype=torch.float64)
+    ids, mask = padded(model, TEXTS)
+    wanted = opened((5,), (7, 9), (7, 11, 12), (8, 3))
+    weight = model.hf.get_input_embeddings().weight.requires_grad_(True)
+    refusal_margin(model, ids, mask, wanted).sum().backward()
+    once, weight.grad = weight.grad, None
+    with model.intervene({"hook_embed": lambda value: value.clone()}):
+        refusal_margin(model, ids, mask, wanted).sum().backward()
+    torch.testing.assert_close(once, weight.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_gradient_is_the_finite_difference(tiny: Callable[[str], Path]) -> None:
