@@ -31,6 +31,8 @@ FIXED_DATE = datetime(2024, 7, 26)
 """What templates are told is today: the date that Llama 3's own template falls back to."""
 PROBE = "What do 7 ducks and 12 geese weigh?"
 """A request that no template holds by itself."""
+KEPT_CHARACTERS = 2**20
+"""Of requests that are rendered together, for what is made of them to be kept for the next who asks."""
 MAX_TEMPLATE = 2**22
 """Bytes of a template file; the longest known has some ten thousand."""
 
@@ -105,10 +107,18 @@ def render(
         warned = str(ChatTemplate.of(template).name) != "none"
         raw = [f"{tokenizer.name_or_path} has no chat template: prompts are raw text"] if warned else []
         return Rendered(texts, warnings=raw)
-    twice = [*texts, *texts[:1]]
-    rendered = [render_messages(tokenizer, [_user(text)], source, thinking, name=name) for text in twice]
+    rendered = _turns if sum(map(len, texts)) <= KEPT_CHARACTERS else _turns.__wrapped__
+    special = json.dumps(tokenizer.special_tokens_map, default=str)
+    return Rendered(list(rendered(tuple(texts), source, special, thinking, name)), source)
+
+
+@lru_cache(maxsize=32)
+def _turns(texts: tuple[str, ...], source: str, special: str, thinking: bool, name: str) -> tuple[str, ...]:
+    """`render` with the special tokens as JSON; kept, because every probe asks for the same prompts of every cell."""
+    twice, variables = [*texts, *texts[:1]], _variables(json.loads(special), thinking)
+    rendered = [_conversation([_user(text)], source, variables, None, name) for text in twice]
     _check_rendered(name, twice, rendered)
-    return Rendered(rendered[: len(texts)], source)
+    return tuple(rendered[: len(texts)])
 
 
 def _called(tokenizer: Any, template: AnyTemplate) -> str:
@@ -270,15 +280,29 @@ def render_messages(
         InputError: the template does not take these messages, drops what the user says, or exceeds the bounds of
             `interp.templates`.
     """
-    variables = {
-        **tokenizer.special_tokens_map,
+    return _conversation(messages, source, _variables(tokenizer.special_tokens_map, thinking), tools, name)
+
+
+def _variables(special: Mapping[str, Any], thinking: bool) -> dict[str, Any]:
+    """What templates can use beside messages and tools."""
+    return {
+        **special,
         "add_generation_prompt": True,
         "enable_thinking": thinking,
         "date_string": FIXED_DATE.strftime("%d %b %Y"),
     }
+
+
+def _conversation(
+    messages: Sequence[Mapping[str, Any]],
+    source: str,
+    variables: Mapping[str, Any],
+    tools: Sequence[Mapping[str, Any]] | None,
+    name: str,
+) -> str:
     try:
         in_parts = _wants_parts(source, json.dumps(variables, default=str))
-        return _rendered(source, messages, in_parts, variables | {"tools": None if tools is None else list(tools)})
+        return _rendered(source, messages, in_parts, {**variables, "tools": None if tools is None else list(tools)})
     except TemplateFailed as error:
         raise InputError(
             f"{name} cannot render a user turn: {error}",

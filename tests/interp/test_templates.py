@@ -279,3 +279,14 @@ def test_a_template_that_is_no_text_is_refused(own: Any) -> None:
         render(broken, ["Tell me."])
     broken.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "x"}
     assert render(broken, ["Tell me."]).texts == ["Tell me."]
+
+
+def test_prompts_that_were_rendered_are_not_rendered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["Is this asked once?", "And this?"]
+    first = render(tokenizer(), texts)
+    asked: list[object] = []
+    monkeypatch.setattr("interp.chat.render_template", lambda *args, **_: asked.append(args))
+    again = render(tokenizer(), texts)
+    assert (again.texts, again.template, asked) == (first.texts, first.template, [])
+    again.texts.append("of the caller")
+    assert render(tokenizer(), texts).texts == first.texts
