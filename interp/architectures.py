@@ -30,14 +30,21 @@ class Architecture:
         mlp_out: MLP down projection; its input is the neuron activations.
         attention_in: the linears that make queries, keys and values, in this order; one name where they are one matrix.
         attention_in_by_head: that one matrix holds query, key and value of a head side by side, head after head
-            (GPT-NeoX), instead of all queries, all keys, all values (GPT-2).
-        mlp_in: the linears whose rows write the neurons (gate and up; one where the MLP is not gated).
+            (GPT-NeoX), instead of all queries, all keys, all values (GPT-2, Phi-3).
+        mlp_in: the linears whose rows write the neurons (gate and up; one where the MLP is not gated, or where one
+            matrix holds all gates and after them all ups, as in Phi-3).
         attention_added: module whose output is added to the residual stream by attention.
         mlp_added: module whose output is added to the residual stream by the MLP.
-        mid: norm whose *input* is the residual stream after attention; None for always-parallel blocks.
+        mid: module whose *input* is the residual stream after attention: the norm before the MLP, or the MLP itself
+            where the norms come after (OLMo 2); None for always-parallel blocks.
+        added_multiplier: the config's number by which what attention and MLP give is multiplied before it is added to
+            the residual stream (Granite), else None.
+        embed_multiplier: the config's number by which the embedding is multiplied where the embedding's own module does
+            not do it (Granite), else None.
         scaled_by_norm: for each norm of a block, the linears that read its output (AWQ moves scales across these).
         scaled_by_linear: pairs (producer, consumer) of linears between which a per-channel scale can move without
-            changing the function.
+            changing the function; of a producer with more rows than the consumer has columns, its last rows (Phi-3's
+            ups).
         norm_offset: the norm multiplies by `weight + norm_offset` (Gemma: 1).
         conv1d: linears are stored as GPT-2's Conv1D, [in, out].
         gguf: the architecture's name in GGUF files.
@@ -59,6 +66,8 @@ class Architecture:
     attention_added: str = "self_attn"
     mlp_added: str = "mlp"
     mid: str | None = "post_attention_layernorm"
+    added_multiplier: str | None = None
+    embed_multiplier: str | None = None
     scaled_by_norm: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
@@ -76,6 +85,10 @@ class Architecture:
         """Whether attention and MLP read the same residual stream, so that `hook_resid_mid` does not exist."""
         return self.mid is None or bool(getattr(config, "use_parallel_residual", False))
 
+    def multiplier(self, key: str | None, config: Any) -> float:
+        """The number that a config gives under `added_multiplier` or `embed_multiplier`; 1 where there is none."""
+        return 1.0 if key is None else float(getattr(config, key))
+
 
 _GEMMA_NORMS = (
     ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
@@ -90,6 +103,13 @@ _GEMMA: dict[str, Any] = {
     "gguf_norm_offset": 1.0,
 }
 
+_OLMO2: dict[str, Any] = {
+    "attention_added": "post_attention_layernorm",
+    "mlp_added": "post_feedforward_layernorm",
+    "mid": "mlp",
+    "scaled_by_norm": (),
+}
+
 ARCHITECTURES: dict[str, Architecture] = {
     a.model_type: a
     for a in (
@@ -97,6 +117,28 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mistral", "llama", gguf_permuted=True),
         Architecture("qwen2", "qwen2"),
         Architecture("qwen3", "qwen3"),
+        Architecture("smollm3", "smollm3", gguf_permuted=True),
+        Architecture(
+            "granite",
+            "granite",
+            added_multiplier="residual_multiplier",
+            embed_multiplier="embedding_multiplier",
+            gguf_permuted=True,
+        ),
+        Architecture("olmo2", "olmo2", **_OLMO2),
+        Architecture("olmo3", "olmo2", **_OLMO2),
+        Architecture(
+            "phi3",
+            "phi3",
+            attention_in=("self_attn.qkv_proj",),
+            mlp_in=("mlp.gate_up_proj",),
+            scaled_by_norm=(
+                ("input_layernorm", ("self_attn.qkv_proj",)),
+                ("post_attention_layernorm", ("mlp.gate_up_proj",)),
+            ),
+            scaled_by_linear=(("mlp.gate_up_proj", "mlp.down_proj"),),
+        ),
+        Architecture("gemma", "gemma", norm_offset=1.0, gguf_norm_offset=1.0),
         Architecture("gemma2", "gemma2", **_GEMMA),
         Architecture("gemma3_text", "gemma3", **_GEMMA),
         Architecture(

@@ -5,8 +5,9 @@ hook that lives only inside a `with` block. Where TransformerLens means somethin
 
 - `ln_final.hook_normalized` is the final norm's output *with* its gain; the bridge's is before the gain.
 - `hook_embed` in GPT-2 includes the position embeddings; TransformerLens has them apart in `hook_pos_embed`. In Gemma
-  both include the scale √d_model.
-- `hook_attn_out` and `hook_mlp_out` are what is *added* to the residual stream: in Gemma 2 and 3 after the post-norms.
+  both include the scale √d_model, in Granite the embedding multiplier.
+- `hook_attn_out` and `hook_mlp_out` are what is *added* to the residual stream: in Gemma 2 and 3 and OLMo 2 and 3 after
+  the post-norms, in Granite after the residual multiplier.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from enum import IntEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -44,6 +46,7 @@ class HookPoint:
         at_input: the activation is the module's first input, else its (first) output.
         heads: the last dimension is split into this many heads; None where there are none.
         block: the block this is the `hook_resid_mid` of, else None.
+        multiplier: by which the model multiplies what the module gives before it becomes the activation.
     """
 
     name: str
@@ -51,19 +54,33 @@ class HookPoint:
     at_input: bool = False
     heads: int | None = None
     block: int | None = None
+    multiplier: float = 1.0
 
     def read(self, value: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch pos ..."]:
-        """The activation as users see it, a view: [batch, pos, d], or [batch, pos, head, d_head]."""
+        """The activation as users see it, [batch, pos, d] or [batch, pos, head, d_head]; a view where nothing is
+        multiplied."""
+        if self.multiplier != 1:
+            value = value * self.multiplier
         return value if self.heads is None else value.unflatten(-1, (self.heads, -1))
 
-    def write(self, activation: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "batch pos width"]:
-        """The module's own layout again: the inverse of `read`."""
+    def write(
+        self, activation: Float[Tensor, "batch pos ..."], value: Float[Tensor, "batch pos width"]
+    ) -> Float[Tensor, "batch pos width"]:
+        """The module's own layout again: the inverse of `read`.
+
+        Args:
+            activation: the new one.
+            value: what the module gave: kept, bit by bit, wherever the activation is what was read from it.
+        """
+        if self.multiplier != 1:
+            return torch.where(activation == self.read(value), value, activation / self.multiplier)
         return activation if self.heads is None else activation.flatten(-2)
 
 
 def hook_points(row: Architecture, config: Any) -> dict[str, HookPoint]:
     """Every hook point of a model, in the order in which the forward pass reaches them."""
-    points = [HookPoint("hook_embed", row.embed_out or row.embed)]
+    multiplier = row.multiplier(row.embed_multiplier, config)
+    points = [HookPoint("hook_embed", row.embed_out or row.embed, multiplier=multiplier)]
     for block in range(config.num_hidden_layers):
         points += _block_points(row, config, block)
     points.append(HookPoint("ln_final.hook_normalized", row.final_norm))
@@ -72,6 +89,7 @@ def hook_points(row: Architecture, config: Any) -> dict[str, HookPoint]:
 
 def _block_points(row: Architecture, config: Any, block: int) -> list[HookPoint]:
     name, module = f"blocks.{block}", f"{row.blocks}.{block}"
+    multiplier = row.multiplier(row.added_multiplier, config)
     mid = []
     if not row.parallel(config):
         mid = [HookPoint(f"{name}.hook_resid_mid", f"{module}.{row.mid}", at_input=True, block=block)]
@@ -80,10 +98,10 @@ def _block_points(row: Architecture, config: Any, block: int) -> list[HookPoint]
         HookPoint(
             f"{name}.attn.hook_z", f"{module}.{row.attention_out}", at_input=True, heads=config.num_attention_heads
         ),
-        HookPoint(f"{name}.hook_attn_out", f"{module}.{row.attention_added}"),
+        HookPoint(f"{name}.hook_attn_out", f"{module}.{row.attention_added}", multiplier=multiplier),
         *mid,
         HookPoint(f"{name}.mlp.hook_post", f"{module}.{row.mlp_out}", at_input=True),
-        HookPoint(f"{name}.hook_mlp_out", f"{module}.{row.mlp_added}"),
+        HookPoint(f"{name}.hook_mlp_out", f"{module}.{row.mlp_added}", multiplier=multiplier),
         HookPoint(f"{name}.hook_resid_post", module),
     ]
 
@@ -254,24 +272,24 @@ class Hooks:
         ]
 
     def _mid_intervener(self, point: HookPoint, function: Intervention) -> list[_Callback]:
-        """`hook_resid_mid`: the norm's input is only a branch of the residual stream, which is carried around it.
+        """`hook_resid_mid`: the norm's or MLP's input is only a branch of the residual stream, carried around it.
 
-        So the new value goes into the norm, and the block's output becomes what the block would have computed from it:
+        So the new value goes in there, and the block's output becomes what the block would have computed from it:
         the new value plus what the MLP added.
         """
         parts: dict[str, Tensor] = {}
-        block = f"{self._row.blocks}.{point.block}"
+        block, mlp = f"{self._row.blocks}.{point.block}", self.point(f"blocks.{point.block}.hook_mlp_out")
 
         def replace(value: Tensor) -> Tensor:
             parts["mid"] = replaced(point, function, value)
             return parts["mid"]
 
         def remember(value: Tensor) -> None:
-            parts["mlp"] = value
+            parts["mlp"] = mlp.read(value)
 
         return [
             _Callback(_Order.INTERVENE, point.module, True, replace),
-            _Callback(_Order.OBSERVE, f"{block}.{self._row.mlp_added}", False, remember),
+            _Callback(_Order.OBSERVE, mlp.module, False, remember),
             _Callback(_Order.REPAIR, block, False, lambda _: parts.pop("mid") + parts.pop("mlp")),
         ]
 
@@ -299,4 +317,4 @@ def replaced(point: HookPoint, function: Intervention, value: Tensor) -> Tensor:
         raise InputError(
             f"The intervention on {point.name} returned {description}", f"a tensor of shape {tuple(activation.shape)}"
         )
-    return point.write(new).to(value)
+    return point.write(new, value).to(value)

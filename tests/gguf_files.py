@@ -10,7 +10,8 @@ import gguf
 import numpy as np
 import torch
 
-GEMMA = ("gemma2", "gemma3_text")
+GEMMA = ("gemma", "gemma2", "gemma3_text")
+PERMUTED = ("llama", "mistral", "smollm3", "granite")
 
 
 def to_llama_cpp(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
@@ -18,7 +19,7 @@ def to_llama_cpp(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", heads)
     kind = config.model_type
-    if kind in ("llama", "mistral") and (".q_proj." in name or ".k_proj." in name):
+    if kind in PERMUTED and (".q_proj." in name or ".k_proj." in name):
         n = heads if ".q_proj." in name else key_heads
         return tensor.reshape(n, 2, tensor.shape[0] // n // 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
     if kind in GEMMA and name.endswith("norm.weight"):

@@ -48,6 +48,22 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "qwen3": lambda: transformers.Qwen3Config(**_SIZES, **_GROUPED, **_WIDE_HEADS),
     "mistral": lambda: transformers.MistralConfig(**_SIZES, **_GROUPED, **_WINDOWED),
+    "falcon3": lambda: transformers.LlamaConfig(**_SIZES, **_GROUPED, **_WIDE_HEADS),
+    "smollm3": lambda: transformers.SmolLM3Config(**_SIZES, **_GROUPED, no_rope_layers=[1, 0, 1]),
+    "granite": lambda: transformers.GraniteConfig(
+        **_SIZES,
+        **_GROUPED,
+        embedding_multiplier=12.0,
+        residual_multiplier=0.22,
+        attention_multiplier=0.4,
+        logits_scaling=8.0,
+    ),
+    "olmo2": lambda: transformers.Olmo2Config(**_SIZES, **_GROUPED),
+    "olmo3": lambda: transformers.Olmo3Config(
+        **_SIZES, **_GROUPED, **_WINDOWED, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "phi3": lambda: transformers.Phi3Config(**_SIZES, **_GROUPED, **_WINDOWED),
+    "gemma": lambda: transformers.GemmaConfig(**_SIZES, **_GROUPED, **_WIDE_HEADS),
     "gemma2": lambda: transformers.Gemma2Config(**_SIZES, **_GROUPED, **_WINDOWED, **_WIDE_HEADS),
     "gemma3_text": lambda: transformers.Gemma3TextConfig(
         **_SIZES,
@@ -63,7 +79,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SIZES, rotary_pct=0.25),
     "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(**_SIZES, use_parallel_residual=False),
 }
-"""Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
+"""Name → config; the names are `model_type`s, but for Falcon 3, which is a Llama of wide heads, and a second GPT-NeoX
+whose blocks are not parallel."""
 
 
 def tokenizer(chat: bool = True, adds_bos: bool = True) -> PreTrainedTokenizerFast:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -68,8 +69,8 @@ def function_preserving(scales: Scales, architecture: Architecture, config: Any)
 
 def _shared(columns: Float[Tensor, " columns"], n_rows: int, config: Any) -> Float[Tensor, " rows"]:
     """The factor of each row, which the columns of all heads that read it repeat."""
-    if len(columns) == n_rows:
-        return columns
+    if len(columns) <= n_rows:
+        return torch.cat([columns.new_ones(n_rows - len(columns)), columns])  # gates before the ups of a fused matrix
     repeats, n_heads = len(columns) // n_rows, int(config.num_key_value_heads)
     return columns.view(n_heads, repeats, -1)[:, 0].flatten()
 

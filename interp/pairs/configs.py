@@ -206,6 +206,10 @@ GGUF_KEYS: dict[str, Callable[[Any], Any]] = {
     "attn_logit_softcapping": _of("attn_logit_softcapping"),
     "final_logit_softcapping": _of("final_logit_softcapping"),
     "use_parallel_residual": _of("use_parallel_residual"),
+    "attention.scale": _of("attention_multiplier"),
+    "embedding_scale": _of("embedding_multiplier"),
+    "residual_scale": _of("residual_multiplier"),
+    "logit_scale": _of("logits_scaling"),
 }
 """Key of a GGUF, without the architecture's prefix → what it must be for a config; None where the config does not
 say. Source: llama.cpp's `convert_hf_to_gguf.py` and the GGUF specification (ggml, docs/gguf.md)."""

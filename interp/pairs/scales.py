@@ -267,6 +267,7 @@ class PairFit:
         cancel: whether they are one factor as far as the fits can tell, so that the function is preserved.
         repeats: how many consumer columns read one channel (query heads that share a value head).
         head_width: channels of a head.
+        above: rows of the producer before those that the consumer reads (gates before the ups of a fused matrix).
     """
 
     rows: Float64[Tensor, " channels"]
@@ -275,6 +276,7 @@ class PairFit:
     cancel: bool
     repeats: int
     head_width: int
+    above: int
 
 
 def _across_linears(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: str, scales: Scales) -> None:
@@ -282,7 +284,7 @@ def _across_linears(baseline: Checkpoint, quantized: Checkpoint, producer: str, 
     if fit is None:
         return
     rows, columns = (fit.shared, fit.shared) if fit.cancel else (fit.rows, fit.columns)
-    scales.outputs[producer] = rows.float()
+    scales.outputs[producer] = torch.cat([rows.new_ones(fit.above), rows]).float()
     scales.inputs[consumer] = _repeat_heads(columns, fit.repeats, fit.head_width).float()
     if not fit.cancel:
         scales.warnings.append(
@@ -293,12 +295,14 @@ def _across_linears(baseline: Checkpoint, quantized: Checkpoint, producer: str, 
 
 def _fit(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: str, scales: Scales) -> PairFit | None:
     """The factors of both sides, None where no rescaling shows in both."""
-    n_rows, n_columns = baseline.weight_shape(producer)[0], baseline.weight_shape(consumer)[1]
-    repeats = n_columns // n_rows
+    all_rows, n_columns = baseline.weight_shape(producer)[0], baseline.weight_shape(consumer)[1]
+    n_rows = min(all_rows, n_columns)
+    above, repeats = all_rows - n_rows, n_columns // n_rows
     head_width = n_rows // int(getattr(baseline.config, "num_key_value_heads", 1)) if repeats > 1 else n_rows
     if n_columns % n_rows or n_rows % head_width:
         return None
-    rows = _Rows.between(baseline.weight(producer), effective_weight(quantized, producer, scales))
+    before, after = baseline.weight(producer), effective_weight(quantized, producer, scales)
+    rows = _Rows.between(before[above:], after[above:])
     columns = _Rows.between(*(_gather_heads(c.weight(consumer), repeats, head_width) for c in (baseline, quantized)))
     known = rows.known & columns.known
     if int(known.sum()) < MINIMUM_CHANNELS or not _agree(rows[known], columns[known]):
@@ -314,6 +318,7 @@ def _fit(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: s
         cancel=bool(((produced - consumed)[known] / deviation).square().mean().sqrt() <= CANCELLATION),
         repeats=repeats,
         head_width=head_width,
+        above=above,
     )
 
 

@@ -1,7 +1,7 @@
 """The parts of a model that an error can sit in, as slices of its weights: neurons, heads, modules, layers.
 
-- A neuron of an MLP: its rows of the linears before the activation (gate and up), with their biases, and its column of
-  the down projection.
+- A neuron of an MLP: its rows of the linears before the activation (gate and up, also where one matrix holds both),
+  with their biases, and its column of the down projection.
 - A head: its rows of the query projection, with their biases, its columns of the output projection, and the rows of the
   key and value heads it reads. Where query heads share a key-value head, those rows belong to every head of the group:
   a *sum* over weights counts 1 / (heads of the group) of them for each head (`Slice.share`), so that heads add up to
@@ -180,8 +180,10 @@ class Parts:
         return Slice(linear, WeightAxis.ROWS, 0, self.shapes[linear][0])
 
     def _neuron(self, layer: int, neuron: int) -> list[Slice]:
-        row = self.architecture
-        written = [Slice(self._linear(layer, name), WeightAxis.ROWS, neuron, neuron + 1) for name in row.mlp_in]
+        row, count = self.architecture, self.n_neurons(layer)
+        inputs = [self._linear(layer, name) for name in row.mlp_in]
+        rows = [(name, first + neuron) for name in inputs for first in range(0, self.shapes[name][0], count)]
+        written = [Slice(name, WeightAxis.ROWS, index, index + 1) for name, index in rows]
         return [*written, Slice(self._linear(layer, row.mlp_out), WeightAxis.COLUMNS, neuron, neuron + 1)]
 
     def _head(self, layer: int, head: int) -> list[Slice]:
@@ -194,17 +196,22 @@ class Parts:
             return [*self._fused_head(inputs[0], head, width), read]
         query, *shared = inputs
         rows = [Slice(query, WeightAxis.ROWS, head * width, (head + 1) * width)]
-        for name in shared:
-            group = self.n_heads // (self.shapes[name][0] // width)
-            first = head // group * width
-            rows.append(Slice(name, WeightAxis.ROWS, first, first + width, 1 / group))
+        rows += [self._shared_rows(name, head, width, 0, self.shapes[name][0]) for name in shared]
         return [*rows, read]
+
+    def _shared_rows(self, linear: str, head: int, width: int, begin: int, n_rows: int) -> Slice:
+        """The rows of the key or value head that a query head reads, among `n_rows` from `begin` on."""
+        group = self.n_heads // (n_rows // width)
+        first = begin + head // group * width
+        return Slice(linear, WeightAxis.ROWS, first, first + width, 1 / group)
 
     def _fused_head(self, linear: str, head: int, width: int) -> Sequence[Slice]:
         if self.architecture.attention_in_by_head:
             return [Slice(linear, WeightAxis.ROWS, 3 * head * width, 3 * (head + 1) * width)]
-        starts = [(which * self.n_heads + head) * width for which in range(3)]  # query, key, value
-        return [Slice(linear, WeightAxis.ROWS, start, start + width) for start in starts]
+        queries = self.n_heads * width  # after them all keys, then as many values
+        n_shared = (self.shapes[linear][0] - queries) // 2
+        shared = [self._shared_rows(linear, head, width, queries + part * n_shared, n_shared) for part in range(2)]
+        return [Slice(linear, WeightAxis.ROWS, head * width, (head + 1) * width), *shared]
 
     @staticmethod
     def _checked(part: Part, count: int) -> int:

@@ -187,8 +187,10 @@ def neuron_sums(
     """Sums over the weights of every neuron of a layer, from sums over the rows and columns of each linear."""
     block = f"{parts.architecture.blocks}.{layer}"
     sums = torch.zeros(n, parts.n_neurons(layer), dtype=torch.float64)
-    for name in parts.architecture.mlp_in:
-        sums = sums + rows.get(f"{block}.{name}", 0.0) + vectors.get(f"{block}.{name}.bias", 0.0)
+    written = [f"{block}.{name}" for name in parts.architecture.mlp_in]
+    for each in [rows.get(name) for name in written] + [vectors.get(f"{name}.bias") for name in written]:
+        if each is not None:
+            sums = sums + each.unflatten(-1, (-1, sums.shape[1])).sum(-2)  # a matrix may hold gates and ups
     return sums + columns.get(f"{block}.{parts.architecture.mlp_out}", 0.0)
 
 

@@ -65,5 +65,5 @@ def unscaled(
     if linear is None or linear not in scales:
         return units
     n_units, n_components = units.shape[1:]
-    factors = scales[linear].to(units).view(-1, n_components)
+    factors = scales[linear].to(units)[-n_units * n_components :].view(-1, n_components)  # of gates and ups the ups
     return units * factors.repeat_interleave(n_units // len(factors), dim=0)

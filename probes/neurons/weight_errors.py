@@ -42,6 +42,10 @@ class Energy:
         """Summed over equal runs of neighbours: [groups · n] → [groups]."""
         return Energy(self.weight.view(groups, -1).sum(1), self.error.view(groups, -1).sum(1))
 
+    def folded(self, n_units: int) -> Energy:
+        """Summed over what belongs to the same unit in a matrix of one part after the other: gates, then ups."""
+        return Energy(self.weight.view(-1, n_units).sum(0), self.error.view(-1, n_units).sum(0))
+
     def repeated(self, times: int) -> Energy:
         """Each element `times` times in a row."""
         return Energy(self.weight.repeat_interleave(times), self.error.repeat_interleave(times))
@@ -93,7 +97,8 @@ class WeightErrors:
         reader = str(place.reader(self.architecture))
         if place.site is Site.MLP:
             parent = reader.rpartition(".")[0] + "."
-            return total([self.rows[name] for name in self.rows if name.startswith(parent) and name != reader], n_units)
+            names = [name for name in self.rows if name.startswith(parent) and name != reader]
+            return total([self.rows[name].folded(n_units) for name in names], n_units)
         values = place.writer(self.architecture)
         if values is None:
             return total([], n_units)

@@ -142,11 +142,14 @@ LLAMA_LIKE = (
     "self_attn",
     "mlp",
 )
-GEMMA_LIKE = (*LLAMA_LIKE[:5], "post_attention_layernorm", "post_feedforward_layernorm")
+POST_NORMED = (*LLAMA_LIKE[:5], "post_attention_layernorm", "post_feedforward_layernorm")
+LLAMAS = ("llama", "qwen2", "qwen3", "mistral", "falcon3", "smollm3", "granite", "phi3", "gemma")
+OLMOS = ("olmo2", "olmo3")
+GEMMAS = ("gemma2", "gemma3_text")
 NEOX = ("gpt_neox.layers", "gpt_neox.embed_in", "gpt_neox.final_layer_norm", "attention.dense", "mlp.dense_4h_to_h")
 NNSIGHT: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral"), LLAMA_LIKE),
-    **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA_LIKE),
+    **dict.fromkeys(LLAMAS, LLAMA_LIKE),
+    **dict.fromkeys((*GEMMAS, *OLMOS), POST_NORMED),
     "phi": (
         "model.layers",
         "model.embed_tokens",
@@ -161,11 +164,14 @@ NNSIGHT: dict[str, tuple[str, ...]] = {
 }
 """What someone would write in an nnsight trace: blocks, embedding, final norm, and the four modules of a block."""
 SECOND_NORM = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gpt_neox_sequential"), "post_attention_layernorm"),
-    **dict.fromkeys(("gemma2", "gemma3_text"), "pre_feedforward_layernorm"),
+    **dict.fromkeys((*LLAMAS, "gpt_neox_sequential"), "post_attention_layernorm"),
+    **dict.fromkeys(GEMMAS, "pre_feedforward_layernorm"),
+    **dict.fromkeys(OLMOS, "mlp"),
     "gpt2": "ln_2",
 }
-"""The norm that reads the stream between attention and MLP, where there is such a place."""
+"""What reads the stream between attention and MLP, where there is such a place."""
+GRANITE = {"hook_embed": 12.0, "hook_attn_out": 0.22, "hook_mlp_out": 0.22}
+"""By what Granite multiplies what these modules give."""
 
 
 def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
@@ -185,7 +191,9 @@ def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
             saved[f"{block}.hook_mlp_out"] = view.get(f"{blocks}.{i}.{mlp}").output.save()
             saved[f"{block}.hook_resid_post"] = view.get(f"{blocks}.{i}").output.save()
         saved["ln_final.hook_normalized"] = view.get(final_norm).output.save()
-    return {point: value[0] if isinstance(value, tuple) else value for point, value in saved.items()}
+    values = {point: value[0] if isinstance(value, tuple) else value for point, value in saved.items()}
+    multipliers = GRANITE if name == "granite" else {}
+    return {point: value * multipliers.get(point.rpartition(".")[2], 1.0) for point, value in values.items()}
 
 
 def test_agrees_with_nnsight(model: HookedModel, name: str) -> None:
@@ -226,11 +234,13 @@ def test_interventions_agree_with_transformer_lens(
 
 NORM_AND_MLP: dict[str, Callable[[Any, Tensor], Tensor]] = {
     **dict.fromkeys(
-        ("llama", "qwen2", "qwen3", "mistral", "gpt_neox_sequential"),
+        (*LLAMAS, "gpt_neox_sequential"),
         lambda block, mid: block.mlp(block.post_attention_layernorm(mid)),
     ),
+    "granite": lambda block, mid: 0.22 * block.mlp(block.post_attention_layernorm(mid)),
+    **dict.fromkeys(OLMOS, lambda block, mid: block.post_feedforward_layernorm(block.mlp(mid))),
     **dict.fromkeys(
-        ("gemma2", "gemma3_text"),
+        GEMMAS,
         lambda block, mid: block.post_feedforward_layernorm(block.mlp(block.pre_feedforward_layernorm(mid))),
     ),
     "gpt2": lambda block, mid: block.mlp(block.ln_2(mid)),
@@ -276,6 +286,7 @@ def test_interventions_on_the_final_norm_reach_the_unembedding(model: HookedMode
         first, second = output(model)[0, :2]
     torch.testing.assert_close(first, second)
     unembedded = chosen @ model.hf.get_output_embeddings().weight.T
+    unembedded = unembedded / getattr(model.config, "logits_scaling", 1.0)
     if (cap := getattr(model.config, "final_logit_softcapping", None)) is not None:
         unembedded = torch.tanh(unembedded / cap) * cap
     if (bias := model.hf.get_output_embeddings().bias) is not None:
