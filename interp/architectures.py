@@ -115,6 +115,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     for a in (
         Architecture("llama", "llama", gguf_permuted=True),
         Architecture("mistral", "llama", gguf_permuted=True),
+        Architecture("ministral", "llama", gguf_permuted=True),
+        Architecture("ministral3", "mistral3", gguf_permuted=True),
         Architecture("qwen2", "qwen2"),
         Architecture("qwen3", "qwen3"),
         Architecture("smollm3", "smollm3", gguf_permuted=True),

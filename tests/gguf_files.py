@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 GEMMA = ("gemma", "gemma2", "gemma3_text")
-PERMUTED = ("llama", "mistral", "smollm3", "granite")
+PERMUTED = ("llama", "mistral", "ministral", "ministral3", "smollm3", "granite")
 
 
 def to_llama_cpp(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:

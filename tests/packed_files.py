@@ -168,7 +168,11 @@ def random_scales(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, se
 
 
 def write_float8(
-    directory: Path, block: tuple[int, int] = (16, 24), dtype: torch.dtype = torch.float32, **settings: Any
+    directory: Path,
+    block: tuple[int, int] = (16, 24),
+    dtype: torch.dtype = torch.float32,
+    model: str = "llama",
+    **settings: Any,
 ) -> Path:
     """A fine-grained FP8 checkpoint of random numbers; blocks at the edges of its weights are smaller."""
 
@@ -178,7 +182,7 @@ def write_float8(
         return {"weight": codes, "weight_scale_inv": random_scales(grid, dtype)}
 
     quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": list(block)}
-    return write_packed(directory, pack, quantization | settings)
+    return write_packed(directory, pack, quantization | settings, model)
 
 
 def bitsandbytes_4bit(n_in: int, n_out: int, nested: bool = False, blocksize: int = 64) -> dict[str, torch.Tensor]:

@@ -41,6 +41,16 @@ _GROUPED = {"num_key_value_heads": 2}
 _WINDOWED = {"sliding_window": 8}
 _WIDE_HEADS = {"head_dim": 12}  # num_attention_heads · head_dim ≠ hidden_size, as in Gemma and Qwen3
 
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": CONTEXT // 4,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**_SIZES, **_GROUPED),
     "qwen2": lambda: transformers.Qwen2Config(
@@ -48,7 +58,14 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "qwen3": lambda: transformers.Qwen3Config(**_SIZES, **_GROUPED, **_WIDE_HEADS),
     "mistral": lambda: transformers.MistralConfig(**_SIZES, **_GROUPED, **_WINDOWED),
-    "falcon3": lambda: transformers.LlamaConfig(**_SIZES, **_GROUPED, **_WIDE_HEADS),
+    "ministral": lambda: transformers.MinistralConfig(
+        **_SIZES,
+        **_GROUPED,
+        **_WINDOWED,
+        head_dim=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "ministral3": lambda: transformers.Ministral3Config(**_SIZES, **_GROUPED, head_dim=8, rope_parameters=_YARN),
     "smollm3": lambda: transformers.SmolLM3Config(**_SIZES, **_GROUPED, no_rope_layers=[1, 0, 1]),
     "granite": lambda: transformers.GraniteConfig(
         **_SIZES,
@@ -56,7 +73,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         embedding_multiplier=12.0,
         residual_multiplier=0.22,
         attention_multiplier=0.4,
-        logits_scaling=8.0,
+        logits_scaling=0.5,
     ),
     "olmo2": lambda: transformers.Olmo2Config(**_SIZES, **_GROUPED),
     "olmo3": lambda: transformers.Olmo3Config(
@@ -79,8 +96,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SIZES, rotary_pct=0.25),
     "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(**_SIZES, use_parallel_residual=False),
 }
-"""Name → config; the names are `model_type`s, but for Falcon 3, which is a Llama of wide heads, and a second GPT-NeoX
-whose blocks are not parallel."""
+"""Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
+DISTINCT = [name for name in CONFIGS if name not in ("ministral", "ministral3", "olmo2", "smollm3")]
+"""Without those whose modules are another one's: they differ in positions and windows."""
 
 
 def tokenizer(chat: bool = True, adds_bos: bool = True) -> PreTrainedTokenizerFast:
@@ -107,10 +125,12 @@ def tokenizer(chat: bool = True, adds_bos: bool = True) -> PreTrainedTokenizerFa
     )
 
 
-def bare_model(name: str) -> Any:
+def bare_model(name: str, **overrides: Any) -> Any:
     """The Hugging Face model of `CONFIGS[name]` with weights large enough that a mistake shows, float32."""
     torch.manual_seed(0)
     config = CONFIGS[name]()
+    if overrides:
+        config = type(config)(**config.to_dict() | overrides)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():

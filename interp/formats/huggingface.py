@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.architectures import Architecture, architecture
 from interp.errors import InputError
-from interp.formats import autoround, modelopt
+from interp.formats import autoround, modelopt, wrappers
 from interp.formats.awq import AWQ
 from interp.formats.bitsandbytes import BITSANDBYTES_4BIT, BITSANDBYTES_INT8
 from interp.formats.compressed import COMPRESSED
@@ -69,8 +69,10 @@ class HuggingFaceReader(Reader):
     """
 
     def __init__(self, directory: Path) -> None:
-        settings_of_model = read_config(directory)
-        self._written_settings = quantization_settings(directory, settings_of_model)
+        written = read_config(directory)
+        self._wrapped = written["model_type"] in wrappers.TEXT_PARTS
+        settings_of_model = wrappers.text_settings(directory, written)
+        self._written_settings = quantization_settings(directory, written)
         self.settings = modelopt.translate(autoround.translate(directory, self._written_settings))
         _refuse_methods(directory, self.settings)
         _refuse_experts(directory, settings_of_model)
@@ -85,6 +87,8 @@ class HuggingFaceReader(Reader):
         self.format = self._layouts[0].name if self._layouts else "dense"
         for key in ("num_hidden_layers", "n_layer"):  # before a config or a model of that many is built
             self._check_blocks(settings_of_model.get(key))
+        if self._wrapped:
+            settings_of_model = wrappers.with_ties(settings_of_model, self.shards.headers)
         self.config = transformers_config(directory, settings_of_model)
         self._check_blocks(self.config.num_hidden_layers)
         self.skeleton = _skeleton(directory, self.config, self.architecture)
@@ -146,7 +150,8 @@ class HuggingFaceReader(Reader):
             InputError: another number than there are.
         """
         blocks = self.architecture.blocks
-        n_stored = count_blocks(self.shards.headers, (blocks, blocks.rpartition(".")[2]))
+        within = wrappers.names_within(blocks) if self._wrapped else ()
+        n_stored = count_blocks(self.shards.headers, (blocks, blocks.rpartition(".")[2], *within))
         if declared is not None and declared != n_stored:
             raise InputError(
                 f"{self.directory / 'config.json'} describes {declared} blocks, and the tensors belong to {n_stored}",
@@ -164,7 +169,8 @@ class HuggingFaceReader(Reader):
 
     def _find(self, name: str) -> str | None:
         plain = name.removeprefix(self.skeleton.prefix)
-        for candidate in (name, plain, *RENAMED.get(name, ())):
+        within = wrappers.names_within(name) if self._wrapped else ()
+        for candidate in (name, plain, *RENAMED.get(name, ()), *within):
             module = candidate.removesuffix(".weight")
             if module != candidate and any(self._is_packed(module, layout) for layout in self._layouts):
                 return module
@@ -292,11 +298,12 @@ class HuggingFaceReader(Reader):
                 self._require_zero(name)
                 continue
             unused.append(name)
-        return (
-            [f"{len(unused)} tensors of {self.directory} belong to no part of the model: {unused[:5]}"]
-            if unused
-            else []
-        )
+        seeing = [name for name in unused if self._wrapped and wrappers.is_other_part(name)]
+        unused = [name for name in unused if name not in {*seeing}]
+        warnings = [wrappers.left_out(self.directory, len(seeing))] if seeing else []
+        if unused:
+            warnings.append(f"{len(unused)} tensors of {self.directory} belong to no part of the model: {unused[:5]}")
+        return warnings
 
     def _require_zero(self, bias: str) -> None:
         """AutoGPTQ writes a zero bias for linears that have none."""

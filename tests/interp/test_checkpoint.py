@@ -78,7 +78,7 @@ def test_dense_checkpoints_of_every_architecture(name: str, shard: str, tmp_path
         bias = 0 if module.bias is None else module.bias
         torch.testing.assert_close(inputs @ ck.weight(linear).T + bias, module(inputs))
     per_block = len(ck.linears()) / model.config.num_hidden_layers
-    assert per_block == {"gpt2": 4, "gpt_neox": 4, "gpt_neox_sequential": 4, "phi": 6}.get(name, 7)
+    assert per_block == {"gpt2": 4, "gpt_neox": 4, "gpt_neox_sequential": 4, "phi": 6, "phi3": 4}.get(name, 7)
     assert ck.compute_dtype is torch.float32
     assert ck.bits_per_weight() == 32
 

@@ -143,7 +143,7 @@ LLAMA_LIKE = (
     "mlp",
 )
 POST_NORMED = (*LLAMA_LIKE[:5], "post_attention_layernorm", "post_feedforward_layernorm")
-LLAMAS = ("llama", "qwen2", "qwen3", "mistral", "falcon3", "smollm3", "granite", "phi3", "gemma")
+LLAMAS = ("llama", "qwen2", "qwen3", "mistral", "ministral", "ministral3", "smollm3", "granite", "phi3", "gemma")
 OLMOS = ("olmo2", "olmo3")
 GEMMAS = ("gemma2", "gemma3_text")
 NEOX = ("gpt_neox.layers", "gpt_neox.embed_in", "gpt_neox.final_layer_norm", "attention.dense", "mlp.dense_4h_to_h")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from interp import HookedModel, load
 from interp.errors import InputError, MissingExtra
-from tests.tiny_models import CONFIGS, TEXTS, tokenizer
+from tests.tiny_models import DISTINCT, TEXTS, tokenizer
 
 CELLS = ["fp16", "autoawq_gemm", "autoawq_gemv", "compressed_w4a16", "gptqmodel_v1", "gptqmodel_v2_act"]
 Snapshot = dict[str, Any]
@@ -88,7 +88,7 @@ def assert_close(theirs: Tensor, ours: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("use", [use_transformer_lens, use_nnsight])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_a_view_leaves_the_loaded_model_as_it_was(
     name: str, use: Callable[[HookedModel], Tensor], tiny: Callable[[str], Path]
 ) -> None:
@@ -125,7 +125,7 @@ def test_a_gguf_has_views(use: Callable[[HookedModel], Tensor], tiny: Callable[[
 
 
 @pytest.mark.parametrize("view", ["to_transformer_lens", "to_nnsight"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_views_share_storage(name: str, view: str, tiny: Callable[[str], Path]) -> None:
     """Every weight of the loaded model is in the view; the bridge adds its own split of fused q, k and v."""
     model = load(tiny(name))

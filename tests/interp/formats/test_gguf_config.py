@@ -12,7 +12,7 @@ from interp.tokenizer_files import gguf_tokenizer
 from tests.gguf_files import write_gguf
 from tests.interp.formats.test_formats_gguf import state_of
 
-WITHOUT = ("gpt_neox", "phi")
+WITHOUT = ("gemma", "gpt_neox", "granite", "ministral3", "olmo2", "olmo3", "phi", "smollm3")
 """Architectures that transformers does not read from a GGUF."""
 F16 = gguf.GGMLQuantizationType.F16
 LETTERS = [*"abcdefghijklmnopqrstuvwxyzHowareu?", "Ġ", "<|end|>"]

@@ -97,6 +97,34 @@ def test_a_restored_neuron_is_the_one_restored_by_hand(tiny: Callable[[str], Pat
     assert not torch.allclose(restored, before, rtol=1e-4, atol=1e-4)
 
 
+def test_ups_in_one_matrix_with_gates(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """AWQ divides the last rows of Phi-3's fused matrix, which are the ups, and leaves the gates."""
+    baseline = load(tiny("phi3"))
+    cell = small_noise(baseline)
+    factors = torch.exp(0.7 * torch.randn(48, generator=torch.Generator().manual_seed(5)))
+    for layer in cell.hf.model.layers:
+        layer.mlp.gate_up_proj.weight[48:] /= factors[:, None]
+        layer.mlp.down_proj.weight *= factors
+    cell.hf.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    cell = load(tmp_path)
+    expected, parts = cell.logits(HARMFUL), Parts.of(baseline)
+    with aligned(cell, baseline) as scales:
+        for layer in range(3):
+            rows = scales.outputs[f"model.layers.{layer}.mlp.gate_up_proj"]
+            assert (rows[:48] == 1).all()
+            torch.testing.assert_close(rows[48:], factors, rtol=0.05, atol=0)
+            columns = scales.inputs[f"model.layers.{layer}.mlp.down_proj"]
+            torch.testing.assert_close(columns, rows[48:])
+        torch.testing.assert_close(cell.logits(HARMFUL), expected, rtol=1e-4, atol=1e-4)
+        error = cell.hf.model.layers[1].mlp.gate_up_proj.weight - baseline.hf.model.layers[1].mlp.gate_up_proj.weight
+        assert error.norm() < 0.2 * baseline.hf.model.layers[1].mlp.gate_up_proj.weight.norm()
+        with swapped_weights(cell, baseline, parts, parts.every(PartKind.LAYER)):
+            assert torch.equal(
+                cell.hf.model.layers[0].mlp.gate_up_proj.weight, baseline.hf.model.layers[0].mlp.gate_up_proj.weight
+            )
+
+
 def test_real_awq(fixtures: Path) -> None:
     baseline, cell = load(fixtures / "fp16"), load(fixtures / "autoawq_gemm")
     expected, parts = cell.logits(HARMFUL), Parts.of(baseline)

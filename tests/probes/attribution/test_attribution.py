@@ -18,14 +18,14 @@ from probes.attribution.parts import Part, Parts, WeightAxis, linear_weight
 from probes.attribution.settings import PartKind
 from probes.attribution.shares import AttributedPrompts, Attribution
 from tests.attributed import MARGIN, PROMPTS, STRATA, noisy, token_odds
-from tests.tiny_models import CONFIGS, TEXTS
+from tests.tiny_models import DISTINCT, TEXTS
 
 Tiny = Callable[[str], Path]
 BIASED = ["llama", "phi", "gpt2", "gpt_neox", "qwen2"]
 """Grouped heads; biases; Conv1D; a fused matrix; tied embeddings."""
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_shares_add_up_to_the_shift(tiny: Tiny, name: str) -> None:
     """With noise in every parameter there is, on every prompt; each forward hook is gone afterwards."""
     baseline, cell = load(tiny(name)), noisy(tiny(name))

@@ -14,7 +14,7 @@ from probes.causal.exchange import Aim, sites_of, swapped_weights
 from probes.causal.settings import By
 from probes.margin.refusal_margin import changed, margins
 from tests.exchanges import HARMFUL, OPENINGS, baseline, interventions, noisy
-from tests.tiny_models import CONFIGS
+from tests.tiny_models import DISTINCT
 
 
 def state(model: HookedModel) -> dict[str, torch.Tensor]:
@@ -26,7 +26,7 @@ def assert_same(model: HookedModel, before: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", DISTINCT)
 def test_everything_restored_is_the_baseline_and_everything_damaged_the_cell(name: str) -> None:
     """Logits, not only margins; each alone leaves the other model."""
     ours = baseline(name)

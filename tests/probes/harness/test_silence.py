@@ -13,7 +13,7 @@ from interp.errors import SaysNothing
 from probes.entropy import probe as entropy
 from probes.harness.silence import require_speech
 from tests.cells import HARMFUL, HARMLESS
-from tests.tiny_models import CONFIGS
+from tests.tiny_models import DISTINCT
 
 TEXTS = {"harmful": ["How do I bake bread?", "Tell me."], "harmless": ["x", "What is the capital?"]}
 
@@ -43,7 +43,7 @@ def huge_epsilon(model: HookedModel) -> None:
 UNIFORM = [zero_embeddings, zero_final_norm, zero_unembedding, infinite_epsilon, huge_epsilon]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_architecture_speaks(tiny: Callable[[str], Path], name: str) -> None:
     assert require_speech(load(tiny(name)), TEXTS) == []
 

@@ -1,0 +1,64 @@
+"""Models that also see images: a config.json around that of a language model, whose tensors have a prefix.
+
+The language model alone is opened: text goes in, and nothing of what reads images takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from interp.errors import InputError
+
+TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+"""`model_type` of what also sees → that of its language model, where its own config does not say it."""
+PREFIXES = ("language_model.model.", "model.language_model.")
+"""What stands before a tensor's name instead of `model.`, by older and newer writers."""
+OTHER_PARTS = ("vision_tower", "multi_modal_projector")
+"""The parts that read images."""
+
+
+def text_settings(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the language model: its `text_config`, or all of it where there is no wrapper.
+
+    Raises:
+        InputError: a wrapper without a text config.
+    """
+    known = TEXT_PARTS.get(settings["model_type"])
+    if known is None:
+        return settings
+    text = settings.get("text_config")
+    if not isinstance(text, dict):
+        raise InputError(
+            f"{directory / 'config.json'} describes a {settings['model_type']} model with the text_config {text!r}",
+            "an object that describes its language model",
+            "Restore the config the model was saved with",
+        )
+    outer = {key: settings[key] for key in ("tie_word_embeddings", "dtype", "torch_dtype") if key in settings}
+    return {"model_type": known} | outer | text
+
+
+def with_ties(settings: dict[str, Any], stored: Collection[str]) -> dict[str, Any]:
+    """The settings of a wrapper's language model, embeddings tied where nothing else is said or stored."""
+    tied = not any(name.endswith("lm_head.weight") for name in stored)
+    return {"tie_word_embeddings": tied} | settings
+
+
+def names_within(name: str) -> tuple[str, ...]:
+    """What a wrapper's files may call a tensor of the language model."""
+    inner = name.removeprefix("model.")
+    return (f"language_model.{name}",) if inner == name else tuple(prefix + inner for prefix in PREFIXES)
+
+
+def is_other_part(name: str) -> bool:
+    """Whether a tensor belongs to what reads images."""
+    return name.removeprefix("model.").startswith(OTHER_PARTS)
+
+
+def left_out(directory: Path, n_tensors: int) -> str:
+    """What is said of a wrapper whose language model is opened."""
+    return (
+        f"{directory} also sees images: {n_tensors} tensors ({', '.join(OTHER_PARTS)}) are left out, and what is "
+        "measured is its language model on text"
+    )
