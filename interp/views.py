@@ -27,9 +27,10 @@ def to_transformer_lens(model: HookedModel) -> Any:
 
     Raises:
         MissingExtra: transformer-lens is not installed.
-        InputError: a `capture` or `intervene` of the model is open.
+        InputError: a `capture` or `intervene` of the model is open; TransformerLens does not know the architecture.
     """
     try:
+        from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
         from transformer_lens.model_bridge import TransformerBridge
     except ImportError as error:
         raise MissingExtra("transformer-lens", "lens", "A TransformerLens view") from error
@@ -40,6 +41,12 @@ def to_transformer_lens(model: HookedModel) -> Any:
     named = {"name_or_path": tokenizer.name_or_path}  # missing where it was made in memory
     tokenizer.init_kwargs = {**named, **tokenizer.init_kwargs, "add_bos_token": True}
     hf.config.architectures = [type(hf).__name__]
+    if type(hf).__name__ not in SUPPORTED_ARCHITECTURES:
+        raise InputError(
+            f"TransformerLens has no bridge for {hf.config.model_type} models ({type(hf).__name__})",
+            "an architecture that the installed TransformerLens knows",
+            "Use HookedModel.run_with_cache, whose hooks have the same names, or to_nnsight",
+        )
     return TransformerBridge.boot_transformers(
         hf.name_or_path or hf.config.model_type,
         hf_model=hf,

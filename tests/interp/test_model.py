@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from interp import HookedModel, complete, load, open_checkpoint
 from interp.chat import render
@@ -431,3 +431,20 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
     with pytest.raises(InputError, match="shape"):
         load(tmp_path)
+
+
+def test_falcon_3_is_a_llama_of_wide_heads(tmp_path: Path) -> None:
+    """Its config.json says `"model_type": "llama"` and a head_dim of its own: the row of Llama is right for it."""
+    config = LlamaConfig(**CONFIGS["llama"]().to_dict() | {"head_dim": 12})
+    torch.manual_seed(0)
+    bare = LlamaForCausalLM(config).eval()
+    bare.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    model = load(tmp_path)
+    acts = model.activations(TEXTS, ["blocks.1.attn.hook_z", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_mid"])
+    assert acts["blocks.1.attn.hook_z"].shape == (len(TEXTS), 4, 12)
+    added = acts["blocks.1.attn.hook_z"].flatten(1) @ bare.model.layers[1].self_attn.o_proj.weight.detach().T
+    torch.testing.assert_close(acts["blocks.1.hook_resid_pre"] + added, acts["blocks.1.hook_resid_mid"])
+    ids = torch.tensor(model.token_ids(TEXTS[:1]))
+    with torch.no_grad():
+        assert torch.equal(model.hf(ids).logits, bare(ids).logits)

@@ -28,6 +28,14 @@ OWN: dict[str, dict[str, Any]] = {
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "layer_types": None},
     "olmo3": {"num_hidden_layers": 4, "layer_types": [*["sliding_attention"] * 3, "full_attention"]},
     "phi3": {"sliding_window": None},
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "llama_4_scaling_beta": 0.0,
+            "original_max_position_embeddings": 96,
+        }
+    },
 }
 """Settings that llama.cpp has built in, and that a config must have to be converted."""
 METADATA: dict[str, dict[str, Any]] = {"olmo3": {"attention__sliding_window_pattern": [True, True, True, False]}}
@@ -52,7 +60,7 @@ def logits_of_llama_cpp(file: Path, ids: list[int]) -> torch.Tensor:
         model.close()
 
 
-@pytest.mark.parametrize("name", ["gemma", "granite", "llama", "olmo2", "olmo3", "phi3", "smollm3"])
+@pytest.mark.parametrize("name", ["gemma", "granite", "llama", "ministral3", "olmo2", "olmo3", "phi3", "smollm3"])
 def test_llama_cpp_computes_the_model_that_the_reader_reads(name: str, tmp_path: Path) -> None:
     model = bare_model(name, **OWN.get(name, {}))
     row = ARCHITECTURES[name]
