@@ -82,7 +82,7 @@ def last_logits(model: HookedModel, prompts: Sequence[Sequence[int]]) -> Float[T
     """Logits of the first generated token of each prompt, float32 on the CPU, one prompt at a time."""
     with torch.no_grad():
         rows = [
-            model.hf(torch.tensor([list(ids)], device=model.hf.device), use_cache=False, logits_to_keep=1).logits[0, -1]
+            model.hf(torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1).logits[0, -1]
             for ids in prompts
         ]
     return torch.stack(rows).float().cpu()
@@ -102,7 +102,7 @@ def _steps(
     """
     from transformers import DynamicCache
 
-    step, mask = _left_padded(prompts, model.hf.device)
+    step, mask = _left_padded(prompts, model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     rows = list(range(len(prompts)))

@@ -50,36 +50,67 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, pla
     Raises:
         InputError: a tensor the model has no place for, one of another shape, or a parameter without a tensor.
     """
-    places: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
-    missing = set(places)
-    for name in checkpoint.names():
-        if name not in places:
-            _refuse_unexpected(model, checkpoint, name)
-            continue
-        tensor = checkpoint.tensor(name, dtype=dtype)
-        if tensor.shape != places[name].shape:
-            raise InputError(
-                f"{checkpoint.path}: the tensor {name} has shape {tuple(tensor.shape)}",
-                f"{tuple(places[name].shape)}, as config.json says",
-                "Check that config.json belongs to these weights",
-            )
-        if not _finite(tensor):
-            raise NotFinite(
-                f"The tensor {name} of {checkpoint.path} holds NaN or infinity in {dtype}",
-                "finite weights",
-                "Download or write the checkpoint again; if it is whole, use float32 or bfloat16",
-            )
-        # A copy: the checkpoint's tensor may be the file's own mapped memory, and a model's weights may be edited.
-        _set(model, name, tensor.to(placement(name), copy=True))
-        missing.discard(name)
+    tensors = sources(model, checkpoint)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    missing = {name for name, source in tensors.items() if name != source}
+    for name in tensors:
+        if name not in missing:
+            put(model, name, read_dense(checkpoint, name, shapes[name], dtype, placement(name)))
     _untie(model, missing)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
-    if missing:
+
+
+def sources(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+    """Name of each of the model's tensors → the checkpoint's that it is: its own, or the one it is tied to.
+
+    Raises:
+        InputError: a tensor the model has no place for, or a parameter without a tensor.
+    """
+    names, stored = list(model.state_dict(keep_vars=True)), checkpoint.names()
+    for name in set(stored) - set(names):
+        _refuse_unexpected(model, checkpoint, name)
+    found = {name: name if name in set(stored) else model.all_tied_weights_keys.get(name, name) for name in names}
+    if missing := {name for name, source in found.items() if source not in stored}:
         raise InputError(
             f"{checkpoint.path} has no tensor for {_listing(missing)}",
             "every parameter of the model in the checkpoint",
             "Download the checkpoint again, or check that config.json belongs to these weights",
         )
+    return found
+
+
+def read_dense(
+    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """A tensor as a model computes with it, in memory of its own: the checkpoint's may be the file's mapped memory, and
+    a model's weights may be edited.
+
+    Args:
+        checkpoint: that has it.
+        name: of the tensor.
+        shape: what the config says it is.
+        dtype: of the result.
+        device: where it is put.
+
+    Raises:
+        InputError: it has another shape.
+        NotFinite: it holds NaN or infinity.
+    """
+    tensor = checkpoint.tensor(name)
+    if tensor.shape != shape:
+        raise InputError(
+            f"{checkpoint.path}: the tensor {name} has shape {tuple(tensor.shape)}",
+            f"{shape}, as config.json says",
+            "Check that config.json belongs to these weights",
+        )
+    tensor = tensor.to(device, dtype, copy=True)
+    if not _finite(tensor):
+        raise NotFinite(
+            f"The tensor {name} of {checkpoint.path} holds NaN or infinity in {dtype}",
+            "finite weights",
+            "Download or write the checkpoint again; if it is whole, use float32 or bfloat16",
+        )
+    return tensor
 
 
 def _untie(model: PreTrainedModel, missing: set[str]) -> None:
@@ -109,7 +140,8 @@ def _refuse_unexpected(model: PreTrainedModel, checkpoint: Checkpoint, name: str
         )
 
 
-def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+def put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Let a tensor be the parameter or buffer of this name."""
     parent_name, _, leaf = name.rpartition(".")
     parent = model.get_submodule(parent_name)
     if leaf in parent._parameters:

@@ -28,11 +28,13 @@ from interp.errors import InputError
 from interp.generation import BATCH_SIZE, MAX_NEW_TOKENS, Completion, generate_with_cache, generate_with_hooks
 from interp.hooks import Hooks, Intervention, Names
 from interp.loading import device_of, empty_model, fill, surroundings
+from interp.passes import Pass, in_memory, unembed_only
 from interp.positions import Position
 from interp.running import Hook, run_with_cache, run_with_hooks
 
 if TYPE_CHECKING:
     from interp.checkpoint import Checkpoint
+    from interp.streaming.streamed import Streamed
 
 
 Consumer = Callable[[dict[str, Tensor], Int[Tensor, " batch"]], object]
@@ -47,6 +49,7 @@ class HookedModel:
         tokenizer: its tokenizer.
         checkpoint: where the weights came from.
         architecture: its row in the table of architectures.
+        streamed: reads the weights part by part where they are not in memory (`load(…, stream=True)`), else None.
 
     Example:
         >>> model = load("path/to/model-AWQ")
@@ -54,18 +57,25 @@ class HookedModel:
     """
 
     def __init__(
-        self, hf: Any, tokenizer: Any, architecture: Architecture, checkpoint: Checkpoint | None = None
+        self,
+        hf: Any,
+        tokenizer: Any,
+        architecture: Architecture,
+        checkpoint: Checkpoint | None = None,
+        streamed: Streamed | None = None,
     ) -> None:
         self.hf = hf
         self.tokenizer = tokenizer
         self.architecture = architecture
         self.checkpoint = checkpoint
+        self.streamed = streamed
         self.hooks = Hooks(hf, architecture, hf.config)
 
     def __repr__(self) -> str:
         stored = self.checkpoint
         where = "made in memory" if stored is None else f"{stored.path.name} ({stored.stored_as()})"
-        computing = f"{str(self.hf.dtype).removeprefix('torch.')} on {self.hf.device}"
+        computing = f"{str(self.hf.dtype).removeprefix('torch.')} on {self.device}"
+        computing += "" if self.streamed is None else ", streamed"
         return (
             f"<HookedModel {where}: {self.architecture.model_type}, {self.n_layers} blocks, {computing}, "
             f"{len(self.hook_names)} hooks>"
@@ -75,6 +85,11 @@ class HookedModel:
     def config(self) -> Any:
         """The transformers config, without a quantization config."""
         return self.hf.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes its inputs."""
+        return self.hf.device if self.streamed is None else self.streamed.device
 
     @property
     def n_layers(self) -> int:
@@ -175,10 +190,32 @@ class HookedModel:
             InputError: as `activations`.
         """
         names = self.hooks.select(names)
-        for batch in self.batches(texts, position, chat, batch_size):
-            with torch.no_grad(), self.hooks.capture(names, batch.at_position) as acts:
-                self.hf.base_model(**batch.inputs, use_cache=False)
-            consume({name: acts[name].float().cpu() for name in names}, batch.indices)
+        read = list(self.batches(texts, position, chat, batch_size))
+        computed = self.run(Pass(batch.inputs, batch.positions[:, None], names) for batch in read)
+        for batch, activations in zip(read, computed, strict=True):
+            consume({name: activations[name][:, 0].float().cpu() for name in names}, batch.indices)
+
+    def run(self, passes: Iterable[Pass]) -> Iterator[dict[str, Tensor]]:
+        """Forward passes in order, under the hooks that are open: what everything here computes with.
+
+        Args:
+            passes: what is read and what is kept of each.
+
+        Yields:
+            What is kept of each pass, by name, [batch, kept, …], in the model's dtype.
+        """
+        if self.streamed is None:
+            return in_memory(self.hf, self.hooks, passes)
+        return self.streamed.run(self.hooks, passes)
+
+    def expect(self, passes: Iterable[Pass]) -> None:
+        """Announce passes that will be asked for, so that a streamed model computes them in one read of its weights.
+
+        Args:
+            passes: as they will be given to `run`, by whatever method; a model in memory has no use for it.
+        """
+        if self.streamed is not None:
+            self.streamed.expect(passes)
 
     def run_with_cache(
         self,
@@ -383,7 +420,7 @@ class HookedModel:
         texts = as_texts(texts)
         if not texts:
             raise InputError("There are no prompts", "at least one")
-        return batches(self.token_ids(texts, chat), position, batch_size, self.hf.device, at_most, budget)
+        return batches(self.token_ids(texts, chat), position, batch_size, self.device, at_most, budget)
 
     def token_ids(self, texts: str | Sequence[str], chat: bool = False) -> list[list[int]]:
         """Tokens of every text, with exactly one BOS where the model has one.
@@ -435,8 +472,7 @@ class HookedModel:
         Args:
             select: [batch, pos, d_model] → [batch, chosen, d_model]; the logits are then [batch, chosen, vocab].
         """
-        unembedding = self.hf.get_output_embeddings()
-        return unembedding.register_forward_pre_hook(lambda _, args: (select(args[0]),))
+        return unembed_only(self.hf, select)
 
     def to_transformer_lens(self) -> Any:
         """This model as TransformerLens' `TransformerBridge`, on the same weights; see `interp.views`."""
@@ -452,22 +488,27 @@ class HookedModel:
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     like: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    stream: bool = False,
 ) -> HookedModel:
     """Open a checkpoint of any format as a hooked model with dense weights.
 
     Args:
-        path: a checkpoint directory, a .gguf file, or a hub id; nothing is downloaded for a path that exists.
+        path: a checkpoint directory, a .gguf file, or a hub id; nothing is downloaded for a path that exists. Or a
+            checkpoint that is open.
         like: the baseline that a GGUF takes its config and tokenizer from.
         dtype: of every parameter. Default: the checkpoint's own on an accelerator; float32 on the CPU, which holds
             every float16 and bfloat16 weight exactly and where half-precision sums are slower and rounded more
             coarsely. Give both cells of a pair the same one.
         device: default the CPU.
         device_map: spread over devices by accelerate ("auto", or {module: device}) instead of `device`.
+        stream: hold one block of the weights at a time and read them from the file when they are needed: all passes
+            of a call go through the model together, for one read of it. Numbers are the same. Not for gradients, and
+            slow for generation, which reads the weights once a token.
 
     Raises:
         InputError: not a checkpoint that can be read; a tensor missing, unexpected or of the wrong shape.
@@ -476,26 +517,44 @@ def load(
         >>> baseline = load("path/to/model")
         >>> cell = load("path/to/model-Q4_K_M.gguf", like="path/to/model", dtype=baseline.hf.dtype)
     """
-    from interp.checkpoint import open_checkpoint
+    from interp.checkpoint import Checkpoint, open_checkpoint
 
-    checkpoint = open_checkpoint(path)
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
     beside = surroundings(checkpoint, like)
-    target = _device(device)
+    target = usable_device(device)
     if dtype is None:
-        dtype = torch.float32 if target.type == "cpu" and device_map is None else checkpoint.compute_dtype
+        dtype = checkpoint.compute_dtype if device_map is not None else usual_dtype(checkpoint, target)
     hf: Any = empty_model(beside.config, dtype)
-    if device_map is None:
+    streamed = None
+    if stream:
+        streamed = _streamed(hf, checkpoint, dtype, target, device_map)
+    elif device_map is None:
         fill(hf, checkpoint, dtype, lambda _: target)
         hf.to(target)
     else:
         _fill_and_dispatch(hf, checkpoint, dtype, device_map)
     if beside.generation_config is not None:
         hf.generation_config = beside.generation_config
-    return HookedModel(hf, beside.tokenizer, architecture(hf.config.model_type), checkpoint)
+    return HookedModel(hf, beside.tokenizer, architecture(hf.config.model_type), checkpoint, streamed)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, found out before any weight is read.
+def _streamed(
+    hf: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, device_map: object
+) -> Streamed:
+    from interp.streaming.streamed import Streamed
+
+    if device_map is not None:
+        raise InputError("A streamed model is on one device", "no device_map", "Give a device instead")
+    return Streamed(hf, architecture(hf.config.model_type), checkpoint, dtype, device)
+
+
+def usual_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """In what a checkpoint computes where nothing else is asked for; see `load`."""
+    return torch.float32 if device.type == "cpu" else checkpoint.compute_dtype
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, the CPU if None, found out before any weight is read.
 
     Raises:
         InputError: there is no such device.

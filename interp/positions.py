@@ -48,11 +48,6 @@ class Places:
         """The mask as a cache has it: without the dimension of positions where there is none."""
         return self.mask[:, 0] if self.single else self.mask
 
-    def take(self, rows: Tensor, activation: Tensor) -> Tensor:
-        """[batch, pos, …] of the texts `rows` → [batch, positions, …]."""
-        index = self.index[rows].to(activation.device)
-        return activation[torch.arange(len(index), device=activation.device)[:, None], index]
-
     def squeeze(self, activation: Tensor) -> Tensor:
         """[batch, positions, …] as a cache has it."""
         return activation[:, 0] if self.single else activation

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from interp.batching import batches
@@ -17,12 +16,12 @@ from interp.cache import ActivationCache, Rows
 from interp.chat import as_texts
 from interp.errors import InputError
 from interp.hooks import Names
+from interp.passes import LOGITS, Pass
 from interp.positions import Places, Position
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
 
-LOGITS = "logits"
 Hook = tuple[Names, Callable[..., Tensor | None]]
 """Names of hooks, and the function that is called at each of them."""
 
@@ -150,19 +149,15 @@ def passes(
         rowing: told before each pass which texts it computes.
         skip: whether the pass over these texts is left out.
     """
-    for batch in batches(prepared.token_ids, -1, batch_size, model.hf.device):
-        indices = batch.indices.tolist()
-        if skip(indices):
-            continue
-        if rowing is not None:
-            rowing.tell(indices)
-        take = partial(prepared.places.take, batch.indices)
-        with torch.no_grad(), model.hooks.capture(names, take) as acts, model.unembed_only(take):
-            if logits:
-                acts[LOGITS] = model.hf(**batch.inputs, use_cache=False).logits
-            else:
-                model.hf.base_model(**batch.inputs, use_cache=False)
-        yield batch.indices, {name: prepared.places.squeeze(acts[name]) for name in [*names, *[LOGITS] * logits]}
+    told = (rowing or prepared.rowing()).tell
+    asked = [
+        (batch.indices, Pass(batch.inputs, prepared.places.index[batch.indices], names, logits, partial(told, indices)))
+        for batch in batches(prepared.token_ids, -1, batch_size, model.device)
+        if not skip(indices := batch.indices.tolist())
+    ]
+    computed = model.run(one for _, one in asked)
+    for (which, one), activations in zip(asked, computed, strict=True):
+        yield which, {name: prepared.places.squeeze(activations[name]) for name in one.kept}
 
 
 def run_with_cache(

@@ -19,7 +19,7 @@ def fitting_threads(model: HookedModel) -> int | None:
     """1 for a small model on the CPU, unless `OMP_NUM_THREADS` is set; None for what PyTorch takes by itself."""
     blocks = model.hf.get_submodule(model.architecture.blocks)
     largest = max((weight.numel() for weight in blocks.parameters()), default=0)
-    small = largest < SMALL and model.hf.device.type == "cpu"
+    small = largest < SMALL and model.device.type == "cpu"
     return 1 if small and "OMP_NUM_THREADS" not in os.environ else None
 
 

@@ -9,7 +9,7 @@ import typer
 
 from interp import cli
 from probes.harness import tables
-from probes.harness.options import Options, with_options
+from probes.harness.options import Options, with_streaming
 
 COLUMNS: tables.Columns = {
     "cell": tables.text("cell"),
@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@with_options
+@with_streaming
 def main(
     options: Options,
     outcomes: Annotated[

@@ -69,7 +69,7 @@ def log_probabilities(model: HookedModel, given: Prefilled, position: int) -> Fl
     """
     rows, read = given.before(position)
     values = torch.full((len(given.prompts), model.hf.get_output_embeddings().weight.shape[0]), nan)
-    for batch in batches(read, -1, None, model.hf.device, TEXTS_AT_ONCE):
+    for batch in batches(read, -1, None, model.device, TEXTS_AT_ONCE):
         with torch.no_grad(), model.unembed_only(_at(batch)):
             logits = model.hf(**batch.inputs, use_cache=False).logits[:, 0]
         values[torch.tensor(rows)[batch.indices]] = logits.float().log_softmax(-1).cpu()
@@ -104,7 +104,7 @@ def margin(
         forced = torch.tensor([given.forced[row][position] for row in rows])
         values[rows] = _log_odds(next_token[rows], forced)
         return values
-    runs = MarginRuns(len(read), tuple(batches(read, -1, None, model.hf.device, TEXTS_AT_ONCE)), openings)
+    runs = MarginRuns(len(read), tuple(batches(read, -1, None, model.device, TEXTS_AT_ONCE)), openings)
     values[rows] = runs.margins(model).double()
     return values
 

@@ -6,7 +6,7 @@ import typer
 
 from interp import cli
 from probes.harness import tables
-from probes.harness.options import Options, with_options
+from probes.harness.options import Options, with_streaming
 
 COLUMNS: tables.Columns = {
     "cell": tables.text("cell"),
@@ -22,7 +22,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@with_options
+@with_streaming
 def main(options: Options) -> None:
     """The refusal direction at every layer: norm, and cosine to the baseline's (◀ marks the study's layer)."""
     from probes.direction.probe import measure

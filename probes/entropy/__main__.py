@@ -6,7 +6,7 @@ import typer
 
 from interp import cli
 from probes.harness import tables
-from probes.harness.options import Options, with_options
+from probes.harness.options import Options, with_streaming
 
 COLUMNS: tables.Columns = {
     "cell": tables.text("cell"),
@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@with_options
+@with_streaming
 def main(options: Options) -> None:
     """Entropy (nats) of the first answer token, and its shift from the baseline."""
     from probes.entropy.probe import measure

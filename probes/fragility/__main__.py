@@ -10,7 +10,7 @@ import typer
 from interp import cli
 from probes.fragility.settings import BITS, DRAWS, GROUP
 from probes.harness import tables
-from probes.harness.options import Options, with_options
+from probes.harness.options import NOT_STREAMED, Options, with_options
 from probes.margin.settings import Source
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@partial(with_options, without={"quantized": [], "force": False})
+@partial(with_options, without={"quantized": [], "force": False, **NOT_STREAMED})
 def main(
     options: Options,
     bits: Annotated[

@@ -9,7 +9,7 @@ import typer
 from interp import cli
 from probes.geometry.settings import COMPONENTS, DRAWS, FEWEST_DRAWS
 from probes.harness import tables
-from probes.harness.options import Options, with_options
+from probes.harness.options import Options, with_streaming
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -58,7 +58,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@with_options
+@with_streaming
 def main(
     options: Options,
     components: Annotated[int, typer.Option(min=0, help="Principal components beside the means.")] = COMPONENTS,

@@ -46,7 +46,7 @@ class Cells(Models):
 
     Args:
         paths: name → directory, .gguf file or hub id.
-        baseline: gives the dtype, the tokenizer and, to a GGUF, the config.
+        baseline: gives the dtype, the tokenizer and, to a GGUF, the config; cells are streamed if it is.
         device: where the models are put.
 
     Raises:
@@ -63,9 +63,11 @@ class Cells(Models):
         self._like = None if origin is None else origin.path
         self._dtype = baseline.hf.dtype
         self._device = device
+        self._stream = baseline.streamed is not None
 
     def __getitem__(self, name: str) -> HookedModel:
-        return load(self.checkpoints[name].path, like=self._like, dtype=self._dtype, device=self._device)
+        stored, like = self.checkpoints[name].path, self._like
+        return load(stored, like=like, dtype=self._dtype, device=self._device, stream=self._stream)
 
     def __contains__(self, name: object) -> bool:
         return name in self.checkpoints  # else it would be opened to find out
@@ -258,7 +260,7 @@ def _ready(
     settings = {
         "position": -1,
         "dtype": str(baseline.hf.dtype).removeprefix("torch."),
-        "device": str(baseline.hf.device),
+        "device": str(baseline.device),
         **options,
         **rendering,
         BASELINE: described(baseline.checkpoint),

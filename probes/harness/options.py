@@ -84,6 +84,13 @@ class Options:
     batch_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Prompts per forward pass.", show_default="by length")
     ] = None
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            help="Hold one block of weights at a time, read when it is needed.",
+            show_default="where the pair would not fit into memory",
+        ),
+    ] = None
 
     def inputs(self) -> tuple[HookedModel, Cells, PromptSet, PromptSet]:
         """The first four arguments of every probe's `measure`: baseline, cells (still closed), harmful, harmless.
@@ -94,15 +101,15 @@ class Options:
         """
         import torch
 
-        from interp.model import load
         from interp.threads import fit_threads
         from probes.harness.comparison import Cells
+        from probes.harness.opening import open_model
 
         check_writable(self.out)
         paths = cell_paths(self.quantized)
         harmful, harmless = self._prompts()
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
-        baseline = load(self.baseline, dtype=dtype, device=self.device)
+        baseline = open_model(self.baseline, dtype, self.device, self.stream)
         fit_threads(baseline)
         return baseline, Cells(paths, baseline, self.device), harmful, harmless
 
@@ -134,8 +141,12 @@ class Options:
         return {"template": self.chat_template, "force": self.force, "batch_size": self.batch_size}
 
 
+NOT_STREAMED: Mapping[str, Any] = MappingProxyType({"stream": False})
+"""For commands that compute gradients or generate much, and so need the whole model."""
+
+
 def with_options(
-    command: Callable[..., None], without: Mapping[str, Any] = MappingProxyType({}), **defaults: Any
+    command: Callable[..., None], without: Mapping[str, Any] = NOT_STREAMED, **defaults: Any
 ) -> Callable[..., None]:
     """Give a command the options of `Options` beside its own: `command(options, **own)`.
 
@@ -158,6 +169,10 @@ def with_options(
     keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*common.values(), *own)]
     wrapper.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
     return wrapper
+
+
+with_streaming = functools.partial(with_options, without={})
+"""`with_options` for commands that take what they need in a few passes of all prompts: they have `--stream`, too."""
 
 
 def cell_paths(given: list[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import typer
 
 from interp import cli
 from probes.harness import tables
-from probes.harness.options import Options, with_options
+from probes.harness.options import Options, with_streaming
 from probes.margin.settings import Source
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@with_options
+@with_streaming
 def main(
     options: Options,
     openings: Annotated[Source, typer.Option(help="Whose refusal openings.")] = "baseline",

@@ -75,7 +75,7 @@ def open_cells(sources: Any, baseline: HookedModel) -> Opened:
     if any(isinstance(source, HookedModel) for source in named.values()):
         opened = OpenedCells({n: _path(s) for n, s in named.items() if not isinstance(s, HookedModel)}, baseline)
         return {name: s if isinstance(s, HookedModel) else opened[name] for name, s in named.items()}
-    return OpenedCells({name: _path(source) for name, source in named.items()}, baseline, str(baseline.hf.device))
+    return OpenedCells({name: _path(source) for name, source in named.items()}, baseline, str(baseline.device))
 
 
 def _named(sources: Any) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ import typer
 
 from interp import cli
 from probes.harness import tables
-from probes.harness.options import Options, with_options
+from probes.harness.options import Options, with_streaming
 from probes.neurons.settings import DRAWS, FEWEST_DRAWS, MOST_DRAWS, Site
 
 COLUMNS: tables.Columns = {
@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@with_options
+@with_streaming
 def main(
     options: Options,
     site: Annotated[list[Site], typer.Option(help="Which units; give the option again for more.")] = list(Site),  # noqa: B006

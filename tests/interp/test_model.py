@@ -123,13 +123,13 @@ def test_no_parameter_is_initialized_and_no_second_copy_of_the_weights_is_made(t
     assert all(parameter.is_meta for parameter in hf.parameters())
     read: list[weakref.ref[Tensor]] = []
 
-    def tensor(name: str, dtype: torch.dtype) -> Tensor:
+    def tensor(name: str) -> Tensor:
         assert all(reference() is None for reference in read[:-1]), (
             "the tensors before the last one are still in memory"
         )
         full = checkpoint.tensor(name)
         read.append(weakref.ref(full))
-        return full.to(dtype)
+        return full
 
     fill(hf, SimpleNamespace(names=checkpoint.names, tensor=tensor, path="x"), torch.float16, lambda _: CPU)  # type: ignore[arg-type]
     assert len(read) == len(checkpoint.names())
@@ -142,9 +142,7 @@ def fill_llama(change: Callable[[dict[str, Tensor]], Any]) -> None:
 
     tensors = dict(bare_model("llama").state_dict())
     change(tensors)
-    checkpoint: Any = SimpleNamespace(
-        path="here", names=lambda: list(tensors), tensor=lambda name, dtype: tensors[name]
-    )
+    checkpoint: Any = SimpleNamespace(path="here", names=lambda: list(tensors), tensor=lambda name: tensors[name])
     fill(empty_model(CONFIGS["llama"](), torch.float32), checkpoint, torch.float32, lambda _: CPU)
 
 
