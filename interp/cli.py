@@ -50,6 +50,7 @@ class Exit(IntEnum):
     NOTHING_MEASURED = 4
     PARTLY_MEASURED = 5
     UNRESOLVED = 6
+    REQUEUE = 75
     INTERRUPTED = 130
 
 
@@ -93,6 +94,37 @@ def resumable(kept: Callable[[], bool]) -> Iterator[None]:
         raise
 
 
+class Requeue(KeyboardInterrupt):
+    """A scheduler told a job to stop; the same command goes on with it."""
+
+
+@contextmanager
+def requeueing() -> Iterator[Callable[[], bool]]:
+    """For the jobs of a scheduler: inside, SIGTERM raises `Requeue`, and the command ends with exit code 75.
+
+    Yields:
+        Whether SIGUSR1 was sent, which asks to finish what is under way and to raise `Requeue` then.
+    """
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Requeue
+
+    handlers = {signal.SIGTERM: stop} | ({signal.SIGUSR1: ask} if hasattr(signal, "SIGUSR1") else {})
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield lambda: asked
+    except Requeue as requeue:
+        raise typer.Exit(Exit.REQUEUE) from requeue
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def run(app: typer.Typer) -> None:
     """Run a command line: bad input is one paragraph on standard error and exit code 2, a bug keeps its traceback.
 
@@ -107,15 +139,19 @@ def run(app: typer.Typer) -> None:
     except InputError as error:
         _bad_input(error)
     except SystemExit as ended:
-        if ended.code == Exit.INTERRUPTED:  # what typer makes of Ctrl-C
-            log.print("; ".join(["interrupted", *_notes(ended)]), style="yellow", highlight=False)
-            _leave(Exit.INTERRUPTED)
+        if isinstance(ended.code, int) and ended.code in _STOPPED:
+            log.print("; ".join([_STOPPED[ended.code], *_notes(ended)]), style="yellow", highlight=False)
+            _leave(ended.code)
         _flush()
         raise
     except Exception as error:  # libraries raise kinds of their own for a full disk
         if (trouble := trouble_with_disk(error)) is None:
             raise
         _bad_input(trouble)
+
+
+_STOPPED: dict[int, str] = {Exit.INTERRUPTED: "interrupted", Exit.REQUEUE: "stopped"}
+"""Exit code → what is said of it; the first is what typer makes of Ctrl-C."""
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -38,22 +38,60 @@ def init(file: File = Path("study.toml")) -> None:
 
 
 @app.command()
-def run(file: File, out: Out = None, wide: cli.Wide = False) -> None:
-    """Measure what is missing or stale.
+def run(
+    file: File,
+    out: Out = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N|auto",
+            help="Measure a share of the models, and no tables (`merge` writes them); auto: of a Slurm array.",
+        ),
+    ] = "",
+    failed_only: Annotated[bool, typer.Option("--failed-only", help="Measure only what failed before.")] = False,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="With --shard: the study was changed on purpose since other shards ran.")
+    ] = False,
+    wide: cli.Wide = False,
+) -> None:
+    """Measure what is missing or stale; several may do so in one folder, each measures other models.
 
     Exit codes: 0 all is measured, 2 bad input, 3 a bound is exceeded, 4 nothing could be measured or nothing says that
-    a bound holds, 5 some cells failed, 6 too few prompts to tell whether a bound holds.
+    a bound holds, 5 some cells failed or are left to other workers, 6 too few prompts to tell whether a bound holds,
+    75 stopped by SIGTERM at once, or by SIGUSR1 after the part under way: the same command goes on.
     """
-    from probes.study.reader import read_study
-    from probes.study.run import run_study
-    from probes.study.terminal import exit_code, show
+    with cli.requeueing() as stop:
+        from probes.study.reader import read_study
+        from probes.study.run import run_study
+        from probes.study.shards import Shard
+        from probes.study.terminal import exit_code, show, show_shard
 
-    study = read_study(file)
-    path = _out(study, file, out)
-    with cli.resumable(lambda: any(path.glob("*/parts/*/*.key.json"))):
-        study_run = run_study(study, path)
+        study = read_study(file)
+        path = _out(study, file, out)
+        share = Shard.parse(shard) if shard else None
+        with cli.resumable(lambda: any(path.glob("*/parts/*/*.key.json"))):
+            study_run = run_study(study, path, shard=share, failed_only=failed_only, changed=changed, stop=stop)
+    if share is not None:
+        raise typer.Exit(show_shard(study_run, share))
     show(study_run)
     raise typer.Exit(exit_code(study_run))
+
+
+@app.command()
+def merge(
+    where: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="The study file, or a run folder.")],
+    out: Out = None,
+    wide: cli.Wide = False,
+) -> None:
+    """Write matrix and report from what is there, for example when all shards are over. Exit codes as of `run`."""
+    from probes.study.reader import read_study
+    from probes.study.run import merge_study
+    from probes.study.terminal import exit_code, show
+
+    study = None if where.is_dir() else read_study(where)
+    merged = merge_study(where if study is None else _out(study, where, out), study)
+    show(merged)
+    raise typer.Exit(exit_code(merged))
 
 
 @app.command()
@@ -63,7 +101,7 @@ def status(
     as_json: AsJson = False,
     wide: cli.Wide = False,
 ) -> None:
-    """What is done, stale, failed or missing."""
+    """What is done, stale, failed or missing, and who is at it."""
     import json
 
     from interp.cli import console
@@ -71,7 +109,8 @@ def status(
     from probes.study.reader import read_study
     from probes.study.run import records_of, study_of
     from probes.study.state import RunFolder, as_table, other_versions
-    from probes.study.terminal import status_summary, step_columns, wide_table
+    from probes.study.terminal import WORKERS, status_summary, step_columns, wide_table
+    from probes.study.workers import roster
 
     if where.is_dir():
         study, path = study_of(where), where
@@ -80,15 +119,19 @@ def status(
         path = _out(study, where, out)
     folder = RunFolder.at(path)
     records = records_of(study, folder, looking=where.is_dir())
-    table = as_table(records)
+    table, workers = as_table(records), roster(path)
     for line in other_versions(folder, records):
         cli.warn(line)
     if as_json:
-        typer.echo(json.dumps({"run": str(path), "steps": json.loads(table.to_json(orient="records"))}, indent=1))
+        rows = {"steps": table, "workers": workers}
+        parsed = {name: json.loads(rows.to_json(orient="records")) for name, rows in rows.items()}
+        typer.echo(json.dumps({"run": str(path), **parsed}, indent=1))
         return
     console.print(tables.render(f"{path}: {status_summary(table)}", wide_table(table), step_columns(table)))
     for _, row in table[table["error"] != ""].iterrows():
         console.print(f"{row['model']} · {row['cell']} · {row['step']}: {row['error']}", markup=False, highlight=False)
+    if len(workers):
+        console.print(tables.render("Workers", workers, WORKERS))
 
 
 def _out(study: Study, file: Path, out: Path | None) -> Path:

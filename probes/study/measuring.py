@@ -1,7 +1,8 @@
 """Running a study: whatever is missing or stale, each checkpoint opened once, one failing cell without the others.
 
 The baseline is opened, then one cell at a time; all steps look at a cell while it is open, and each is written when it
-is finished. An interruption loses the step that was under way.
+is finished. An interruption loses the step that was under way. Other workers may be at the same run: each model is
+claimed by the one that measures it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from interp.checkpoint import open_checkpoint
-from interp.cli import log
+from interp.cli import Requeue, log
 from interp.errors import InputError
 from interp.model import HookedModel, load
 from interp.progress import Lines, Stages, line
@@ -30,6 +32,7 @@ from probes.study.schema import Model, Study
 from probes.study.state import Keys, PartStatus, Record, RunFolder, StudyPart, parts_of, reason_of, records
 from probes.study.step import Asked, StepContext
 from probes.study.steps import BY_NAME, options_of
+from probes.study.workers import Worker, holder
 
 
 class Bars:
@@ -108,31 +111,51 @@ class Bars:
         self._say(f"{self._what}: {self._done} of {self._total} parts are measured")
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a worker does.
+
+    Attributes:
+        study: all settings.
+        folder: of the run.
+        worker: itself.
+        models: the names of its models.
+        failed_only: measure only what failed before.
+        stop: whether it is asked to end after the part under way.
+    """
+
+    study: Study
+    folder: RunFolder
+    worker: Worker
+    models: Sequence[str]
+    failed_only: bool = False
+    stop: Callable[[], bool] = lambda: False
+
+    def todo(self, known: Mapping[StudyPart, Record]) -> dict[StudyPart, PartStatus]:
+        """The parts that it is to measure, and what they are."""
+        wanted = [PartStatus.FAILED] if self.failed_only else [s for s in PartStatus if s is not PartStatus.DONE]
+        own = {part: record.status for part, record in known.items() if part.model in self.models}
+        return {part: status for part, status in own.items() if status in wanted}
+
+
 class Measuring:
     """One model being measured.
 
     Args:
-        study: all settings.
-        asked: its prompts.
+        work: whose model it is.
+        asked: the study's prompts.
         model: the model.
-        folder: of the run.
         places: baseline and cells → where they are, or why they are not.
         bars: shows what is going on.
     """
 
     def __init__(
-        self,
-        study: Study,
-        asked: Asked,
-        model: Model,
-        folder: RunFolder,
-        places: Mapping[str, Path | InputError],
-        bars: Bars,
+        self, work: Work, asked: Asked, model: Model, places: Mapping[str, Path | InputError], bars: Bars
     ) -> None:
-        self.study, self.asked, self.model, self.folder = study, asked, model, folder
-        self.places, self.bars = places, bars
-        self.keys = Keys(study, asked)
-        self.parts = [part for part in parts_of(study) if part.model == model.name]
+        self.work, self.study, self.folder = work, work.study, work.folder
+        self.asked, self.model, self.places, self.bars = asked, model, places, bars
+        self.keys = Keys(self.study, asked)
+        self.parts = [part for part in parts_of(self.study) if part.model == model.name]
 
     @cached_property
     def baseline(self) -> HookedModel:
@@ -164,23 +187,36 @@ class Measuring:
             return ""
         return self.keys.key(self.model, BY_NAME[part.step], baseline, cell)
 
-    def measure(self) -> Iterator[str]:
-        """Measure what is not done, one cell after the other, and yield the name of each when its steps are over."""
-        todo = [part for part, record in self.records().items() if record.status is not PartStatus.DONE]
+    def todo(self, before: Mapping[StudyPart, PartStatus]) -> list[StudyPart]:
+        """What is left of that which was to be measured; what failed since, in another worker, is not tried again."""
+        now = self.work.todo(self.records())
+        failed_since = {part for part, status in now.items() if status is PartStatus.FAILED is not before.get(part)}
+        return [part for part in before if part in now and part not in failed_since]
+
+    def measure(self, parts: Sequence[StudyPart], over: Callable[[], bool]) -> Iterator[str]:
+        """Measure parts, one cell after the other, and yield the name of each when its steps are over.
+
+        Args:
+            parts: of this model.
+            over: asked before each part whether to end.
+        """
         with remembering():
-            for cell in dict.fromkeys(part.cell for part in todo):
-                self._measure_cell([part for part in todo if part.cell == cell])
+            for cell in dict.fromkeys(part.cell for part in parts):
+                self._measure_cell([part for part in parts if part.cell == cell], over)
                 yield cell
 
-    def _measure_cell(self, parts: Sequence[StudyPart]) -> None:
+    def _measure_cell(self, parts: Sequence[StudyPart], over: Callable[[], bool]) -> None:
         opened = _Once(lambda: self._open(parts[0].cell))
         for part in parts:
+            if over():
+                return
             self.bars.working_on(" · ".join(part))
             try:
                 self._measure_part(part, opened)
             except Exception as error:  # whatever goes wrong with one part must not stop the others
                 self._fail(part, error)
             self.bars.finished()
+            self.work.worker.counted(failed=part in self.folder.failures)
 
     def _measure_part(self, part: StudyPart, opened: _Once) -> None:
         step = BY_NAME[part.step]
@@ -248,21 +284,40 @@ class _Once:
         return self._model
 
 
-def measure_all(study: Study, folder: RunFolder) -> dict[StudyPart, Record]:
-    """Measure what is missing or stale in a folder that this process holds, and return the state of every part."""
-    asked = Asked.of(study)
-    known = records(study, folder, {model.name: located(study, model) for model in study.models})
-    folder.write_state(study, known)
+def measure_all(work: Work) -> dict[StudyPart, Record]:
+    """Measure what is missing or stale of a worker's models, and return the state of every part of the study.
+
+    A model that another worker has claimed is left to it; where that one turns out to be dead, it is measured here.
+
+    Raises:
+        Requeue: it was asked to stop.
+    """
+    asked = Asked.of(work.study)
+    places = {model.name: located(work.study, model) for model in work.study.models}
+    todo = work.todo(work.folder.begin(work.study, places))
+    models = [model for model in work.study.models if model.name in {part.model for part in todo}]
     bars = Bars()
-    with bars.parts(sum(record.status is not PartStatus.DONE for record in known.values())):
-        for model in study.models:
-            if all(known[part].status is PartStatus.DONE for part in known if part.model == model.name):
-                continue
-            measuring = Measuring(study, asked, model, folder, _prepared(study, model, bars), bars)
-            for _ in measuring.measure():
-                known |= measuring.records()
-                folder.write_state(study, known)
-    return known
+    with bars.parts(len(todo)):
+        while models:
+            held = [model for model in models if not _measure_model(work, asked, model, todo, bars)]
+            models = [model for model in held if holder(work.folder.path, model.name) is None]
+    work.folder.reload()
+    return records(work.study, work.folder, {model.name: located(work.study, model) for model in work.study.models})
+
+
+def _measure_model(work: Work, asked: Asked, model: Model, todo: Mapping[StudyPart, PartStatus], bars: Bars) -> bool:
+    """Measure a model unless another worker does; whether it was this one's turn."""
+    with work.worker.measuring(model.name) as claim:
+        if claim is None:
+            return False
+        work.folder.reload()
+        measuring = Measuring(work, asked, model, _prepared(work.study, model, bars), bars)
+        parts = measuring.todo({part: status for part, status in todo.items() if part.model == model.name})
+        for _ in measuring.measure(parts, lambda: work.stop() or claim.lost):
+            work.folder.write_state(work.study, measuring.records())
+            if work.stop():
+                raise Requeue
+        return True
 
 
 def _prepared(study: Study, model: Model, bars: Bars) -> Mapping[str, Path | InputError]:

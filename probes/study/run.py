@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from interp.claims import held
 from interp.documents import read_text
 from interp.errors import InputError
 from probes.harness.options import check_writable
 from probes.harness.results import Result, read_result
 from probes.study.checkpoints import located
-from probes.study.measuring import measure_all
+from probes.study.measuring import Work, measure_all
 from probes.study.reader import parse_study
 from probes.study.schema import Study
+from probes.study.shards import Shard
 from probes.study.state import (
     COPY,
     STATE,
@@ -22,12 +25,16 @@ from probes.study.state import (
     Record,
     RunFolder,
     StudyPart,
+    agreement,
     as_table,
     judge_records,
     read_state,
     records,
 )
+from probes.study.step import Asked
 from probes.study.tables import write_tables
+from probes.study.workers import FOLDER as WORKERS
+from probes.study.workers import joined
 
 
 @dataclass(frozen=True)
@@ -75,19 +82,34 @@ class StudyRun:
         return read_result(document) if document.exists() else None
 
 
-def run_study(study: Study, out: str | Path | None = None) -> StudyRun:
+def run_study(
+    study: Study,
+    out: str | Path | None = None,
+    *,
+    shard: Shard | None = None,
+    failed_only: bool = False,
+    changed: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> StudyRun:
     """Measure what a run folder lacks, and write its tables and its report.
+
+    Several processes, on any machines that share the folder's disk, may do so at once: each model is measured by one of
+    them, and whoever ends last has all tables. What was left to others is in none of the `failures`, and not done.
 
     Args:
         study: of `read_study` or `parse_study`.
         out: the run folder; default what the study says, else runs/study.
+        shard: measure only its models, and write no tables: `merge_study` does when all shards are over.
+        failed_only: measure only what failed before.
+        changed: a shard may go on in a folder whose shards had another study.
+        stop: asked before each part whether to end, by raising `interp.cli.Requeue`.
 
     Returns:
-        The run; cells that could not be measured are in its `failures`.
+        The run, or a shard's part of it; cells that could not be measured are in its `failures`.
 
     Raises:
         InputError: a prompt file that cannot be used; a folder that cannot be written, holds something else or a run of
-            another schema, or is in use by another process. Nothing is overwritten then.
+            another schema, or in which another process measures another study. Nothing is overwritten then.
 
     Example:
         >>> run = run_study(read_study("study.toml"))
@@ -97,11 +119,41 @@ def run_study(study: Study, out: str | Path | None = None) -> StudyRun:
     check_writable(path)
     _check_copy(path, study)
     folder = RunFolder.at(path)
-    with folder.lock():
-        folder = RunFolder.at(path)  # another process may have finished meanwhile
-        known = measure_all(study, folder)
+    models = [model.name for model in study.models] if shard is None else shard.models(study)
+    common = agreement(study, Asked.of(study))
+    with joined(path, common, "" if shard is None else str(shard), changed) as worker:
+        known = measure_all(Work(study, folder, worker, models, failed_only, stop))
+    if shard is not None:
+        return StudyRun(path, study, as_table({part: r for part, r in known.items() if part.model in models}))
+    return _merged(study, folder, known)
+
+
+def merge_study(path: str | Path, study: Study | None = None) -> StudyRun:
+    """Write the tables and the report of whatever a run folder holds, for example of finished shards.
+
+    Args:
+        path: the run folder.
+        study: its study; by default the copy that lies in it.
+
+    Returns:
+        The run; what is not measured yet is in its `status`.
+
+    Raises:
+        InputError: no study's run folder, or one of another schema; a checkpoint of a measured cell is not there.
+
+    Example:
+        >>> merge_study("runs/study").matrix
+    """
+    path = Path(path)
+    folder, study = RunFolder.at(path), study or study_of(path)
+    return _merged(study, folder, records_of(study, folder, looking=True))
+
+
+def _merged(study: Study, folder: RunFolder, known: dict[StudyPart, Record]) -> StudyRun:
+    with held(folder.path / WORKERS / "tables"):
         matrix = write_tables(study, folder, known)
-    return StudyRun(path, study, as_table(known), None if matrix is None else _report(path))
+        report = None if matrix is None else _report(folder.path)
+    return StudyRun(folder.path, study, as_table(known), report)
 
 
 def open_run(path: str | Path) -> StudyRun:

@@ -1,15 +1,16 @@
-"""What a run folder holds: the parts of a study that are measured, what each was measured from, and who is using it.
+"""What a run folder holds: the parts of a study that are measured, and what each was measured from.
 
 A part is one step on one cell. Its tables lie in RUN/MODEL/parts/CELL; beside them STEP.key.json, written last, holds
-the hash of everything that determines them. A part whose hash is not today's is stale.
+the hash of everything that determines them. A part whose hash is not today's is stale. Who measures a model has claimed
+it (`probes.study.workers`); study.json, which all workers write, is held while it is.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -19,9 +20,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from interp import claims
 from interp.documents import checked, read_json_object
 from interp.errors import InputError
-from interp.files import atomic_file, locked
+from interp.files import atomic_file
 from interp.quantize.cells import content_hash, content_key
 from interp.redaction import redact
 from interp.system_prompts import OWN
@@ -31,6 +33,7 @@ from probes.harness.results import Result, read_result, versions
 from probes.study.schema import Model, Study, sha256_of
 from probes.study.step import Asked, Step
 from probes.study.steps import BY_NAME, chosen_steps, options_of
+from probes.study.workers import FOLDER as WORKERS
 
 SCHEMA_VERSION = 1
 STATE, COPY = "study.json", "study.toml"
@@ -65,12 +68,14 @@ class Record:
         key: hash of what determines it today; "" where its checkpoints are not there.
         seconds: how long it took, if it was measured.
         error: why it failed.
+        host: the machine that measured it.
     """
 
     status: PartStatus
     key: str = ""
     seconds: float | None = None
     error: str = ""
+    host: str = ""
 
 
 class _Step(BaseModel):
@@ -80,6 +85,12 @@ class _Step(BaseModel):
     step: str
     key: str
     error: str
+    status: str = ""
+    seconds: float | None = None
+
+    @property
+    def part(self) -> StudyPart:
+        return StudyPart(self.model, self.cell, self.step)
 
 
 class State(BaseModel):
@@ -120,6 +131,7 @@ class _Marker(BaseModel):
     key: str
     seconds: float
     results: list[str]
+    host: str = ""
 
 
 @dataclass
@@ -153,9 +165,14 @@ class RunFolder:
                 )
             return cls(path)
         state = read_state(path)
-        keys = {StudyPart(step.model, step.cell, step.step): step.key for step in state.steps}
-        failed = {StudyPart(s.model, s.cell, s.step): (s.key, s.error) for s in state.steps if s.error}
+        keys = {step.part: step.key for step in state.steps}
+        failed = {step.part: (step.key, step.error) for step in state.steps if step.error}
         return cls(path, failed, keys)
+
+    def reload(self) -> None:
+        """Take over what other workers have written since."""
+        today = RunFolder.at(self.path)
+        self.failures, self.keys = today.failures, today.keys
 
     def folder(self, part: StudyPart) -> Path:
         """Where a part's tables lie."""
@@ -175,7 +192,8 @@ class RunFolder:
         folder = self.folder(part)
         for result in results:
             Result(result.probe, result.table, result.settings, result.warnings, result.seconds).write(folder)
-        marker = {"key": key, "seconds": round(seconds, 3), "results": [result.probe for result in results]}
+        names = [result.probe for result in results]
+        marker = {"key": key, "seconds": round(seconds, 3), "results": names, "host": socket.gethostname()}
         with atomic_file(folder / f"{part.step}.key.json") as temporary:
             temporary.write_text(json.dumps(marker))
         self.failures.pop(part, None)
@@ -189,15 +207,26 @@ class RunFolder:
         """Compare what is there with what would be measured today."""
         marker = self.marker(part)
         if marker is not None and key and marker["key"] == key:
-            return Record(PartStatus.DONE, key, marker["seconds"])
+            return Record(PartStatus.DONE, key, marker["seconds"], host=marker["host"])
         failed_key, error = self.failures.get(part, ("", ""))
         if error and failed_key == key:
             return Record(PartStatus.FAILED, key, None, error)
         return Record(PartStatus.MISSING if marker is None else PartStatus.STALE, key)
 
     def write_state(self, study: Study, records: Mapping[StudyPart, Record]) -> None:
-        """Write study.json and the copy of the study file."""
-        steps = [part._asdict() | asdict(record) for part, record in records.items()]
+        """Write what is known of some parts, or all, into study.json; what it says of others stays.
+
+        Beside it goes the copy of the study file.
+        """
+        with claims.held(self.path / WORKERS / "state"):
+            self._write_state(study, self._stored() | _all_told(records))
+
+    def _stored(self) -> dict[StudyPart, dict[str, Any]]:
+        steps = read_state(self.path).steps if (self.path / STATE).exists() else []
+        return {step.part: step.model_dump() for step in steps}
+
+    def _write_state(self, study: Study, told: Mapping[StudyPart, dict[str, Any]]) -> None:
+        steps = [told[part] for part in [*parts_of(study), *judged_parts(study)] if part in told]
         document = {
             "schema_version": SCHEMA_VERSION,
             "directory": str(study.directory),
@@ -208,9 +237,20 @@ class RunFolder:
             with atomic_file(self.path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the folder for this process; see `interp.files.locked`."""
-        return locked(self.path, "give another folder with --out")
+    def begin(self, study: Study, places: Places) -> dict[StudyPart, Record]:
+        """Write what is known of all parts, and return it."""
+        records(study, self, places)  # hashes checkpoints, which may take long, while nobody waits
+        with claims.held(self.path / WORKERS / "state"):
+            self.reload()
+            known = records(study, self, places)
+            self._write_state(study, self._stored() | _all_told(known))
+        return known
+
+
+def _all_told(known: Mapping[StudyPart, Record]) -> dict[StudyPart, dict[str, Any]]:
+    """What study.json says of parts: not the machine, as a report with it is shared."""
+    told = {part: part._asdict() | asdict(record) for part, record in known.items()}
+    return {part: {name: value for name, value in about.items() if name != "host"} for part, about in told.items()}
 
 
 def read_marker(file: Path) -> _Marker:
@@ -244,6 +284,23 @@ def parts_of(study: Study) -> list[StudyPart]:
     """Every part of a study, cell by cell."""
     steps = chosen_steps(study)
     return [StudyPart(m.name, cell, step.name) for m in study.models for cell in m.cell_names for step in steps]
+
+
+def judged_parts(study: Study) -> list[StudyPart]:
+    """What judges say of every model; nothing where the study has no judges."""
+    return [judged(model.name) for model in study.models if study.judges.models]
+
+
+def agreement(study: Study, asked: Asked) -> dict[str, str]:
+    """What all workers on a study must have in common, by name: hashes, and versions of packages."""
+    installed = versions()
+    return {
+        "the study file": content_key(study=study.model_dump(mode="json", exclude={"out"})),
+        "the harmful prompts": asked.harmful.sha256,
+        "the harmless prompts": asked.harmless.sha256,
+        "the chat template": sha256_of(asked.template),
+        **{f"the versions of {name}": installed[name] for name in _DECIDING},
+    }
 
 
 class Keys:
@@ -303,15 +360,17 @@ def _content(path: str, stamp: tuple[tuple[str, int, int], ...]) -> str:
     return content_hash(Path(path))
 
 
-def records(
-    study: Study, folder: RunFolder, places: Mapping[str, Mapping[str, Path | None]], looking: bool = False
-) -> dict[StudyPart, Record]:
+Places = Mapping[str, Mapping[str, Path | None]]
+"""Model → baseline and cells → where they are; see `probes.study.checkpoints.located`."""
+
+
+def records(study: Study, folder: RunFolder, places: Places, looking: bool = False) -> dict[StudyPart, Record]:
     """What is done, stale, failed or missing.
 
     Args:
         study: the study as it is today.
         folder: of its run.
-        places: model → baseline and cells → where they are; see `probes.study.checkpoints.located`.
+        places: where all checkpoints are.
         looking: at a run with its own copy of the study: what is not on this disk any more counts as unchanged.
     """
     keys = _keys(study, looking)
@@ -341,7 +400,7 @@ def judged(model: str) -> StudyPart:
 def judge_records(study: Study, folder: RunFolder) -> dict[StudyPart, Record]:
     """The state of the judges' verdicts of every model; nothing where the study has no judges."""
     by_part, key = {}, judges_key(study)
-    for part in (judged(model.name) for model in study.models if study.judges.models):
+    for part in judged_parts(study):
         error = folder.failures.get(part, ("", ""))[1]
         there = (folder.path / part.model / f"{JUDGES}.json").exists()
         stored_status = PartStatus.DONE if folder.keys.get(part) == key else PartStatus.STALE

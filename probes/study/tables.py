@@ -76,8 +76,9 @@ def write_tables(study: Study, folder: RunFolder, known: dict[StudyPart, Record]
         for result in joined.values():
             result.write(folder.path / model.name)
         tables[model.name] = joined
-    known |= judge_records(study, folder)
-    folder.write_state(study, known)
+    judges = judge_records(study, folder)
+    known |= judges
+    folder.write_state(study, judges)
     if not tables:
         _forget_matrix(folder)
         return None

@@ -11,11 +11,25 @@ from probes.harness import tables
 from probes.harness.engine_marks import sentences
 from probes.harness.results import Result, read_result
 from probes.study.run import StudyRun
-from probes.study.state import PartStatus
+from probes.study.shards import Shard
+from probes.study.state import JUDGES, PartStatus
 from probes.study.steps import ALWAYS
 from probes.study.summary import baseline_note, render
+from probes.study.workers import holder
 
 SHORT = {PartStatus.DONE: "✓", PartStatus.STALE: "~", PartStatus.FAILED: "✗", PartStatus.MISSING: "·"}
+WORKERS: tables.Columns = {
+    "host": tables.text("host"),
+    "pid": tables.text("pid"),
+    "shard": tables.text("shard"),
+    "": tables.text("state"),
+    "model": tables.text("model"),
+    "parts": tables.number("finished", "d"),
+    "failed": tables.number("failed", "d"),
+    "seconds": tables.number("seconds", ".0f"),
+    "silent": tables.number("silent", ".0f"),
+}
+"""Of the workers of a run; the last is how many seconds ago one that has not ended showed that it lives."""
 HEADER = 4
 """Letters of a step's name above its column, so that ten steps fit on 80 columns beside long names."""
 
@@ -42,14 +56,29 @@ def step_columns(table: pd.DataFrame) -> tables.Columns:
 
 def exit_code(found: StudyRun) -> Exit:
     """Of a run, see `run`."""
-    answered = found.status[found.status["step"] == ALWAYS]
-    if not (answered["status"] == PartStatus.DONE).any():
-        return Exit.NOTHING_MEASURED
+    if (code := _measured(found.status)) is Exit.NOTHING_MEASURED:
+        return code
     gate = _gate(found)
     gate.say()
-    if gate.exit is not Exit.MEASURED:
-        return gate.exit
-    return Exit.PARTLY_MEASURED if len(found.failures) else Exit.MEASURED
+    return code if gate.exit is Exit.MEASURED else gate.exit
+
+
+def _measured(status: pd.DataFrame) -> Exit:
+    """Whether all parts are measured, or some, or no answers."""
+    done = status["status"] == PartStatus.DONE
+    if not done[status["step"] == ALWAYS].any():
+        return Exit.NOTHING_MEASURED
+    return Exit.MEASURED if done.all() else Exit.PARTLY_MEASURED
+
+
+def show_shard(found: StudyRun, shard: Shard) -> Exit:
+    """Print what a shard has measured, and return its exit code."""
+    _show_failures(found)
+    _show_seconds(found)
+    names = ", ".join(found.status["model"].drop_duplicates()) or "no models: there are more shards than models"
+    log.print(f"shard {shard}: {names}: {status_summary(found.status)}", markup=False, highlight=False)
+    cli.ending([found.path], [["probes.study", "status", found.path], ["probes.study", "merge", found.path]])
+    return Exit.MEASURED if found.status.empty else _measured(found.status)
 
 
 def _gate(study_run: StudyRun) -> Gate:
@@ -64,14 +93,32 @@ def show(found: StudyRun) -> None:
     document = found.path / "matrix.json"
     if document.exists():
         _show_matrix(read_result(document))
-    for _, row in found.failures.drop_duplicates(["model", "cell", "error"]).iterrows():
-        log.print(f"failed: {row['model']} · {row['cell']}: {row['error']}", style="red", markup=False, highlight=False)
-    seconds = found.status.groupby("step", sort=False)["seconds"].sum()
-    took = ", ".join(f"{step} {time:.1f} s" for step, time in seconds.items())
-    log.print(f"measured in {seconds.sum():.0f} s ({took})", highlight=False)
+    _show_failures(found)
+    _show_left(found)
+    _show_seconds(found)
     after = [["probes.study", "status", found.path]]
     after += [["probes.predict", found.path]] if len(found.study.models) > 1 else []
     cli.ending([path for path in (found.path, found.report) if path is not None], after)
+
+
+def _show_failures(found: StudyRun) -> None:
+    for _, row in found.failures.drop_duplicates(["model", "cell", "error"]).iterrows():
+        log.print(f"failed: {row['model']} · {row['cell']}: {row['error']}", style="red", markup=False, highlight=False)
+
+
+def _show_left(found: StudyRun) -> None:
+    """Which models are not measured to the end, and who is at it."""
+    left = found.status[found.status["status"].isin([PartStatus.MISSING, PartStatus.STALE])]
+    for model, parts in left[left["step"] != JUDGES].groupby("model", sort=False):
+        owner = holder(found.path, str(model))
+        who = "and nobody is at work" if owner is None else f"{owner} is at work"
+        log.print(f"{model}: {len(parts)} parts are not measured yet, {who}", style="yellow", highlight=False)
+
+
+def _show_seconds(found: StudyRun) -> None:
+    seconds = found.status.groupby("step", sort=False)["seconds"].sum()
+    took = ", ".join(f"{step} {time:.1f} s" for step, time in seconds.items())
+    log.print(f"measured in {seconds.sum():.0f} s ({took})", highlight=False)
 
 
 def _show_matrix(matrix: Result) -> None:

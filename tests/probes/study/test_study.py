@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from inspect_ai.model import ModelAPI
 from rich.console import Console
 
-from interp import cli
+from interp import claims, cli
 from interp.errors import InputError
 from interp.model import load
 from probes import direction, entropy, neurons
@@ -34,8 +35,10 @@ from probes.study import measuring, state, terminal
 from probes.study import run as studies
 from probes.study.reader import read_study
 from probes.study.run import open_run, run_study, study_status
-from probes.study.state import PartStatus, RunFolder
+from probes.study.state import PartStatus
+from probes.study.step import Asked
 from probes.study.steps import BY_NAME
+from probes.study.workers import joined, model_claim
 from tests.killed_study import KILLS
 from tests.study_files import PARTS, write_study
 
@@ -253,13 +256,32 @@ def unchanged(folder: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def test_a_folder_in_use_names_the_process(folder: Path, invoke: Invoke, capsys: Any) -> None:
-    with RunFolder.at(folder / "run").lock():
+def test_a_model_that_another_worker_measures_is_left_to_it(
+    folder: Path, invoke: Invoke, opened: list[str], capsys: Any
+) -> None:
+    parts = folder / "run" / "tiny" / "parts"
+    (parts / "dense" / "entropy.key.json").unlink()
+    with claims.held(model_claim(folder / "run", "tiny")):
+        assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.PARTLY_MEASURED
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"tiny: 1 parts are not measured yet, the process {os.getpid()} on {socket.gethostname()} is" in said
+    assert opened == []
+    assert statuses(folder)["missing"] == ["dense entropy"]
+    assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.MEASURED
+    assert opened == ["base", "cell"]
+
+
+def test_a_worker_with_another_study_is_refused_while_one_is_at_work(folder: Path, invoke: Invoke, capsys: Any) -> None:
+    study = read_study(folder / "study.toml")
+    with joined(folder / "run", state.agreement(study, Asked.of(study))):
+        change(folder / "study.toml", "max_new_tokens = 4", "max_new_tokens = 5")
+        change(folder / "harmless.txt", "milk", "a cow")
         before = unchanged(folder)
         assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.BAD_INPUT
-        assert f"in use by the process {os.getpid()}" in " ".join(capsys.readouterr().err.split())
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"the process {os.getpid()} on {socket.gethostname()} measures another study in" in said
+        assert ": the study file, the harmless prompts differ. Expected the same study" in said
         assert unchanged(folder) == before
-    assert invoke("run", folder / "study.toml", "--out", folder / "run") == cli.Exit.MEASURED
 
 
 @pytest.mark.parametrize("case", ["older", "damaged", "steps", "other"])
