@@ -39,6 +39,8 @@ force = true
 """
 PARTS = 10
 """Two cells by five steps."""
+PARTS_OF_EACH = 6
+"""Two cells by three steps, of each of several models."""
 
 
 def write_study(directory: Path) -> Path:
@@ -51,4 +53,13 @@ def write_study(directory: Path) -> Path:
         (directory / prompts.name).write_text("\n".join(prompts.instructions), encoding="utf-8")
     file = directory / "study.toml"
     file.write_text(STUDY, encoding="utf-8")
+    return file
+
+
+def write_models(directory: Path, count: int) -> Path:
+    """The same with fewer probes and several models, "tiny1" and so on, which share their files."""
+    file = write_study(directory)
+    head, _, model = STUDY.replace(', "calibration", "neurons"', "").partition("[[models]]")
+    models = [f"[[models]]{model}".replace('"tiny"', f'"tiny{number}"') for number in range(1, count + 1)]
+    file.write_text(head + "\n".join(models), encoding="utf-8")
     return file

@@ -203,7 +203,7 @@ def _matrix(
     lost = [
         {"model": part.model, "cell": part.cell, "reason": record.error, **UNMEASURED}
         for part, record in known.items()
-        if part.step == ALWAYS and part.model not in tables
+        if part.step == ALWAYS and record.error and part.model not in tables
     ]
     matrix = pd.concat([matrix, pd.DataFrame(lost)], ignore_index=True) if lost else matrix
     seconds = sum(record.seconds or 0.0 for record in known.values())
