@@ -298,7 +298,8 @@ def agreement(study: Study, asked: Asked) -> dict[str, str]:
         "the study file": content_key(study=study.model_dump(mode="json", exclude={"out"})),
         "the harmful prompts": asked.harmful.sha256,
         "the harmless prompts": asked.harmless.sha256,
-        "the chat template": sha256_of(asked.template),
+        "the chat template": sha256_of(asked.template.name),
+        "the system prompt": content_key(system=asked.template.system),
         **{f"the versions of {name}": installed[name] for name in _DECIDING},
     }
 
