@@ -8,7 +8,10 @@ linears that are to blame in float16, beside random linears of the same sizes. A
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from probes.study.run import StudyRun
-    from probes.study.schema import Model
+    from probes.study.schema import Model, Study
+    from probes.study.shards import Shard
 
 ALL = "all"
 WRITERS = {"gptqmodel": "gptqmodel", "llama_cpp": "llama-cpp-python"}
@@ -65,7 +69,8 @@ def main(
     from interp.quantize.cells import need
     from probes.report import files
     from probes.study.reader import parse_study
-    from probes.study.run import run_study
+    from probes.study.run import run_study, study_status
+    from probes.study.state import PartStatus
     from probes.study.terminal import exit_code, show
 
     for module, package in WRITERS.items():
@@ -73,7 +78,10 @@ def main(
     if architecture not in (*ARCHITECTURES, ALL):
         raise InputError(f"There is no organism {architecture!r}", f"one of {', '.join((*ARCHITECTURES, ALL))}")
     names = list(ARCHITECTURES) if architecture == ALL else [architecture]
-    run = run_study(parse_study(study_text(names, seed), Path.cwd(), "the demo"), out)
+    study = parse_study(study_text(names, seed), Path.cwd(), "the demo")
+    if (study_status(study, out)["status"] != PartStatus.DONE).any():
+        _measure_in_two(study, out)
+    run = run_study(study, out)
     show(run)
     lines = [line for model in run.study.models for line in _story(run, model)]
     for line in lines:
@@ -82,22 +90,74 @@ def main(
     raise typer.Exit(exit_code(run))
 
 
+def _measure_in_two(study: Study, out: Path) -> None:
+    """Measure half of the models here, and explain their danger, while another process measures the other half.
+
+    Models this small keep one core busy. What the other process leaves undone, for whatever reason, is measured when
+    the study is run as a whole, and told there.
+    """
+    from probes.study.run import merge_study, run_study
+    from probes.study.shards import Shard
+
+    own, other = Shard(1, 2), Shard(2, 2)
+    process = get_context("spawn").Process(
+        target=_measure_share, args=(study.text, Path.cwd(), out, other), daemon=True
+    )
+    process.start()
+    try:
+        run_study(study, out, shard=own)
+        run = merge_study(out, study)
+        for model in study.models:
+            if model.name in own.models(study) and (cells := _to_explain(_danger(run, model))):
+                _explained(run, model, cells)
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _measure_share(text: str, directory: Path, out: Path, shard: Shard) -> None:
+    """Measure one half, in a process that says nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    from probes.study.reader import parse_study
+    from probes.study.run import run_study
+
+    run_study(parse_study(text, directory, "the demo"), out, shard=shard)
+
+
+def _danger(run: StudyRun, model: Model) -> pd.DataFrame:
+    """The rows of a model's cells that hide a danger."""
+    from probes.matrix.regimes import HIDDEN_DANGER
+
+    rows = _cells(run, model)
+    return rows[rows["regime"] == HIDDEN_DANGER]
+
+
+def _cells(run: StudyRun, model: Model) -> pd.DataFrame:
+    from probes.matrix.regimes import BASELINE
+
+    return run.matrix[(run.matrix["model"] == model.name) & (run.matrix["cell"] != BASELINE)].set_index("cell")
+
+
+def _to_explain(danger: pd.DataFrame) -> list[str]:
+    """The cell that lost most."""
+    return [] if danger.empty else [str(danger["refusal_rate_delta"].idxmin())]
+
+
 def _story(run: StudyRun, model: Model) -> Iterator[str]:
     """What became of a model's refusals, a line each, after the cell that lost most of them is explained."""
-    from probes.matrix.regimes import BASELINE, HIDDEN_DANGER
-
-    rows = run.matrix[(run.matrix["model"] == model.name) & (run.matrix["cell"] != BASELINE)].set_index("cell")
-    danger = rows[rows["regime"] == HIDDEN_DANGER]
+    danger = _danger(run, model)
     if danger.empty:
-        worst = rows["refusal_rate_delta"].min()
-        yield f"{model.name}: none of {len(rows)} cells is in danger; the most that one lost is {-100 * worst:.1f} pp."
+        deltas = 100 * _cells(run, model)["refusal_rate_delta"]
+        most = -deltas.min()
+        yield f"{model.name}: none of {len(deltas)} cells is in danger; the most that one lost is {most:.1f} pp."
         return
     for cell, row in danger.iterrows():
         yield (
             f"{model.name} {cell}: refusals moved by {100 * row['refusal_rate_delta']:+.1f} points while quality moved "
             f"by {row['quality_delta']:+.3f}: hidden danger."
         )
-    yield from _cured(explain(run, model, [str(danger["refusal_rate_delta"].idxmin())]))
+    yield from _cured(explain(run, model, _to_explain(danger)))
 
 
 def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
@@ -106,8 +166,16 @@ def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
     Returns:
         The table `why_rewrite` of the model's folder, which is also where the pages are.
     """
-    from probes.harness.names import BASELINE
     from probes.harness.results import read_result
+
+    folder = _explained(run, model, cells)
+    cli.console.print((folder / PAGE).read_text(), markup=False, highlight=False, soft_wrap=True)
+    return read_result(folder / "why_rewrite.json").table
+
+
+def _explained(run: StudyRun, model: Model, cells: Sequence[str]) -> Path:
+    """The model's folder, which holds the explanation of these cells: measured now if it is not there yet."""
+    from probes.harness.names import BASELINE
     from probes.study.checkpoints import located
 
     folder, places = run.path / model.name, located(run.study, model)
@@ -116,8 +184,7 @@ def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
     if not (folder / KEY).exists() or (folder / KEY).read_text() != key:
         _measure(paths.pop(BASELINE), paths, folder)
         (folder / KEY).write_text(key)
-    cli.console.print((folder / PAGE).read_text(), markup=False, highlight=False, soft_wrap=True)
-    return read_result(folder / "why_rewrite.json").table
+    return folder
 
 
 def _measure(organism: Path, cells: Mapping[str, Path], folder: Path) -> None:

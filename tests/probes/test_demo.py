@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -63,6 +64,46 @@ def test_only_cells_in_danger_are_explained(study: Any, monkeypatch: pytest.Monk
     assert "4 linears in float16: it refuses 75%, the baseline 80%, the plain cell 10%" in fragile[1]
     assert "20% to 30%" in fragile[1]
     assert free == ["llama: none of 1 cells is in danger; the most that one lost is 50.0 pp."]
+
+
+class _Process:
+    """Of `multiprocessing`, as far as it is used: it computes at once."""
+
+    ended: ClassVar[list[str]] = []
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> None:
+        self.start = lambda: target(*args)
+
+    def join(self) -> None:
+        self.ended.append("joined")
+
+    def terminate(self) -> None:
+        self.ended.append("terminated")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_models_are_measured_in_two_processes(study: Any, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """The danger is explained while the other half is measured, which ends with this process however this ends."""
+    shards: list[str] = []
+    explained: list[tuple[str, list[str]]] = []
+    run = _run(study, {("llama-fragile", "Q4_0"): "hidden_danger", ("llama", "Q4_0"): "hidden_danger"})
+
+    def explain(run: Any, model: Any, cells: list[str]) -> None:
+        explained.append((model.name, cells))
+        if fails:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "get_context", lambda _: SimpleNamespace(Process=_Process))
+    monkeypatch.setattr(demo, "_measure_share", lambda *args: shards.append(f"there {args[-1]}"))
+    monkeypatch.setattr("probes.study.run.run_study", lambda *_, shard: shards.append(f"here {shard}"))
+    monkeypatch.setattr("probes.study.run.merge_study", lambda *_: run)
+    monkeypatch.setattr(demo, "_explained", explain)
+    _Process.ended.clear()
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        demo._measure_in_two(study, Path("run"))
+    assert shards == ["there 2/2", "here 1/2"]
+    assert explained == [("llama-fragile", ["Q4_0"])]
+    assert _Process.ended == [*([] if fails else ["joined"]), "terminated", "joined"]
 
 
 def _refused(path: Path, like: Path | None = None) -> Iterator[bool]:
