@@ -6,10 +6,36 @@ and the tiny random model of `tests/tiny_models.py`; the tests then check every 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from interp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What replaces the MLP of a block in a mixture of experts; names are relative to the block.
+
+    Attributes:
+        count_key: the config's number of experts.
+        inputs: the linears of an expert that write its neurons, as files call them: gate, up.
+        output: its down projection.
+        router: module that gives the logits of all experts, and the weights and numbers of those that are taken.
+        module: all experts.
+        stored_mlp: what files call `mlp`, where it is another name.
+    """
+
+    count_key: str = "num_experts"
+    inputs: tuple[str, ...] = ("gate_proj", "up_proj")
+    output: str = "down_proj"
+    router: str = "mlp.gate"
+    module: str = "mlp.experts"
+    stored_mlp: str = "mlp"
+
+    def linears(self, expert: int) -> tuple[tuple[str, ...], str]:
+        """The linears that write an expert's neurons, and the one that reads them."""
+        prefix = f"{self.module}.{expert}."
+        return tuple(prefix + name for name in self.inputs), prefix + self.output
 
 
 @dataclass(frozen=True)
@@ -46,6 +72,8 @@ class Architecture:
             changing the function; of a producer with more rows than the consumer has columns, its last rows (Phi-3's
             ups).
         norm_offset: the norm multiplies by `weight + norm_offset` (Gemma: 1).
+        experts: what stands in place of the MLP in a mixture of experts, else None. The names of the MLP's linears then
+            are those of blocks without experts, if there are any.
         conv1d: linears are stored as GPT-2's Conv1D, [in, out].
         gguf: the architecture's name in GGUF files.
         gguf_permuted: llama.cpp stores the rows of q and k permuted (interleaved rotary layout).
@@ -77,6 +105,7 @@ class Architecture:
         ("mlp.up_proj", "mlp.down_proj"),
     )
     norm_offset: float = 0.0
+    experts: Experts | None = None
     conv1d: bool = False
     gguf_permuted: bool = False
     gguf_norm_offset: float = 0.0
@@ -88,6 +117,35 @@ class Architecture:
     def multiplier(self, key: str | None, config: Any) -> float:
         """The number that a config gives under `added_multiplier` or `embed_multiplier`; 1 where there is none."""
         return 1.0 if key is None else float(getattr(config, key))
+
+    def is_sparse(self, config: Any, block: int) -> bool:
+        """Whether a block has experts; in Qwen's mixtures some have one MLP instead."""
+        step = getattr(config, "decoder_sparse_step", 1)
+        dense = getattr(config, "mlp_only_layers", None) or ()
+        return self.experts is not None and block not in dense and (block + 1) % step == 0
+
+    def expanded(self, config: Any) -> Architecture:
+        """The row of one model: with the linears of each of its experts where scales can move."""
+        if self.experts is None:
+            return self
+        count = int(getattr(config, self.experts.count_key))
+        experts = [self.experts.linears(expert) for expert in range(count)]
+        *norms, (last, readers) = self.scaled_by_norm
+        every = (*readers, self.experts.router, *(name for inputs, _ in experts for name in inputs))
+        pairs = tuple((inputs[-1], output) for inputs, output in experts)
+        return replace(
+            self, scaled_by_norm=(*norms, (last, every)), scaled_by_linear=(*self.scaled_by_linear, *pairs)
+        )
+
+    def require_modules(self) -> None:
+        """Raise an InputError where not every linear is a module of its own, which some analyses need."""
+        if self.experts is not None:
+            raise InputError(
+                f"A {self.model_type} model is a mixture of experts, and what was asked for needs every linear as a "
+                "module of its own",
+                "a model without experts",
+                "The other probes, the hooks of its router and interp.weight_error for each expert work on it",
+            )
 
 
 _GEMMA_NORMS = (
@@ -110,6 +168,8 @@ _OLMO2: dict[str, Any] = {
     "scaled_by_norm": (),
 }
 
+_MIXTRAL = Experts("num_local_experts", ("w1", "w3"), "w2", stored_mlp="block_sparse_moe")
+
 ARCHITECTURES: dict[str, Architecture] = {
     a.model_type: a
     for a in (
@@ -119,6 +179,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("ministral3", "mistral3", gguf_permuted=True),
         Architecture("qwen2", "qwen2"),
         Architecture("qwen3", "qwen3"),
+        Architecture("mixtral", "llama", gguf_permuted=True, experts=_MIXTRAL),
+        Architecture("qwen3_moe", "qwen3moe", experts=Experts()),
+        Architecture("olmoe", "olmoe", experts=Experts()),
         Architecture("smollm3", "smollm3", gguf_permuted=True),
         Architecture(
             "granite",

@@ -6,6 +6,9 @@ hook that lives only inside a `with` block. Where TransformerLens means somethin
 - `ln_final.hook_normalized` is the final norm's output *with* its gain; the bridge's is before the gain.
 - `hook_embed` in GPT-2 includes the position embeddings; TransformerLens has them apart in `hook_pos_embed`. In Gemma
   both include the scale √d_model, in Granite the embedding multiplier.
+- `mlp.hook_router_logits`, `mlp.hook_expert_weights` and `mlp.hook_expert_indices` are TransformerLens' `mlp.gate.hook_out`
+  and, for the experts that are taken alone, what each one's output is multiplied by and its number. Blocks with experts have
+  no `mlp.hook_post`.
 - `hook_attn_out` and `hook_mlp_out` are what is *added* to the residual stream: in Gemma 2 and 3 and OLMo 2 and 3 after
   the post-norms, in Granite after the residual multiplier.
 """
@@ -47,6 +50,10 @@ class HookPoint:
         heads: the last dimension is split into this many heads; None where there are none.
         block: the block this is the `hook_resid_mid` of, else None.
         multiplier: by which the model multiplies what the module gives before it becomes the activation.
+        element: which of the module's outputs it is, where there are several.
+        by_token: the module whose input tells texts and positions apart, where this one's outputs are [tokens, …]; else
+            None.
+        changeable: whether anything computed later depends on it.
     """
 
     name: str
@@ -55,6 +62,9 @@ class HookPoint:
     heads: int | None = None
     block: int | None = None
     multiplier: float = 1.0
+    element: int = 0
+    by_token: str | None = None
+    changeable: bool = True
 
     def read(self, value: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch pos ..."]:
         """The activation as users see it, [batch, pos, d] or [batch, pos, head, d_head]; a view where nothing is
@@ -100,9 +110,22 @@ def _block_points(row: Architecture, config: Any, block: int) -> list[HookPoint]
         ),
         HookPoint(f"{name}.hook_attn_out", f"{module}.{row.attention_added}", multiplier=multiplier),
         *mid,
-        HookPoint(f"{name}.mlp.hook_post", f"{module}.{row.mlp_out}", at_input=True),
+        *_mlp_points(row, config, block),
         HookPoint(f"{name}.hook_mlp_out", f"{module}.{row.mlp_added}", multiplier=multiplier),
         HookPoint(f"{name}.hook_resid_post", module),
+    ]
+
+
+def _mlp_points(row: Architecture, config: Any, block: int) -> list[HookPoint]:
+    """The neurons, or the choice of experts."""
+    name, module = f"blocks.{block}.mlp", f"{row.blocks}.{block}"
+    if row.experts is None or not row.is_sparse(config, block):
+        return [HookPoint(f"{name}.hook_post", f"{module}.{row.mlp_out}", at_input=True)]
+    router, mlp = f"{module}.{row.experts.router}", f"{module}.{row.mlp_added}"
+    return [
+        HookPoint(f"{name}.hook_router_logits", router, element=0, by_token=mlp, changeable=False),
+        HookPoint(f"{name}.hook_expert_weights", router, element=1, by_token=mlp),
+        HookPoint(f"{name}.hook_expert_indices", router, element=2, by_token=mlp),
     ]
 
 
@@ -120,6 +143,7 @@ class _Callback:
     module: str
     at_input: bool
     run: Callable[[Tensor], Tensor | None]
+    element: int = 0
 
     def register(self, model: nn.Module) -> RemovableHandle:
         module = model.get_submodule(self.module)
@@ -136,8 +160,8 @@ class _Callback:
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if not isinstance(output, tuple):
             return self.run(output)
-        new = self.run(output[0])
-        return None if new is None else (new, *output[1:])
+        new = self.run(output[self.element])
+        return None if new is None else (*output[: self.element], new, *output[self.element + 1 :])
 
 
 class Hooks:
@@ -174,11 +198,16 @@ class Hooks:
             raise InputError(
                 f"This {self._row.model_type} model has no hook {name!r}",
                 f"one of {', '.join(kinds)} with i from 0 to {last}",
-                "Parallel blocks (Phi, GPT-NeoX) have no hook_resid_mid"
-                if name.endswith("hook_resid_mid")
-                else did_you_mean(name, self.points),
+                self._advice(name),
             )
         return self.points[name]
+
+    def _advice(self, name: str) -> str:
+        if name.endswith("hook_resid_mid"):
+            return "Parallel blocks (Phi, GPT-NeoX) have no hook_resid_mid"
+        if name.endswith("mlp.hook_post") and self._row.experts is not None:
+            return "Blocks with experts have no mlp.hook_post, as each token has neurons of other experts"
+        return did_you_mean(name, self.points)
 
     def select(self, names: Names) -> list[str]:
         """The hooks that are meant, in the order of the forward pass; of a list, in the order of the list.
@@ -219,7 +248,8 @@ class Hooks:
             InputError: an unknown name.
         """
         acts: dict[str, Tensor] = {}
-        with self._installed([self._observer(self.point(name), acts, keep) for name in dict.fromkeys(names)]):
+        points = [self.point(name) for name in dict.fromkeys(names)]
+        with self._installed([callback for point in points for callback in self._observer(point, acts, keep)]):
             yield acts
 
     @contextmanager
@@ -230,16 +260,27 @@ class Hooks:
         shape; everything computed afterwards sees the new one, as if the model had computed it.
 
         Raises:
-            InputError: an unknown name; during the forward pass, a result of another shape.
+            InputError: an unknown name, or a point that nothing is computed from; during the forward pass, a result of
+                another shape.
         """
         callbacks: list[_Callback] = []
         for name, function in interventions.items():
-            point = self.point(name)
+            point = self._changeable(name)
             callbacks += (
                 self._intervener(point, function) if point.block is None else self._mid_intervener(point, function)
             )
         with self._installed(callbacks):
             yield
+
+    def _changeable(self, name: str) -> HookPoint:
+        point = self.point(name)
+        if not point.changeable:
+            raise InputError(
+                f"Nothing is computed from {name} once the experts are chosen, so changing it would change nothing",
+                "a point that later ones depend on",
+                f"Change {name.replace('router_logits', 'expert_weights')} and …hook_expert_indices",
+            )
+        return point
 
     @contextmanager
     def _installed(self, callbacks: list[_Callback]) -> Iterator[None]:
@@ -259,17 +300,15 @@ class Hooks:
 
     def _observer(
         self, point: HookPoint, acts: dict[str, Tensor], keep: Callable[[Tensor], Tensor] | None
-    ) -> _Callback:
+    ) -> list[_Callback]:
         def observe(value: Tensor) -> None:
             activation = point.read(value)
             acts[point.name] = activation if keep is None else keep(activation)
 
-        return _Callback(_Order.OBSERVE, point.module, point.at_input, observe)
+        return _at(point, _Order.OBSERVE, observe)
 
     def _intervener(self, point: HookPoint, function: Intervention) -> list[_Callback]:
-        return [
-            _Callback(_Order.INTERVENE, point.module, point.at_input, lambda value: replaced(point, function, value))
-        ]
+        return _at(point, _Order.INTERVENE, lambda value: replaced(point, function, value))
 
     def _mid_intervener(self, point: HookPoint, function: Intervention) -> list[_Callback]:
         """`hook_resid_mid`: the norm's or MLP's input is only a branch of the residual stream, carried around it.
@@ -292,6 +331,25 @@ class Hooks:
             _Callback(_Order.OBSERVE, mlp.module, False, remember),
             _Callback(_Order.REPAIR, block, False, lambda _: parts.pop("mid") + parts.pop("mlp")),
         ]
+
+
+def _at(point: HookPoint, order: _Order, run: Callable[[Tensor], Tensor | None]) -> list[_Callback]:
+    """The callbacks by which `run` gets a point's value, [batch, pos, …]."""
+    if point.by_token is None:
+        return [_Callback(order, point.module, point.at_input, run, point.element)]
+    shape: list[int] = []
+
+    def remember(value: Tensor) -> None:
+        shape[:] = value.shape[:2]
+
+    def by_text(value: Tensor) -> Tensor | None:
+        new = run(value.unflatten(0, tuple(shape)))
+        return None if new is None else new.flatten(0, 1)
+
+    return [
+        _Callback(_Order.REPAIR, point.by_token, True, remember),
+        _Callback(order, point.module, False, by_text, point.element),
+    ]
 
 
 def _meets(rule: Rule, name: str) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import InputError, NotFinite
+from interp.experts import expert_shapes, expert_slice
 from interp.surroundings import Surroundings, surroundings_of
 
 if TYPE_CHECKING:
@@ -63,13 +64,17 @@ def fill(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dtype, pla
 def sources(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
     """Name of each of the model's tensors → the checkpoint's that it is: its own, or the one it is tied to.
 
+    A parameter of all experts of a block counts as one of the checkpoint's, too; see `read_dense`.
+
     Raises:
         InputError: a tensor the model has no place for, or a parameter without a tensor.
     """
-    names, stored = list(model.state_dict(keep_vars=True)), checkpoint.names()
-    for name in set(stored) - set(names):
+    names, row = list(model.state_dict(keep_vars=True)), checkpoint.architecture
+    slices = {name: expert_slice(row, name) for name in checkpoint.names()}
+    stored = {name if expert is None else expert.parameter for name, expert in slices.items()}
+    for name in stored - set(names):
         _refuse_unexpected(model, checkpoint, name)
-    found = {name: name if name in set(stored) else model.all_tied_weights_keys.get(name, name) for name in names}
+    found = {name: name if name in stored else model.all_tied_weights_keys.get(name, name) for name in names}
     if missing := {name for name, source in found.items() if source not in stored}:
         raise InputError(
             f"{checkpoint.path} has no tensor for {_listing(missing)}",
@@ -87,7 +92,7 @@ def read_dense(
 
     Args:
         checkpoint: that has it.
-        name: of the tensor.
+        name: of the tensor, or of the parameter in which transformers keeps all experts of a block.
         shape: what the config says it is.
         dtype: of the result.
         device: where it is put.
@@ -96,6 +101,19 @@ def read_dense(
         InputError: it has another shape.
         NotFinite: it holds NaN or infinity.
     """
+    weights = expert_shapes(checkpoint.architecture, name, shape)
+    if [*weights] == [name]:
+        return _read_one(checkpoint, name, shape, dtype, device)
+    stacked = torch.empty(shape, dtype=dtype, device=device)
+    for weight, each in weights.items():
+        if (place := expert_slice(checkpoint.architecture, weight)) is not None:
+            place.of(stacked).copy_(_read_one(checkpoint, weight, each, dtype, device))
+    return stacked
+
+
+def _read_one(
+    checkpoint: Checkpoint, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
     tensor = checkpoint.tensor(name)
     if tensor.shape != shape:
         raise InputError(

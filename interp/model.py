@@ -535,7 +535,8 @@ def load(
         _fill_and_dispatch(hf, checkpoint, dtype, device_map)
     if beside.generation_config is not None:
         hf.generation_config = beside.generation_config
-    return HookedModel(hf, beside.tokenizer, architecture(hf.config.model_type), checkpoint, streamed)
+    row = architecture(hf.config.model_type).expanded(hf.config)
+    return HookedModel(hf, beside.tokenizer, row, checkpoint, streamed)
 
 
 def _streamed(

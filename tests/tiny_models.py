@@ -89,6 +89,20 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **_WIDE_HEADS,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **_SIZES, **_GROUPED, **_WINDOWED, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
+        **_SIZES,
+        **_GROUPED,
+        **_WIDE_HEADS,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        mlp_only_layers=[1],
+        norm_topk_prob=True,
+    ),
+    "olmoe": lambda: transformers.OlmoeConfig(**_SIZES, **_GROUPED, num_experts=6, num_experts_per_tok=3),
     "phi": lambda: transformers.PhiConfig(**_SIZES, partial_rotary_factor=0.5),
     "gpt2": lambda: transformers.GPT2Config(
         **{k: v for k, v in _SIZES.items() if k != "intermediate_size"}, n_inner=48
@@ -97,7 +111,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(**_SIZES, use_parallel_residual=False),
 }
 """Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
-DISTINCT = [name for name in CONFIGS if name not in ("ministral", "ministral3", "olmo2", "smollm3")]
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
+"""Of experts."""
+DENSE = [name for name in CONFIGS if name not in MIXTURES]
+DISTINCT = [name for name in DENSE if name not in ("ministral", "ministral3", "olmo2", "smollm3")]
 """Without those whose modules are another one's: they differ in positions and windows."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.architectures import Architecture, architecture
+from interp.architectures import ARCHITECTURES, Architecture, architecture
 from interp.errors import InputError
 from interp.formats import autoround, modelopt, wrappers
 from interp.formats.awq import AWQ
@@ -91,6 +91,7 @@ class HuggingFaceReader(Reader):
             settings_of_model = wrappers.with_ties(settings_of_model, self.shards.headers)
         self.config = transformers_config(directory, settings_of_model)
         self._check_blocks(self.config.num_hidden_layers)
+        self.architecture = self.architecture.expanded(self.config)
         self.skeleton = _skeleton(directory, self.config, self.architecture)
         untied = self._untied()
         self.skeleton = self.skeleton.untie(untied)
@@ -170,7 +171,9 @@ class HuggingFaceReader(Reader):
     def _find(self, name: str) -> str | None:
         plain = name.removeprefix(self.skeleton.prefix)
         within = wrappers.names_within(name) if self._wrapped else ()
-        for candidate in (name, plain, *RENAMED.get(name, ()), *within):
+        experts = self.architecture.experts
+        older = () if experts is None else (name.replace(".mlp.", f".{experts.stored_mlp}."),)
+        for candidate in (name, plain, *RENAMED.get(name, ()), *within, *older):
             module = candidate.removesuffix(".weight")
             if module != candidate and any(self._is_packed(module, layout) for layout in self._layouts):
                 return module
@@ -341,12 +344,15 @@ def _refuse_methods(directory: Path, settings: dict[str, Any]) -> None:
 
 
 def _refuse_experts(directory: Path, config: dict[str, Any]) -> None:
-    experts = next((key for key in ("num_local_experts", "num_experts", "n_routed_experts") if config.get(key)), None)
-    if experts:
+    keys = ("num_local_experts", "num_experts", "n_routed_experts")
+    key = next((key for key in keys if config.get(key)), None)
+    known = [row.model_type for row in ARCHITECTURES.values() if row.experts is not None]
+    if key is not None and config["model_type"] not in known:
         raise InputError(
-            f"{directory} is a mixture-of-experts model ({experts} = {config[experts]}), which is not supported",
-            "a model whose every token passes through the same linears",
-            "Choose a dense model",
+            f"{directory} is a mixture-of-experts model ({key} = {config[key]}) of the model_type "
+            f"{config['model_type']!r}, which is not supported",
+            f"of mixtures of experts one of {', '.join(known)}",
+            "Choose one of these, or a dense model",
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from interp.architectures import Architecture
+from interp.experts import expert_shapes
 
 MAX_BLOCKS = 1024
 """More than eight times the blocks of the deepest language model; building a skeleton takes a millisecond for each."""
@@ -55,13 +56,21 @@ def skeleton(config: Any, architecture: Architecture) -> Skeleton:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     blocks = architecture.blocks + "."
+    shapes = {
+        weight: shape
+        for name, parameter in model.named_parameters()
+        for weight, shape in expert_shapes(architecture, name, tuple(parameter.shape)).items()
+    }
+    linears: list[str] = []
+    for name, module in model.named_modules():
+        if name.startswith(blocks) and isinstance(module, (torch.nn.Linear, Conv1D)):
+            linears.append(name)
+        elif architecture.experts is not None and name.endswith(f".{architecture.experts.module}"):
+            within = (weight for weight in shapes if weight.startswith(f"{name}.") and weight.endswith(".weight"))
+            linears += [weight.removesuffix(".weight") for weight in within]
     return Skeleton(
-        shapes={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
-        linears=[
-            name
-            for name, module in model.named_modules()
-            if name.startswith(blocks) and isinstance(module, (torch.nn.Linear, Conv1D))
-        ],
+        shapes=shapes,
+        linears=linears,
         tied=dict(model.all_tied_weights_keys),
         prefix=model.base_model_prefix + ".",
     )

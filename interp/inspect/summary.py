@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
@@ -151,7 +152,8 @@ def summarize(checkpoint: Checkpoint, request: str = REQUEST) -> Summary:
 def _linears(checkpoint: Checkpoint) -> dict[str, dict[str, int | float]]:
     kinds: dict[str, list[str]] = {}
     for name in checkpoint.linears():
-        kinds.setdefault(name.removeprefix(f"{checkpoint.architecture.blocks}.").partition(".")[2], []).append(name)
+        kind = name.removeprefix(f"{checkpoint.architecture.blocks}.").partition(".")[2]
+        kinds.setdefault(re.sub(r"\.[0-9]+\.", ".*.", kind), []).append(name)  # experts together
     return {
         kind: {
             "number": len(names),

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.architectures import Architecture
+from interp.experts import named_weights
 from interp.model import HookedModel
 from interp.pairs.scales import Scales, recovered_scales, unscaled_vector, unscaled_weight
 
@@ -43,14 +44,14 @@ def aligned(cell: HookedModel, baseline: HookedModel) -> Iterator[Scales]:
         scales = function_preserving(all_scales, cell.architecture, cell.config)
     originals: list[tuple[Tensor, Tensor]] = []
     try:
-        for name, parameter in cell.hf.named_parameters():
+        for name, weight in named_weights(cell.hf, cell.architecture):
             if name.rpartition(".")[0] in {*scales.inputs, *scales.outputs, *scales.norms}:
-                originals.append((parameter.data, parameter.data.clone()))
-                parameter.data.copy_(_undone(parameter.data, name, scales, cell.architecture))
+                originals.append((weight, weight.clone()))
+                weight.copy_(_undone(weight, name, scales, cell.architecture))
         yield scales
     finally:
-        for parameter, original in originals:
-            parameter.copy_(original)
+        for weight, original in originals:
+            weight.copy_(original)
 
 
 def function_preserving(scales: Scales, architecture: Architecture, config: Any) -> Scales:

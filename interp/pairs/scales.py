@@ -89,12 +89,14 @@ def recovered_scales(baseline: Checkpoint, quantized: Checkpoint) -> Scales:
         >>> recovered_scales(open_checkpoint("path/to/model"), open_checkpoint("path/to/model-AWQ")).warnings
         []
     """
-    scales = Scales()
+    scales, names = Scales(), baseline.shapes()
     for block in _blocks(baseline):
-        for norm, consumers in baseline.architecture.scaled_by_norm:
-            _across_norm(baseline, quantized, f"{block}.{norm}", [f"{block}.{name}" for name in consumers], scales)
+        for norm, readers in baseline.architecture.scaled_by_norm:
+            consumers = [name for reader in readers if f"{name := f'{block}.{reader}'}.weight" in names]
+            _across_norm(baseline, quantized, f"{block}.{norm}", consumers, scales)
         for producer, consumer in baseline.architecture.scaled_by_linear:
-            _across_linears(baseline, quantized, f"{block}.{producer}", f"{block}.{consumer}", scales)
+            if f"{block}.{producer}.weight" in names:  # a block may have experts or one MLP
+                _across_linears(baseline, quantized, f"{block}.{producer}", f"{block}.{consumer}", scales)
         for producer, consumer in _across_activation(baseline, block):
             _warn_of_activation(baseline, quantized, producer, consumer, scales)
     return replace(scales, warnings=_counted(scales.warnings, len(_blocks(baseline))))

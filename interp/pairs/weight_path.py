@@ -97,9 +97,13 @@ class WeightPath:
     Attributes:
         changes: module → its parameters that differ; modules that do not differ are not on the path.
         linears: the modules on it that multiply by a matrix (the unembedding, too).
+
+    Raises:
+        InputError: a mixture of experts.
     """
 
     def __init__(self, baseline: HookedModel, cell: HookedModel, scales: Scales | None = None) -> None:
+        baseline.architecture.require_modules()
         self.baseline = baseline
         self.scales = scales or Scales()
         self._conv1d = baseline.architecture.conv1d
@@ -287,7 +291,12 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def block_linears(model: HookedModel) -> list[str]:
-    """Names of the linears of all blocks, in the model's order."""
+    """Names of the linears of all blocks, in the model's order.
+
+    Raises:
+        InputError: a mixture of experts.
+    """
+    model.architecture.require_modules()
     blocks = f"{model.architecture.blocks}."
     return [name for name, module in model.hf.named_modules() if name.startswith(blocks) and is_linear(module)]
 

@@ -42,6 +42,9 @@ def whole_groups(keep: Iterable[str], architecture: Architecture) -> list[str]:
     """`keep`, and after it whatever completes its groups that runtimes fuse: q, k and v; gate and up of one block."""
     whole = dict.fromkeys(keep)
     groups = [group for group in (architecture.attention_in, architecture.mlp_in) if len(group) > 1]
+    if architecture.experts is not None:
+        numbers = {int(match[1]) for name in whole if (match := re.search(r"\.experts\.([0-9]+)\.", name))}
+        groups += [architecture.experts.linears(expert)[0] for expert in sorted(numbers)]
     for name in tuple(whole):
         for group in groups:
             if own := [linear for linear in group if name.endswith(f".{linear}")]:

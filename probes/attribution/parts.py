@@ -109,8 +109,13 @@ class Parts:
 
     @classmethod
     def of(cls, model: HookedModel) -> Parts:
-        """The parts of a loaded model; parameters that are tied are listed once."""
+        """The parts of a loaded model; parameters that are tied are listed once.
+
+        Raises:
+            InputError: a mixture of experts.
+        """
         row = model.architecture
+        row.require_modules()
         blocks = model.hf.get_submodule(row.blocks)
         shapes: dict[str, tuple[int, int]] = {}
         for name, module in blocks.named_modules():
