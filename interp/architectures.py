@@ -133,9 +133,7 @@ class Architecture:
         *norms, (last, readers) = self.scaled_by_norm
         every = (*readers, self.experts.router, *(name for inputs, _ in experts for name in inputs))
         pairs = tuple((inputs[-1], output) for inputs, output in experts)
-        return replace(
-            self, scaled_by_norm=(*norms, (last, every)), scaled_by_linear=(*self.scaled_by_linear, *pairs)
-        )
+        return replace(self, scaled_by_norm=(*norms, (last, every)), scaled_by_linear=(*self.scaled_by_linear, *pairs))
 
     def require_modules(self) -> None:
         """Raise an InputError where not every linear is a module of its own, which some analyses need."""

@@ -1,7 +1,8 @@
 """The linears of experts: matrices of their own in checkpoints, slices of one parameter in transformers' models.
 
-A block of E experts holds `experts.gate_up_proj`, [E, 2·inner, width], and `experts.down_proj`, [E, width, inner]; files
-hold a gate, an up and a down projection for each expert, and so does everything that asks for one linear's weight.
+A block of E experts holds `experts.gate_up_proj`, [E, 2·inner, width], and `experts.down_proj`, [E, width, inner].
+Files hold a gate, an up and a down projection for each expert, and so does everything that asks for one linear's
+weight.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def expert_slice(row: Architecture, name: str) -> ExpertSlice | None:
 
 
 def expert_shapes(row: Architecture, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The weights that a parameter of the model stands for, with their shapes; the parameter itself if of no experts."""
+    """The weights that a parameter of the model stands for, with their shapes: itself, if it is not of experts."""
     module, _, leaf = name.rpartition(".")
     experts = row.experts
     if experts is None or not module.endswith(f".{experts.module}") or leaf not in _stacked(experts):

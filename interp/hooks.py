@@ -6,9 +6,9 @@ hook that lives only inside a `with` block. Where TransformerLens means somethin
 - `ln_final.hook_normalized` is the final norm's output *with* its gain; the bridge's is before the gain.
 - `hook_embed` in GPT-2 includes the position embeddings; TransformerLens has them apart in `hook_pos_embed`. In Gemma
   both include the scale √d_model, in Granite the embedding multiplier.
-- `mlp.hook_router_logits`, `mlp.hook_expert_weights` and `mlp.hook_expert_indices` are TransformerLens' `mlp.gate.hook_out`
-  and, for the experts that are taken alone, what each one's output is multiplied by and its number. Blocks with experts have
-  no `mlp.hook_post`.
+- Blocks with experts have no `mlp.hook_post`. `mlp.hook_router_logits` is TransformerLens' `mlp.gate.hook_out`;
+  `mlp.hook_expert_indices` are the numbers of the experts that a token takes, and `mlp.hook_expert_weights` what each
+  one's output is multiplied by.
 - `hook_attn_out` and `hook_mlp_out` are what is *added* to the residual stream: in Gemma 2 and 3 and OLMo 2 and 3 after
   the post-norms, in Granite after the residual multiplier.
 """
@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -66,7 +66,7 @@ class HookPoint:
     by_token: str | None = None
     changeable: bool = True
 
-    def read(self, value: Float[Tensor, "batch pos width"]) -> Float[Tensor, "batch pos ..."]:
+    def read(self, value: Shaped[Tensor, "batch pos width"]) -> Shaped[Tensor, "batch pos ..."]:
         """The activation as users see it, [batch, pos, d] or [batch, pos, head, d_head]; a view where nothing is
         multiplied."""
         if self.multiplier != 1:
@@ -74,8 +74,8 @@ class HookPoint:
         return value if self.heads is None else value.unflatten(-1, (self.heads, -1))
 
     def write(
-        self, activation: Float[Tensor, "batch pos ..."], value: Float[Tensor, "batch pos width"]
-    ) -> Float[Tensor, "batch pos width"]:
+        self, activation: Shaped[Tensor, "batch pos ..."], value: Shaped[Tensor, "batch pos width"]
+    ) -> Shaped[Tensor, "batch pos width"]:
         """The module's own layout again: the inverse of `read`.
 
         Args:

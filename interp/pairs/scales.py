@@ -92,7 +92,7 @@ def recovered_scales(baseline: Checkpoint, quantized: Checkpoint) -> Scales:
     scales, names = Scales(), baseline.shapes()
     for block in _blocks(baseline):
         for norm, readers in baseline.architecture.scaled_by_norm:
-            consumers = [name for reader in readers if f"{name := f'{block}.{reader}'}.weight" in names]
+            consumers = [f"{block}.{reader}" for reader in readers if f"{block}.{reader}.weight" in names]
             _across_norm(baseline, quantized, f"{block}.{norm}", consumers, scales)
         for producer, consumer in baseline.architecture.scaled_by_linear:
             if f"{block}.{producer}.weight" in names:  # a block may have experts or one MLP

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from interp import HookedModel, load
 from interp.errors import InputError
-from tests.tiny_models import CONFIGS, TEXTS
+from tests.tiny_models import CONFIGS, MIXTURES, TEXTS
 
 TOLERANCE = 1e-5
 """Of the activation's largest magnitude, float32."""
 
 PARALLEL = ("phi", "gpt_neox")
+ROUTER = {"router_logits": "hook_out", "expert_weights": "hook_expert_weights", "expert_indices": "hook_expert_indices"}
+"""What a router gives, in this order, and TransformerLens' names of it."""
 WITHOUT_BRIDGE = ("ministral",)
 """What TransformerLens does not know; its modules are Mistral's."""
 WITH_BRIDGE = [name for name in CONFIGS if name not in WITHOUT_BRIDGE]
@@ -67,6 +69,21 @@ def assert_agrees(other: str, where: str, ours: Tensor, theirs: Tensor) -> None:
     assert error <= TOLERANCE, f"{where}: {error}"
 
 
+def has_experts(name: str, block: int) -> bool:
+    """One block of the Qwen mixture has an MLP."""
+    return name in MIXTURES and (name, block) != ("qwen3_moe", 1)
+
+
+def routed(points: list[str], name: str, block: int) -> list[str]:
+    """The points of a block, those of a router in place of the neurons."""
+    router = [f"mlp.hook_{kind}" for kind in ROUTER]
+    return [
+        p
+        for point in points
+        for p in (router if has_experts(name, block) and "post" in point[4:] and point.startswith("mlp") else [point])
+    ]
+
+
 def test_names_are_those_of_the_contract(model: HookedModel, name: str) -> None:
     per_block = [
         "hook_resid_pre",
@@ -79,7 +96,7 @@ def test_names_are_those_of_the_contract(model: HookedModel, name: str) -> None:
     ]
     if name in PARALLEL:
         per_block.remove("hook_resid_mid")
-    blocks = [f"blocks.{i}.{point}" for i in range(3) for point in per_block]
+    blocks = [f"blocks.{i}.{point}" for i in range(3) for point in routed(per_block, name, i)]
     assert model.hook_names == ["hook_embed", *blocks, "ln_final.hook_normalized"]
 
 
@@ -117,6 +134,12 @@ def test_parts_add_up_to_the_residual_stream(model: HookedModel, name: str) -> N
             torch.testing.assert_close(pre + attn, acts[f"blocks.{block}.hook_resid_mid"], rtol=1e-5, atol=1e-6)
 
 
+def name_in_bridge(point: str) -> str:
+    """TransformerLens' name."""
+    block, _, kind = point.rpartition(".mlp.hook_")
+    return f"{block}.mlp.gate.{ROUTER[kind]}" if kind in ROUTER else point
+
+
 def with_gain(model: HookedModel, name: str, normalized: Tensor) -> Tensor:
     norm: Any = model.hf.get_submodule(model.architecture.final_norm)
     gained = normalized * (norm.weight + 1 if name.startswith("gemma") else norm.weight)
@@ -129,7 +152,7 @@ def test_agrees_with_transformer_lens(model: HookedModel, name: str) -> None:
     with torch.no_grad():
         logits, cache = bridge.run_with_cache(tokens(model))
     for point, ours in captured(model).items():
-        theirs = cache[point]
+        theirs = cache[name_in_bridge(point)].reshape(ours.shape)
         if point == "hook_embed" and name == "gpt2":
             theirs = theirs + cache["hook_pos_embed"]
         if point == "ln_final.hook_normalized":
@@ -148,7 +171,10 @@ LLAMA_LIKE = (
     "mlp",
 )
 POST_NORMED = (*LLAMA_LIKE[:5], "post_attention_layernorm", "post_feedforward_layernorm")
-LLAMAS = ("llama", "qwen2", "qwen3", "mistral", "ministral", "ministral3", "smollm3", "granite", "phi3", "gemma")
+LLAMAS = (
+    *("llama", "qwen2", "qwen3", "mistral", "ministral", "ministral3", "smollm3", "granite", "phi3", "gemma"),
+    *MIXTURES,
+)
 OLMOS = ("olmo2", "olmo3")
 GEMMAS = ("gemma2", "gemma3_text")
 NEOX = ("gpt_neox.layers", "gpt_neox.embed_in", "gpt_neox.final_layer_norm", "attention.dense", "mlp.dense_4h_to_h")
@@ -192,7 +218,11 @@ def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
             saved[f"{block}.hook_attn_out"] = view.get(f"{blocks}.{i}.{attention}").output.save()
             if name in SECOND_NORM:
                 saved[f"{block}.hook_resid_mid"] = view.get(f"{blocks}.{i}.{SECOND_NORM[name]}").input.save()
-            saved[f"{block}.mlp.hook_post"] = view.get(f"{blocks}.{i}.{mlp_out}").input.save()
+            if has_experts(name, i):
+                for kind, value in zip(ROUTER, view.get(f"{blocks}.{i}.mlp.gate").output, strict=True):
+                    saved[f"{block}.mlp.hook_{kind}"] = value.save()
+            else:
+                saved[f"{block}.mlp.hook_post"] = view.get(f"{blocks}.{i}.{mlp_out}").input.save()
             saved[f"{block}.hook_mlp_out"] = view.get(f"{blocks}.{i}.{mlp}").output.save()
             saved[f"{block}.hook_resid_post"] = view.get(f"{blocks}.{i}").output.save()
         saved["ln_final.hook_normalized"] = view.get(final_norm).output.save()
@@ -211,7 +241,8 @@ def test_agrees_with_nnsight(model: HookedModel, name: str) -> None:
 
 def test_an_identity_intervention_changes_no_bit(model: HookedModel) -> None:
     before = output(model)
-    with model.intervene(dict.fromkeys(model.hook_names, lambda activation: activation)):
+    names = [name for name in model.hook_names if not name.endswith("router_logits")]
+    with model.intervene(dict.fromkeys(names, lambda activation: activation)):
         assert torch.equal(output(model), before)
 
 
@@ -232,7 +263,14 @@ def test_interventions_agree_with_transformer_lens(
 ) -> None:
     """At `hook_resid_mid` the bridge changes only the norm's input, so that one has a test of its own below."""
     bridge = model.to_transformer_lens()
-    differs = ("hook_resid_mid", "hook_normalized", *(["hook_embed"] if name == "gpt2" else []))
+    differs = (
+        "hook_resid_mid",
+        "hook_normalized",
+        "router_logits",
+        "expert_weights",
+        "expert_indices",
+        *(["hook_embed"] if name == "gpt2" else []),
+    )
     for point in [p for p in model.hook_names if not p.endswith(differs)]:
         with torch.no_grad(), model.intervene({point: change}):
             ours = model.hf(tokens(model)).logits
