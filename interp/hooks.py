@@ -8,7 +8,7 @@ hook that lives only inside a `with` block. Where TransformerLens means somethin
   both include the scale √d_model, in Granite the embedding multiplier.
 - Blocks with experts have no `mlp.hook_post`. `mlp.hook_router_logits` is TransformerLens' `mlp.gate.hook_out`;
   `mlp.hook_expert_indices` are the numbers of the experts that a token takes, and `mlp.hook_expert_weights` what each
-  one's output is multiplied by.
+  one's output is multiplied by (TransformerLens has that for every expert, 0 for those that are not taken).
 - `hook_attn_out` and `hook_mlp_out` are what is *added* to the residual stream: in Gemma 2 and 3 and OLMo 2 and 3 after
   the post-norms, in Granite after the residual multiplier.
 """

@@ -206,7 +206,7 @@ class GGUFReader(Reader):
             raise InputError(
                 f"{self.file} is a mixture-of-experts model ({experts} experts), which is not supported",
                 "a model whose every token passes through the same linears",
-                "Choose a dense model",
+                "Give its Hugging Face directory, or choose a dense model",
             )
 
     def _locate(self, model: Skeleton, n_blocks: int) -> dict[str, Stored]:

@@ -151,8 +151,12 @@ def test_agrees_with_transformer_lens(model: HookedModel, name: str) -> None:
     bridge = model.to_transformer_lens()
     with torch.no_grad():
         logits, cache = bridge.run_with_cache(tokens(model))
-    for point, ours in captured(model).items():
-        theirs = cache[name_in_bridge(point)].reshape(ours.shape)
+    acts = captured(model)
+    for point, ours in acts.items():
+        theirs = cache[name_in_bridge(point)]
+        if point.endswith("expert_weights"):  # the bridge has one for each expert, zeros for those that are not taken
+            theirs = theirs.gather(-1, acts[point.replace("weights", "indices")].flatten(0, 1))
+        theirs = theirs.reshape(ours.shape)
         if point == "hook_embed" and name == "gpt2":
             theirs = theirs + cache["hook_pos_embed"]
         if point == "ln_final.hook_normalized":

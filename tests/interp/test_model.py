@@ -268,10 +268,13 @@ def test_equals_the_bare_model(model: HookedModel, name: str, tiny: Callable[[st
 
 def test_shapes(model: HookedModel) -> None:
     heads, d_head = 4, model.config.to_dict().get("head_dim") or 8
+    experts = getattr(model.config, "num_local_experts", None) or getattr(model.config, "num_experts", None)
     acts = model.activations(TEXTS, model.hook_names)
     for point, value in acts.items():
         kind = point.split(".")[-1]
-        expected = {"hook_z": (heads, d_head), "hook_post": (48,)}.get(kind, (32,))
+        expected = {"hook_z": (heads, d_head), "hook_post": (48,), "hook_router_logits": (experts,)}.get(kind, (32,))
+        if kind in ("hook_expert_weights", "hook_expert_indices"):
+            expected = (model.config.num_experts_per_tok,)
         assert value.shape == (len(TEXTS), *expected), point
         assert value.dtype == torch.float32
     assert model.logits(TEXTS).shape == (len(TEXTS), 320)

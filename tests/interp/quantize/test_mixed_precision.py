@@ -28,6 +28,7 @@ NAMES = {
         )
     ]
     for row in ARCHITECTURES.values()
+    if row.experts is None
 }
 CELLS = ("AWQ", "GPTQ", "Q2_K", "Q8_0")
 KEEP = ["model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj"]
