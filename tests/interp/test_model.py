@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from interp import HookedModel, complete, load, open_checkpoint
+from interp.architectures import architecture
 from interp.chat import render
 from interp.errors import InputError, NotFinite
 from interp.loading import empty_model, fill
@@ -131,7 +132,10 @@ def test_no_parameter_is_initialized_and_no_second_copy_of_the_weights_is_made(t
         read.append(weakref.ref(full))
         return full
 
-    fill(hf, SimpleNamespace(names=checkpoint.names, tensor=tensor, path="x"), torch.float16, lambda _: CPU)  # type: ignore[arg-type]
+    counting: Any = SimpleNamespace(
+        names=checkpoint.names, tensor=tensor, path="x", architecture=checkpoint.architecture
+    )
+    fill(hf, counting, torch.float16, lambda _: CPU)
     assert len(read) == len(checkpoint.names())
     assert not any(parameter.is_meta for parameter in hf.parameters())
 
@@ -142,7 +146,9 @@ def fill_llama(change: Callable[[dict[str, Tensor]], Any]) -> None:
 
     tensors = dict(bare_model("llama").state_dict())
     change(tensors)
-    checkpoint: Any = SimpleNamespace(path="here", names=lambda: list(tensors), tensor=lambda name: tensors[name])
+    checkpoint: Any = SimpleNamespace(
+        architecture=architecture("llama"), path="here", names=lambda: list(tensors), tensor=lambda name: tensors[name]
+    )
     fill(empty_model(CONFIGS["llama"](), torch.float32), checkpoint, torch.float32, lambda _: CPU)
 
 
