@@ -20,7 +20,7 @@ from probes.drift import probe as drift
 from probes.entropy import probe as entropy
 from probes.harness.comparison import BASELINE, Comparison, Models, checked, compare, remembering
 from probes.harness.prompts import PromptSet
-from probes.harness.results import Result
+from probes.harness.results import Result, join_cells
 from probes.labels.refused import READ_TOKENS
 from probes.margin import probe as margin
 from probes.margin.openings import baseline_answers
@@ -73,7 +73,7 @@ def measure(
         comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
         parts = _of_cells(comparison, harmful, harmless, common)
     joined = {name: Result(name, pd.DataFrame({"cell": []}), comparison.settings) for name in PARTS}
-    joined |= {name: _joined(comparison, [part[name] for part in parts]) for name in (parts[0] if parts else ())}
+    joined |= {name: join_cells([part[name] for part in parts]) for name in (parts[0] if parts else ())}
     joined["drift"] = _drift(joined["refusal"], list(cells))
     rows = [_row(comparison, name, joined) for name in cells]
     warnings = list(
@@ -127,15 +127,6 @@ def _answers(comparison: Comparison, cells: Models, harmful: PromptSet, batch_si
     answers |= {name: complete(model, texts, READ_TOKENS, batch_size or BATCH_SIZE) for name, model in cells.items()}
     rows = [outcome_rows(name, "refusal", harmful, token_ids, completions) for name, completions in answers.items()]
     return pd.concat(rows, ignore_index=True)
-
-
-def _joined(comparison: Comparison, parts: list[Result]) -> Result:
-    """One result of several that each hold the baseline and one cell: the baseline's rows once."""
-    first, *others = parts
-    tables = [first.table, *(part.table[part.table["cell"] != BASELINE] for part in others)]
-    settings = {**comparison.settings, **first.settings, "cells": comparison.settings["cells"]}
-    warnings = list(dict.fromkeys(warning for part in parts for warning in part.warnings))
-    return Result(first.probe, pd.concat(tables, ignore_index=True), settings, warnings)
 
 
 def _drift(answers: Result, cells: list[str]) -> Result:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from interp.documents import checked, read_json_object
 from interp.errors import InputError
 from interp.files import atomic_file, sha256
+from probes.harness.names import BASELINE
 from probes.harness.parquet_files import read_parquet
 
 SCHEMA_VERSION = 1
@@ -132,6 +133,22 @@ class Result:
                 "Give another one with --out",
             ) from error
         return parquet, document
+
+
+def join_cells(parts: Sequence[Result]) -> Result:
+    """One result of several of one probe that each hold the baseline and some cells: the baseline's rows once.
+
+    Args:
+        parts: at least one; what their settings say of cells is put together, the rest is the first one's.
+    """
+    first, *others = parts
+    tables = [first.table, *(part.table[part.table["cell"] != BASELINE] for part in others)]
+    settings = dict(first.settings)
+    if isinstance(settings.get("cells"), dict):
+        settings["cells"] = {cell: about for part in parts for cell, about in part.settings["cells"].items()}
+    warnings = list(dict.fromkeys(warning for part in parts for warning in part.warnings))
+    seconds = round(sum(part.seconds or 0.0 for part in parts), 3)
+    return Result(first.probe, pd.concat(tables, ignore_index=True), settings, warnings, seconds or None)
 
 
 def read_result(document: Path) -> Result:

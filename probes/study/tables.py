@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from interp.redaction import redact
 from probes.drift import probe as drift
 from probes.harness.engine_marks import across_engines, marked
 from probes.harness.names import BASELINE
-from probes.harness.results import Result
+from probes.harness.results import Result, join_cells
 from probes.labels.refused import BROADER, OUTCOME, by_cell, counted_by, decide, with_outcomes
 from probes.matrix.regimes import STUDY
 from probes.matrix.rows import add_regimes
@@ -112,24 +112,17 @@ def _joined(folder: RunFolder, own: Mapping[StudyPart, Record]) -> dict[str, Res
             steps[result.probe] = part.step
     failed = {(part.step, part.cell): record.error for part, record in own.items() if record.error}
     return {
-        name: _join(name, results, {cell: error for (step, cell), error in failed.items() if step == steps[name]})
+        name: _with_failed(join_cells(results), {cell: e for (step, cell), e in failed.items() if step == steps[name]})
         for name, results in parts.items()
     }
 
 
-def _join(name: str, parts: Sequence[Result], failed: Mapping[str, str]) -> Result:
-    """One result of several that each hold the baseline and one cell."""
-    first = parts[0].table
-    tables = [first, *(part.table[part.table["cell"] != BASELINE] for part in parts[1:])]  # the baseline once
-    if "reason" in first and failed:
-        tables.append(pd.DataFrame([{"cell": cell, "reason": error} for cell, error in failed.items()]))
-    joined = pd.concat(tables, ignore_index=True)
-    settings: dict[str, Any] = dict(parts[0].settings)
-    if isinstance(settings.get("cells"), dict):
-        settings["cells"] = {cell: about for part in parts for cell, about in part.settings["cells"].items()}
-    warnings = list(dict.fromkeys(warning for part in parts for warning in part.warnings))
-    seconds = sum(part.seconds or 0.0 for part in parts)
-    return Result(name, joined, settings, warnings, round(seconds, 3) or None)
+def _with_failed(result: Result, failed: Mapping[str, str]) -> Result:
+    """With a row for each cell whose part failed, where the table tells reasons."""
+    if "reason" not in result.table or not failed:
+        return result
+    rows = pd.DataFrame([{"cell": cell, "reason": error} for cell, error in failed.items()])
+    return replace(result, table=pd.concat([result.table, rows], ignore_index=True))
 
 
 def _relabelled(outcomes: Result) -> pd.DataFrame:
