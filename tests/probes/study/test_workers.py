@@ -25,6 +25,7 @@ from probes.study.run import merge_study, open_run, run_study, study_status
 from probes.study.shards import Shard
 from probes.study.step import Step, StepContext
 from probes.study.workers import model_claim, roster
+from tests.killed_workers import KILLS, WORKERS
 from tests.study_files import PARTS_OF_EACH, write_models
 
 ROOT = Path(__file__).parents[3]
@@ -231,3 +232,18 @@ def test_the_script_for_slurm_requeues_what_was_stopped(code: int, tmp_path: Pat
     requeued = ["scontrol requeue 7_3"] if code == 75 else []
     assert (tmp_path / "said").read_text().splitlines() == [ran, *requeued]
     assert subprocess.run(script[:3], env=environment, check=False, stderr=subprocess.DEVNULL).returncode != 0
+
+
+@pytest.mark.slow
+def test_kills_lose_and_repeat_nothing_while_another_is_at_work(original: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.killed_workers", str(original / "study.toml"), str(tmp_path), "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=600, check=True)
+    story = json.loads(ran.stdout)
+    assert story["wrong"] == []
+    assert 1 < story["killed"] <= KILLS
+    assert story["codes"] == [0] * (WORKERS + 1)
+    begun = [line for line in story["journal"] if line[1] == "begun"]
+    assert 2 * PARTS_OF_EACH <= len(begun) <= 2 * PARTS_OF_EACH + story["killed"]
+    assert len({line[0] for line in begun}) > 2, "workers that were started anew measured, too"
+    assert tables(tmp_path / "run") == tables(original / "alone")
