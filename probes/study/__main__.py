@@ -48,6 +48,10 @@ def run(
             help="Measure a share of the models, and no tables (`merge` writes them); auto: of a Slurm array.",
         ),
     ] = "",
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS|auto|local", help="Let the workers of a Ray cluster measure, a model each."),
+    ] = None,
     failed_only: Annotated[bool, typer.Option("--failed-only", help="Measure only what failed before.")] = False,
     changed: Annotated[
         bool, typer.Option("--changed", help="With --shard: the study was changed on purpose since other shards ran.")
@@ -70,7 +74,9 @@ def run(
         path = _out(study, file, out)
         share = Shard.parse(shard) if shard else None
         with cli.resumable(lambda: any(path.glob("*/parts/*/*.key.json"))):
-            study_run = run_study(study, path, shard=share, failed_only=failed_only, changed=changed, stop=stop)
+            study_run = run_study(
+                study, path, shard=share, ray=ray, failed_only=failed_only, changed=changed, stop=stop
+            )
     if share is not None:
         raise typer.Exit(show_shard(study_run, share))
     show(study_run)

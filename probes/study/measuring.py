@@ -34,6 +34,9 @@ from probes.study.step import Asked, StepContext
 from probes.study.steps import BY_NAME, options_of
 from probes.study.workers import Worker, holder
 
+PATIENCE = 1.0
+"""Seconds between two looks at a model that another worker measures."""
+
 
 class Bars:
     """What is being prepared or measured, how much is left, and how long it will take; in a notebook, a line."""
@@ -122,6 +125,7 @@ class Work:
         models: the names of its models.
         failed_only: measure only what failed before.
         stop: whether it is asked to end after the part under way.
+        patient: wait for other workers that measure its models, in case they die.
     """
 
     study: Study
@@ -130,6 +134,7 @@ class Work:
     models: Sequence[str]
     failed_only: bool = False
     stop: Callable[[], bool] = lambda: False
+    patient: bool = False
 
     def todo(self, known: Mapping[StudyPart, Record]) -> dict[StudyPart, PartStatus]:
         """The parts that it is to measure, and what they are."""
@@ -300,9 +305,18 @@ def measure_all(work: Work) -> dict[StudyPart, Record]:
     with bars.parts(len(todo)):
         while models:
             held = [model for model in models if not _measure_model(work, asked, model, todo, bars)]
-            models = [model for model in held if holder(work.folder.path, model.name) is None]
+            models = [model for model in held if holder(work.folder.path, model.name) is None or _waited(work)]
     work.folder.reload()
     return records(work.study, work.folder, {model.name: located(work.study, model) for model in work.study.models})
+
+
+def _waited(work: Work) -> bool:
+    """Whether a patient worker waits for another one; it has done so for a while then."""
+    if work.stop():
+        raise Requeue
+    if work.patient:
+        time.sleep(PATIENCE)
+    return work.patient
 
 
 def _measure_model(work: Work, asked: Asked, model: Model, todo: Mapping[StudyPart, PartStatus], bars: Bars) -> bool:

@@ -14,6 +14,7 @@ from interp.errors import InputError
 from probes.harness.options import check_writable
 from probes.harness.results import Result, read_result
 from probes.study.checkpoints import located
+from probes.study.cluster import measure_on_cluster
 from probes.study.measuring import Work, measure_all
 from probes.study.reader import parse_study
 from probes.study.schema import Study
@@ -87,6 +88,7 @@ def run_study(
     out: str | Path | None = None,
     *,
     shard: Shard | None = None,
+    ray: str | None = None,
     failed_only: bool = False,
     changed: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -100,6 +102,8 @@ def run_study(
         study: of `read_study` or `parse_study`.
         out: the run folder; default what the study says, else runs/study.
         shard: measure only its models, and write no tables: `merge_study` does when all shards are over.
+        ray: address of a Ray cluster whose workers measure the models, one each at a time; "auto" for the one that this
+            machine belongs to, "local" for one that is started here. All of its machines must see the folder.
         failed_only: measure only what failed before.
         changed: a shard may go on in a folder whose shards had another study.
         stop: asked before each part whether to end, by raising `interp.cli.Requeue`.
@@ -122,7 +126,8 @@ def run_study(
     models = [model.name for model in study.models] if shard is None else shard.models(study)
     common = agreement(study, Asked.of(study))
     with joined(path, common, "" if shard is None else str(shard), changed) as worker:
-        known = measure_all(Work(study, folder, worker, models, failed_only, stop))
+        work = Work(study, folder, worker, models, failed_only, stop)
+        known = measure_all(work) if ray is None else measure_on_cluster(work, ray)
     if shard is not None:
         return StudyRun(path, study, as_table({part: r for part, r in known.items() if part.model in models}))
     return _merged(study, folder, known)

@@ -67,6 +67,8 @@ class Model(_Table):
         dtype: in which the baseline and all cells compute; by default float32 on a CPU, else the baseline's own.
         device: where they are, for example "cuda"; by default the CPU.
         force: measure cells that do not seem to be made from the baseline; by default only an organism's own.
+        num_cpus: cores that a Ray cluster gives to the worker that measures it.
+        num_gpus: GPUs that it gives; by default one where the device is a GPU of CUDA.
     """
 
     name: str = Field(pattern=NAME)
@@ -83,6 +85,8 @@ class Model(_Table):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
     force: bool | None = None
+    num_cpus: int = Field(default=1, ge=1)
+    num_gpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @property
     def cell_names(self) -> list[str]:

@@ -38,6 +38,8 @@ from probes.study.workers import FOLDER as WORKERS
 SCHEMA_VERSION = 1
 STATE, COPY = "study.json", "study.toml"
 JUDGES = "judges"
+_WHERE: dict[str, Any] = {"out": True, "models": {"__all__": {"num_cpus", "num_gpus"}}}
+"""What a study file says of machines and folders: no number depends on it."""
 _DECIDING = ("quantscope", "torch", "transformers")
 """Packages whose other versions make every part stale."""
 
@@ -295,7 +297,7 @@ def agreement(study: Study, asked: Asked) -> dict[str, str]:
     """What all workers on a study must have in common, by name: hashes, and versions of packages."""
     installed = versions()
     return {
-        "the study file": content_key(study=study.model_dump(mode="json", exclude={"out"})),
+        "the study file": content_key(study=study.model_dump(mode="json", exclude=_WHERE)),
         "the harmful prompts": asked.harmful.sha256,
         "the harmless prompts": asked.harmless.sha256,
         "the chat template": sha256_of(asked.template.name),

@@ -197,6 +197,14 @@ def _row(run: Path, record: WorkerRecord, state: str) -> dict[str, str | float]:
     return {"host": record.owner.host, "pid": record.owner.pid, "state": state, "silent": silent, **told}
 
 
+def counted(run: Path) -> dict[str, tuple[int, str]]:
+    """Worker → how many parts it finished or could not measure, and the model that it measures, "" if none."""
+    return {
+        record.owner.id: (record.finished + record.failed, record.model if state == AT_WORK else "")
+        for record, state in _records(run)
+    }
+
+
 def _records(run: Path) -> Iterator[tuple[WorkerRecord, str]]:
     """Every worker that is told of, and its state, in the order in which they began."""
     files = (file for file in (run / FOLDER).glob("*.json") if file.name != AGREED)
