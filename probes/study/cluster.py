@@ -29,6 +29,8 @@ RETRIES = 10
 """How often a task is started again whose machine was lost."""
 POLL = 1.0
 """Seconds between two looks at what the tasks have done."""
+CONNECTING = 20.0
+"""Seconds in which a cluster answers."""
 GRACE = 30.0
 """Seconds that dropped tasks get to release their models."""
 _TOLD = ("QUANTSCOPE_CACHE", "HF_HOME", "HF_HUB_OFFLINE")
@@ -65,8 +67,9 @@ def _connected(address: str) -> Iterator[None]:
     told = {name: os.environ[name] for name in _TOLD if name in os.environ}
     environment = {"env_vars": {"PYTHONPATH": child_search_path(), **told}}
     try:
+        _reach(address)
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"There is no Ray cluster at {address} ({error})",
             "the address of one that runs, auto, or local",
@@ -78,6 +81,13 @@ def _connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def _reach(address: str) -> None:
+    """Ray tries for many minutes where nobody listens."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECTING).close()
+
+
 def _tasks(work: Work, models: Sequence[Model]) -> dict[Any, str]:
     """A running task for each model."""
     import ray
@@ -86,7 +96,7 @@ def _tasks(work: Work, models: Sequence[Model]) -> dict[Any, str]:
     told = (study.text, str(study.directory.absolute()), str(work.folder.path.absolute()))
     task, tasks = ray.remote(_measure_there), {}
     for model in models:
-        room = {"num_cpus": model.num_cpus, "num_gpus": _gpus(model)}
+        room = {"num_cpus": float(model.num_cpus), "num_gpus": _gpus(model)}
         _check_room(model, room)
         placed = task.options(**room, max_retries=RETRIES, name=model.name)
         tasks[placed.remote(*told, model.name, work.failed_only, str(_stop_file(work)))] = model.name
