@@ -105,7 +105,7 @@ def _measure_in_two(study: Study, out: Path) -> None:
     )
     process.start()
     try:
-        run_study(study, out, shard=own)
+        run_study(study, out, shard=own, changed=True)  # an earlier version's run is gone on with
         run = merge_study(out, study)
         for model in study.models:
             if model.name in own.models(study) and (cells := _to_explain(_danger(run, model))):
@@ -122,7 +122,7 @@ def _measure_share(text: str, directory: Path, out: Path, shard: Shard) -> None:
     from probes.study.reader import parse_study
     from probes.study.run import run_study
 
-    run_study(parse_study(text, directory, "the demo"), out, shard=shard)
+    run_study(parse_study(text, directory, "the demo"), out, shard=shard, changed=True)
 
 
 def _danger(run: StudyRun, model: Model) -> pd.DataFrame:
