@@ -115,7 +115,7 @@ def calls_of_missing_extras() -> Iterator[tuple[str, str]]:
 
 def test_a_missing_package_names_the_extra_that_has_it() -> None:
     named = set(calls_of_missing_extras())
-    assert {extra for _, extra in named} == {"quantize", "gguf", "datasets", "lens"}
+    assert {extra for _, extra in named} == {"quantize", "gguf", "datasets", "lens", "ray"}
     assert all(package in EXTRAS[extra] for package, extra in named)
 
 
