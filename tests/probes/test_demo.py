@@ -95,7 +95,7 @@ def test_models_are_measured_in_two_processes(study: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(demo, "get_context", lambda _: SimpleNamespace(Process=_Process))
     monkeypatch.setattr(demo, "_measure_share", lambda *args: shards.append(f"there {args[-1]}"))
-    monkeypatch.setattr("probes.study.run.run_study", lambda *_, shard: shards.append(f"here {shard}"))
+    monkeypatch.setattr("probes.study.run.run_study", lambda *_, shard, changed: shards.append(f"here {shard}"))
     monkeypatch.setattr("probes.study.run.merge_study", lambda *_: run)
     monkeypatch.setattr(demo, "_explained", explain)
     _Process.ended.clear()
