@@ -28,6 +28,7 @@ from interp.errors import InputError
 from interp.generation import BATCH_SIZE, MAX_NEW_TOKENS, Completion, generate_with_cache, generate_with_hooks
 from interp.hooks import Hooks, Intervention, Names
 from interp.loading import device_of, empty_model, fill, surroundings
+from interp.memory import give_back
 from interp.passes import Pass, in_memory, unembed_only
 from interp.positions import Position
 from interp.running import Hook, run_with_cache, run_with_hooks
@@ -533,6 +534,7 @@ def load(
         hf.to(target)
     else:
         _fill_and_dispatch(hf, checkpoint, dtype, device_map)
+    give_back()
     if beside.generation_config is not None:
         hf.generation_config = beside.generation_config
     row = architecture(hf.config.model_type).expanded(hf.config)

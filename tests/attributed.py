@@ -11,14 +11,14 @@ from torch import Tensor
 
 from interp import HookedModel, load
 from interp.batching import Batch
-from probes.attribution.cell import margin_objective
+from probes.attribution.cell import MarginObjective
 from probes.attribution.shares import AttributedPrompts
 from probes.margin.openings import Openings
 from tests.tiny_models import TEXTS
 
 OPENINGS = Openings(((30,), (31, 32), (31, 33)), "lexicon", ("", "", ""), (0, 0, 0), (0.0, 0.0, 0.0))
 """Of one token and of two: two forward passes for a margin."""
-MARGIN = margin_objective(OPENINGS)
+MARGIN = MarginObjective(OPENINGS)
 STRATA = (("harmful", "a"), ("harmful", "b"), ("harmless", "all"))
 PROMPTS = AttributedPrompts(TEXTS, STRATA, torch.tensor([0, 2, 1, 0, 2]))
 

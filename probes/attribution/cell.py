@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from probes.harness.comparison import Comparison
 from probes.harness.pieces import kept
 from probes.harness.prompts import PromptSet
 from probes.margin.openings import Openings
-from probes.margin.refusal_margin import refusal_margin
+from probes.margin.refusal_margin import following_tokens, refusal_margin
 
 ALL = "all"
 """The category of all prompts of a side."""
@@ -45,13 +46,24 @@ def stratified(comparison: Comparison, sets: Mapping[str, PromptSet], categories
     return AttributedPrompts(texts, strata, torch.tensor([strata.index(label) for label in labels]))
 
 
-def margin_objective(openings: Openings) -> Objective:
-    """The refusal margin of every prompt of a batch."""
+@dataclass(frozen=True)
+class MarginObjective:
+    """The refusal margin of every prompt of a batch.
 
-    def objective(model: HookedModel, batch: Batch) -> Float[Tensor, " batch"]:
-        return refusal_margin(model, batch.inputs["input_ids"], batch.inputs["attention_mask"], openings)
+    Attributes:
+        openings: of the baseline.
+    """
 
-    return objective
+    openings: Openings
+
+    def __call__(self, model: HookedModel, batch: Batch) -> Float[Tensor, " batch"]:
+        """The margins, in the order of the batch's rows."""
+        return refusal_margin(model, batch.inputs["input_ids"], batch.inputs["attention_mask"], self.openings)
+
+    @property
+    def following(self) -> int:
+        """Tokens after each prompt in the pass that is differentiated."""
+        return following_tokens(self.openings)
 
 
 def attribute_cell(

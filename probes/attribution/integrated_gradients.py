@@ -23,7 +23,8 @@ from probes.attribution.settings import MAX_STEPS, STEPS
 from probes.attribution.shares import ABSOLUTE_GAP, RELATIVE_GAP, AttributedPrompts, Attribution, head_shares
 
 Objective = Callable[[HookedModel, Batch], Float[Tensor, " batch"]]
-"""A number per prompt, differentiable; a row of a forward pass must be the prompt of the same row of the batch."""
+"""A number per prompt, differentiable; a row of a forward pass must be the prompt of the same row of the batch. One
+that puts tokens after each prompt says how many, as its `following`."""
 ShareProgress = Callable[[float], None]
 """Told the share of a cell's work that is done."""
 
@@ -62,7 +63,7 @@ def attribute(
     Raises:
         NotFinite: the objective or a share is NaN or infinite.
     """
-    work = prompts.batches(baseline, batch_size)
+    work = prompts.batches(baseline, batch_size, following(objective))
     before, after = (evaluate(model, work, objective) for model in (baseline, cell))
     path, end, warnings = _path(baseline, cell, scales, work, objective, before, after)
     undone = bool(path.scales.inputs or path.scales.outputs or path.scales.norms)
@@ -81,6 +82,11 @@ def attribute(
         if attribution.complete() or 2 * steps > max_steps:
             return attribution
         steps *= 2
+
+
+def following(objective: Objective) -> int:
+    """Tokens that an objective puts after each prompt, where it says so."""
+    return getattr(objective, "following", 0)
 
 
 def evaluate(model: HookedModel, work: Sequence[Batch], objective: Objective) -> Float64[Tensor, " prompt"]:

@@ -12,7 +12,7 @@ from interp.chat import AnyTemplate
 from interp.errors import Unmeasurable
 from interp.model import HookedModel
 from interp.progress import bar
-from probes.attribution.cell import attribute_cell, kinds, margin_objective, stratified
+from probes.attribution.cell import MarginObjective, attribute_cell, kinds, stratified
 from probes.attribution.settings import MAX_STEPS, STEPS, UNITS, Objectives
 from probes.attribution.shares import Attribution
 from probes.attribution.sign_flips import DRAWS, SignFlips
@@ -127,7 +127,7 @@ def measure(
                     baseline,
                     cell,
                     prompts,
-                    margin_objective(refusal_openings),
+                    MarginObjective(refusal_openings),
                     steps=steps,
                     max_steps=max_steps,
                     group_size=group_size,

@@ -50,10 +50,18 @@ class AttributedPrompts:
         """The strata of a side, or the one of a category of it."""
         return [i for i, (s, c) in enumerate(self.strata) if s == side and category in (None, c)]
 
-    def batches(self, model: HookedModel, batch_size: int | None) -> list[Batch]:
-        """The prompts as batches for this model, so large that their activations can be kept for a pass back."""
+    def batches(self, model: HookedModel, batch_size: int | None, following: int = 0) -> list[Batch]:
+        """The prompts as batches for this model, so large that their activations can be kept for a pass back.
+
+        Args:
+            model: what reads them.
+            batch_size: prompts of a batch; default what the activations allow.
+            following: tokens that the objective puts after each prompt.
+        """
+        longest = max(map(len, model.token_ids(self.texts)))
         budget = differentiable_tokens(model)
-        return list(model.batches(self.texts, batch_size=batch_size, at_most=TEXTS_AT_ONCE, budget=budget))
+        at_most = min(TEXTS_AT_ONCE, batch_size or max(1, budget // (longest + following)))
+        return list(model.batches(self.texts, batch_size=batch_size, at_most=at_most, budget=budget))
 
 
 Sums = dict[str, Float64[Tensor, "stratum unit"]]

@@ -19,7 +19,14 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from interp.pairs.weight_path import WeightPath
-from probes.attribution.integrated_gradients import BatchObserver, Objective, ShareProgress, gradient_of_weight, observe
+from probes.attribution.integrated_gradients import (
+    BatchObserver,
+    Objective,
+    ShareProgress,
+    following,
+    gradient_of_weight,
+    observe,
+)
 from probes.attribution.parts import Part, Parts, WeightAxis
 from probes.attribution.settings import PartKind
 from probes.attribution.shares import AttributedPrompts, Sums, head_shares, neuron_sums
@@ -167,7 +174,7 @@ def sign_flips(
         mask = (prompts.side == side).nonzero().flatten().tolist()
         texts = [prompts.texts[index] for index in mask]
         work = AttributedPrompts(texts, ((name, "all"),), torch.zeros(len(texts), dtype=torch.long)).batches(
-            path.baseline, batch_size
+            path.baseline, batch_size, following(objective)
         )
         for done, chunk in enumerate(chunks):
             gradients = _Products(path, chunk)

@@ -12,7 +12,7 @@ import torch
 from interp.model import HookedModel
 from interp.pairs.alignment import aligned
 from interp.quantize.cells import text_hash
-from probes.attribution.cell import margin_objective
+from probes.attribution.cell import MarginObjective
 from probes.attribution.integrated_gradients import attribute
 from probes.attribution.parts import Part, Parts
 from probes.attribution.settings import PartKind
@@ -158,7 +158,7 @@ class Experiments:
             models.baseline,
             models.cell,
             AttributedPrompts(texts, (("harmful", "all"),), torch.zeros(len(texts), dtype=torch.long)),
-            margin_objective(self.openings),
+            MarginObjective(self.openings),
             steps=ATTRIBUTION_STEPS,
             max_steps=ATTRIBUTION_STEPS,
             batch_size=self.batch_size,

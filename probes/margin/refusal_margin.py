@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -17,8 +17,6 @@ from interp.errors import InputError, NotFinite
 from interp.model import HookedModel
 from probes.margin.openings import Openings, Tokens
 
-LARGEST_CACHE = 2**29
-"""Bytes of keys and values that are kept of a batch of prompts."""
 OTHER_BATCH = 32
 """Prompts of a batch where margins are measured again and one at a time was asked for."""
 
@@ -37,7 +35,7 @@ def refusal_margin(
 
     Open hooks act on it. A forward pass sees the rows as they are, and where openings have several tokens
     [batch, pos + k]: the k tokens stand right after each prompt (one pass per inner path of the trie). Without hooks
-    the prompts are computed once, and each path continues them.
+    one pass reads all inner nodes of the trie side by side after each prompt.
 
     Args:
         model: gradients flow to whatever requires them.
@@ -116,11 +114,8 @@ def _along(
     _check_context(model, int(attention_mask.sum(1).max()) + longest)
     prompts = _right_padded(input_ids, attention_mask)
     several = len(paths) > 1
-    if several and _continuable(model, len(input_ids), input_ids.shape[1] + longest):
-        first, *memory = _begun(model, *prompts)
-        for path in paths:
-            following = _forgetting(several, _continued, model, *prompts, path, *memory)
-            yield torch.cat([first, following], dim=1)
+    if several and _can_be_side_by_side(model, input_ids.shape[1] + longest):
+        yield from _side_by_side(model, *prompts, paths)
         return
     for path in paths:
         yield _forgetting(several, _teacher_forced, model, *prompts, path)
@@ -134,74 +129,62 @@ def _right_padded(
     return input_ids.gather(1, order), attention_mask.sum(1)
 
 
-def _continuable(model: HookedModel, batch: int, length: int) -> bool:
-    """Whether prompts can be computed once, for all paths that follow them.
+def _can_be_side_by_side(model: HookedModel, length: int) -> bool:
+    """Whether all paths can follow the prompts in one pass.
 
-    Hooks are promised passes over whole prompts, layers that forget what left their window cannot go back, and many
-    keys and values are memory that whole passes do without.
+    Hooks are promised the rows as they are, and layers with a window shorter than a row have masks of their own.
     """
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+    from transformers import DynamicCache
 
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules()):
         return False
-    layers = _empty_cache(model).layers
-    for layer in layers:
-        window = getattr(layer, "sliding_window", length + 1)
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or length >= window:
-            return False
-    n_bytes = 2 * len(layers) * model.config.hidden_size * batch * length * model.hf.dtype.itemsize
-    return bool(n_bytes <= LARGEST_CACHE)
+    layers = DynamicCache(config=model.config).layers
+    return all(getattr(layer, "sliding_window", length) >= length for layer in layers)
 
 
-def _empty_cache(model: HookedModel) -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache(config=model.config)
-
-
-def _begun(model: HookedModel, prompts: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"]) -> list[Tensor]:
-    """Log-probabilities after each prompt, [batch, 1, vocab], and the keys and values of every layer in turn."""
-    columns, cache = torch.arange(prompts.shape[1]).to(prompts), _empty_cache(model)
-    rows, last = torch.arange(len(prompts)), lengths - 1
-    with model.unembed_only(lambda hidden: hidden[rows.to(hidden.device), last.to(hidden.device)][:, None]):
-        logits = model.hf(
-            input_ids=prompts,
-            attention_mask=_real(prompts, lengths),
-            position_ids=columns.expand_as(prompts),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-    return [
-        logits.float().log_softmax(-1),
-        *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)),
-    ]
+def following_tokens(openings: Openings) -> int:
+    """Tokens that stand after each prompt in a pass over all paths side by side."""
+    return len(_inner_tokens(_children(openings.sequences)))
 
 
-def _continued(
-    model: HookedModel,
-    prompts: Int[Tensor, "batch pos"],
-    lengths: Int[Tensor, " batch"],
-    path: Tokens,
-    *memory: Float[Tensor, "batch heads pos d_head"],
-) -> Float[Tensor, "batch depth vocab"]:
-    """Log-probabilities after each token of a path that follows the prompts, whose keys and values are given."""
-    cache = _empty_cache(model)
-    for layer in range(len(cache.layers)):
-        cache.update(memory[2 * layer], memory[2 * layer + 1], layer)
-    tokens = prompts.new_tensor(path).expand(len(prompts), -1)
-    logits = model.hf(
-        input_ids=tokens,
-        attention_mask=torch.cat([_real(prompts, lengths), torch.ones_like(tokens)], dim=1),
-        position_ids=lengths[:, None] + torch.arange(len(path)).to(prompts),
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
-    return logits.float().log_softmax(-1)
+def _inner_tokens(paths: Iterable[Tokens]) -> list[Tokens]:
+    """The nodes of the trie that have a token and tokens after it, each once, parents first."""
+    return sorted({path[:depth] for path in paths for depth in range(1, len(path) + 1)})
 
 
-def _real(prompts: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"]) -> Int[Tensor, "batch pos"]:
-    """The attention mask of prompts with their pads on the right."""
-    return (torch.arange(prompts.shape[1]).to(prompts) < lengths[:, None]).to(prompts)
+def _side_by_side(
+    model: HookedModel, prompts: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"], paths: Sequence[Tokens]
+) -> Iterator[Float[Tensor, "batch depth vocab"]]:
+    """`_teacher_forced` along all paths in one pass: a token sees the prompt and those before it on its own path."""
+    nodes = _inner_tokens(paths)
+    width = prompts.shape[1]
+    ids = torch.cat([prompts, prompts.new_tensor([node[-1] for node in nodes]).expand(len(prompts), -1)], dim=1)
+    after = lengths[:, None] - 1 + lengths.new_tensor([len(node) for node in nodes])
+    positions = torch.cat([torch.arange(width).to(prompts).expand_as(prompts), after], dim=1)
+    unseen = ~_seen(lengths, width, nodes)
+    mask = torch.zeros(unseen.shape, dtype=model.hf.dtype, device=ids.device)
+    mask = mask.masked_fill(unseen, torch.finfo(mask.dtype).min)
+    asked = torch.cat([lengths[:, None] - 1, torch.arange(width, ids.shape[1]).to(lengths).expand(len(ids), -1)], dim=1)
+    rows = torch.arange(len(ids), device=ids.device)[:, None]
+    with model.unembed_only(lambda hidden: hidden[rows.to(hidden.device), asked.to(hidden.device)]):
+        logits = model.hf(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    log_probabilities = logits.float().log_softmax(-1)
+    place = {node: number for number, node in enumerate([(), *nodes])}
+    for path in paths:
+        yield log_probabilities[:, [place[path[:depth]] for depth in range(len(path) + 1)]]
+
+
+def _seen(
+    lengths: Int[Tensor, " batch"], width: int, nodes: Sequence[Tokens]
+) -> Bool[Tensor, "batch 1 position position"]:
+    """What each position attends to: prompts as always, a node to the prompt and to the nodes that begin it."""
+    n = width + len(nodes)
+    seen = torch.zeros(len(lengths), 1, n, n, dtype=torch.bool, device=lengths.device)
+    seen[..., :width, :width] = torch.ones(width, width, dtype=torch.bool, device=lengths.device).tril()
+    seen[..., width:, :width] = (torch.arange(width).to(lengths) < lengths[:, None])[:, None, None]
+    begun = [[node[: len(other)] == other for other in nodes] for node in nodes]
+    seen[..., width:, width:] = torch.tensor(begun, device=lengths.device)
+    return seen
 
 
 def _forgetting(several: bool, passing: Callable[..., Tensor], *arguments: Any) -> Tensor:

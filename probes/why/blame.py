@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from interp.model import HookedModel
-from probes.attribution.cell import ALL, attribute_cell, kinds, margin_objective
+from probes.attribution.cell import ALL, MarginObjective, attribute_cell, kinds
 from probes.attribution.parts import Part
 from probes.attribution.settings import PartKind
 from probes.attribution.shares import AttributedPrompts
@@ -69,7 +69,7 @@ def blame(
     """
     prompts = AttributedPrompts(texts, (("harmful", ALL),), torch.zeros(len(texts), dtype=torch.long))
     attribution, null = attribute_cell(
-        baseline, cell, prompts, margin_objective(openings), draws=1, seed=seed, batch_size=batch_size
+        baseline, cell, prompts, MarginObjective(openings), draws=1, seed=seed, batch_size=batch_size
     )
     table = tabulate(name, attribution, null, kinds(baseline), units=1)
     return Blame(

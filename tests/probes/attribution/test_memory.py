@@ -36,14 +36,31 @@ def _saved(model: HookedModel, openings: Openings) -> int:
     return sum(kept)
 
 
-def test_openings_keep_no_activations_of_their_own(tiny: Callable[[str], Path]) -> None:
-    """What follows the prompts is computed again when its turn comes: of an opening its log-probabilities are kept."""
+def test_several_openings_keep_the_activations_of_one_pass(tiny: Callable[[str], Path]) -> None:
+    """Four openings stand after each prompt side by side, where four passes would keep four times as much."""
     model = load(tiny("llama"))
     alone = _saved(model, _openings(((3, 4), (3, 5))))
-    few, many = (_saved(model, _openings(tuple((k, 4) for k in range(3, 3 + n)))) for n in (4, 24))
-    log_probabilities = 2 * 2 * model.config.vocab_size * 4  # of two prompts, before and after the first token
-    assert (many - few) / 20 < 3 * log_probabilities < alone / 10
-    assert few < 1.2 * alone
+    several = _saved(model, _openings(tuple((first, 4) for first in range(3, 7))))
+    assert several < 2 * alone
+
+
+def test_several_passes_keep_no_activations(tiny: Callable[[str], Path]) -> None:
+    """Under an open hook each is computed again when its turn comes: four keep less than one that stands alone."""
+    model = load(tiny("llama"))
+    with model.intervene({"hook_embed": lambda value: value}):
+        alone = _saved(model, _openings(((3, 4), (3, 5))))
+        several = _saved(model, _openings(tuple((first, 4) for first in range(3, 7))))
+    assert several < alone
+
+
+def test_batches_leave_room_for_what_follows_each_prompt(
+    tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(tiny("llama"))
+    longest = max(map(len, model.token_ids(PROMPTS.texts)))
+    monkeypatch.setattr("probes.attribution.shares.differentiable_tokens", lambda _: 4 * longest)
+    assert max(len(batch.indices) for batch in PROMPTS.batches(model, None)) >= 3
+    assert max(len(batch.indices) for batch in PROMPTS.batches(model, None, following=longest)) == 2
 
 
 def test_batches_shrink_with_what_may_be_held(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from interp.errors import InputError, NotFinite
 from probes.labels.study_lexicon import REFUSAL_OPENINGS, normalize_prefix
 from probes.margin import settings
 from probes.margin.openings import PHRASES, Openings, Tokens, find_openings, lexicon_openings, minimal, openings_of
-from probes.margin.refusal_margin import margins, refusal_margin
+from probes.margin.refusal_margin import following_tokens, margins, refusal_margin
 from tests.tiny_models import CONFIGS, CONTEXT, TEXTS, tokenizer
 
 ANSWERS = st.lists(
@@ -133,17 +133,29 @@ def test_prompts_computed_once_are_as_good_as_whole_passes(name: str, left: bool
     torch.testing.assert_close(once, whole, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
-def test_gradients_of_prompts_computed_once_are_those_of_whole_passes(name: str, tiny: Callable[[str], Path]) -> None:
-    model = load(tiny(name), dtype=torch.float64)
-    ids, mask = padded(model, TEXTS)
-    wanted = opened((5,), (7, 9), (7, 11, 12), (8, 3))
-    weight = model.hf.get_input_embeddings().weight.requires_grad_(True)
-    refusal_margin(model, ids, mask, wanted).sum().backward()
-    once, weight.grad = weight.grad, None
-    with model.intervene({"hook_embed": lambda value: value.clone()}):
-        refusal_margin(model, ids, mask, wanted).sum().backward()
-    torch.testing.assert_close(once, weight.grad, atol=1e-5, rtol=1e-4)
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("left", [False, True])
+def test_openings_side_by_side_are_as_good_as_whole_passes(name: str, left: bool, tiny: Callable[[str], Path]) -> None:
+    """Margins and their gradients of every weight, in one pass over all openings and in one pass for each."""
+    model = load(tiny(name))
+    ids, mask = padded(model, TEXTS, left=left)
+    wanted = opened((5,), (7, 9), (7, 11, 12), (8, 3), (9, 4, 2, 6))
+    assert following_tokens(wanted) == 6
+    parameters = [p.requires_grad_() for p in model.hf.parameters() if p.is_floating_point()]
+    lengths: list[int] = []
+    passes: list[tuple[torch.Tensor, ...]] = []
+    for counting in (False, True):
+        edits = {"hook_embed": lambda value: lengths.append(value.shape[1]) or value} if counting else {}
+        with model.intervene(edits):
+            found = refusal_margin(model, ids, mask, wanted)
+            weighted = found * torch.arange(1, len(found) + 1)
+            passes.append((found.detach(), *torch.autograd.grad(weighted.sum(), parameters, allow_unused=True)))
+    assert len(lengths) >= 3
+    for side_by_side, whole in zip(*passes, strict=True):
+        if whole is None:
+            assert side_by_side is None
+            continue
+        torch.testing.assert_close(side_by_side, whole, atol=2e-5 * max(1.0, whole.abs().max().item()), rtol=1e-4)
 
 
 def test_gradient_is_the_finite_difference(tiny: Callable[[str], Path]) -> None:
