@@ -23,6 +23,8 @@ class Experts:
         router: module that gives the logits of all experts, and the weights and numbers of those that are taken.
         module: all experts.
         stored_mlp: what files call `mlp`, where it is another name.
+        stacked: files hold all experts of a block in one tensor, [experts, in, out], as the model does (gpt-oss).
+        scaled: a per-channel scale can move between the last of `inputs` and `output`.
     """
 
     count_key: str = "num_experts"
@@ -31,6 +33,8 @@ class Experts:
     router: str = "mlp.gate"
     module: str = "mlp.experts"
     stored_mlp: str = "mlp"
+    stacked: bool = False
+    scaled: bool = True
 
     def linears(self, expert: int) -> tuple[tuple[str, ...], str]:
         """The linears that write an expert's neurons, and the one that reads them."""
@@ -132,8 +136,15 @@ class Architecture:
         experts = [self.experts.linears(expert) for expert in range(count)]
         *norms, (last, readers) = self.scaled_by_norm
         every = (*readers, self.experts.router, *(name for inputs, _ in experts for name in inputs))
-        pairs = tuple((inputs[-1], output) for inputs, output in experts)
+        pairs = tuple((inputs[-1], output) for inputs, output in experts if self.experts.scaled)
         return replace(self, scaled_by_norm=(*norms, (last, every)), scaled_by_linear=(*self.scaled_by_linear, *pairs))
+
+    def writes_residual(self, linear: str) -> bool:
+        """Whether a linear, named within its block, is attention's, the MLP's or an expert's output projection."""
+        expert = self.experts is not None and linear.startswith(f"{self.experts.module}.")
+        if self.experts is not None and expert:
+            return linear.endswith(f".{self.experts.output}")
+        return linear in (self.attention_out, self.mlp_out)
 
     def require_modules(self) -> None:
         """Raise an InputError where not every linear is a module of its own, which some analyses need."""
@@ -166,6 +177,9 @@ _OLMO2: dict[str, Any] = {
     "scaled_by_norm": (),
 }
 
+_GPT_OSS = Experts(
+    "num_local_experts", ("gate_up_proj",), "down_proj", router="mlp.router", stacked=True, scaled=False
+)
 _MIXTRAL = Experts("num_local_experts", ("w1", "w3"), "w2", stored_mlp="block_sparse_moe")
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -180,6 +194,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mixtral", "llama", gguf_permuted=True, experts=_MIXTRAL),
         Architecture("qwen3_moe", "qwen3moe", experts=Experts()),
         Architecture("olmoe", "olmoe", experts=Experts()),
+        Architecture("gpt_oss", "gpt-oss", experts=_GPT_OSS),
         Architecture("smollm3", "smollm3", gguf_permuted=True),
         Architecture(
             "granite",

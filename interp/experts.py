@@ -2,13 +2,13 @@
 
 A block of E experts holds `experts.gate_up_proj`, [E, 2·inner, width], and `experts.down_proj`, [E, width, inner].
 Files hold a gate, an up and a down projection for each expert, and so does everything that asks for one linear's
-weight.
+weight. gpt-oss has both transposed, [E, in, out], in files, too, and gates and ups in turns, as one linear.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,16 +31,19 @@ class ExpertSlice:
         expert: which expert, 0-based.
         part: which of the matrices that are stacked there.
         parts: how many are.
+        transposed: the matrices are [in, out].
     """
 
     parameter: str
     expert: int
     part: int
     parts: int
+    transposed: bool = False
 
     def of(self, parameter: Float[Tensor, "experts rows columns"]) -> Float[Tensor, "out in"]:
         """The linear's weight, a view."""
-        return parameter[self.expert].chunk(self.parts)[self.part]
+        matrix = parameter[self.expert].T if self.transposed else parameter[self.expert]
+        return matrix.chunk(self.parts)[self.part]
 
 
 def expert_slice(row: Architecture, name: str) -> ExpertSlice | None:
@@ -51,7 +54,7 @@ def expert_slice(row: Architecture, name: str) -> ExpertSlice | None:
     for parameter, linears in _stacked(experts).items():
         if match[3] in linears:
             place = linears.index(match[3])
-            return ExpertSlice(f"{match[1]}.{parameter}", int(match[2]), place, len(linears))
+            return ExpertSlice(f"{match[1]}.{parameter}", int(match[2]), place, len(linears), experts.stacked)
     return None
 
 
@@ -62,9 +65,18 @@ def expert_shapes(row: Architecture, name: str, shape: tuple[int, ...]) -> dict[
     if experts is None or not module.endswith(f".{experts.module}") or leaf not in _stacked(experts):
         return {name: shape}
     linears = _stacked(experts)[leaf]
-    count, rows, columns = shape
+    count, rows, columns = (shape[0], shape[2], shape[1]) if experts.stacked else shape
     each = (rows // len(linears), columns)
     return {f"{module}.{expert}.{linear}.weight": each for expert in range(count) for linear in linears}
+
+
+def stored_together(row: Architecture, names: Iterable[str]) -> dict[str, list[str]]:
+    """Name of each tensor of a dense file → the weights in it: one, or one of each expert; see `Experts.stacked`."""
+    held: dict[str, list[str]] = {}
+    for name in names:
+        place = expert_slice(row, name) if row.experts is not None and row.experts.stacked else None
+        held.setdefault(name if place is None else place.parameter, []).append(name)
+    return held
 
 
 def named_weights(model: nn.Module, row: Architecture) -> Iterator[tuple[str, Tensor]]:

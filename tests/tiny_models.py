@@ -103,6 +103,15 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         norm_topk_prob=True,
     ),
     "olmoe": lambda: transformers.OlmoeConfig(**_SIZES, **_GROUPED, num_experts=6, num_experts_per_tok=3),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **_SIZES | {"intermediate_size": 32},
+        **_GROUPED,
+        **_WINDOWED,
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
     "phi": lambda: transformers.PhiConfig(**_SIZES, partial_rotary_factor=0.5),
     "gpt2": lambda: transformers.GPT2Config(
         **{k: v for k, v in _SIZES.items() if k != "intermediate_size"}, n_inner=48
@@ -111,7 +120,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(**_SIZES, use_parallel_residual=False),
 }
 """Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
-MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
 """Of experts."""
 DENSE = [name for name in CONFIGS if name not in MIXTURES]
 DISTINCT = [name for name in DENSE if name not in ("ministral", "ministral3", "olmo2", "smollm3")]

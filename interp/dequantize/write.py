@@ -7,8 +7,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from interp.dequantize.settings import SHARD_GB, ExportDtype
 from interp.errors import InputError, NotFinite
+from interp.experts import stored_together
 from interp.files import atomic_directory
 from interp.formats.readers import reader_for
 from interp.formats.shards import INDEX
@@ -137,14 +139,20 @@ def _write_weights(
 ) -> dict[str, _Written]:
     from safetensors.torch import save_file
 
-    shards = list(_shards(checkpoint.shapes(), dtype.itemsize, shard_gb * 1e9))
+    held, shapes = stored_together(checkpoint.architecture, checkpoint.names()), checkpoint.shapes()
+    sizes = {name: sum(prod(shapes[part]) for part in parts) for name, parts in held.items()}
+    shards = list(_shards(sizes, dtype.itemsize, shard_gb * 1e9))
     files = _file_names(len(shards))
     written: dict[str, _Written] = {}
     for file, names in zip(files, shards, strict=True):
         tensors = {}
         for name in names:
-            tensors[name], written[name] = _converted(checkpoint, name, dtype)
-            steps.advance()
+            parts = []
+            for part in held[name]:
+                tensor, written[part] = _converted(checkpoint, part, dtype)
+                parts.append(tensor)
+                steps.advance()
+            tensors[name] = parts[0] if held[name] == [name] else torch.stack([part.T for part in parts])
         save_file(tensors, directory / file, metadata={"format": "pt"})
         (directory / file).chmod(0o644)  # the library makes it readable by its owner alone
     if len(files) > 1:
@@ -155,12 +163,12 @@ def _write_weights(
     return written
 
 
-def _shards(shapes: dict[str, tuple[int, ...]], itemsize: int, limit: float) -> Iterator[list[str]]:
+def _shards(sizes: Mapping[str, int], itemsize: int, limit: float) -> Iterator[list[str]]:
     """Names in order, cut where a file would become larger than `limit` bytes."""
     names: list[str] = []
     size = 0
-    for name, shape in shapes.items():
-        added = itemsize * torch.Size(shape).numel()
+    for name, count in sizes.items():
+        added = itemsize * count
         if names and size + added > limit:
             yield names
             names, size = [], 0

@@ -37,6 +37,7 @@ from interp.formats.packed import FLOATS, PackedFormat, PackedModule, layout_of
 from interp.formats.reader import Reader
 from interp.formats.shards import Shards
 from interp.formats.skeleton import Skeleton, count_blocks, skeleton
+from interp.formats.stacked import STACKED_MXFP4, open_shards
 from interp.rounding import resembles
 
 Layouts = tuple[PackedFormat, ...]
@@ -49,6 +50,7 @@ PACKED_FORMATS: dict[str, Layouts] = {
     "bitsandbytes": (BITSANDBYTES_4BIT, BITSANDBYTES_INT8),
     "modelopt": (MODELOPT_NVFP4, MODELOPT_FP8),
     "mlx": (MLX,),
+    "mxfp4": (STACKED_MXFP4,),
 }
 """The layouts of each `quant_method`, the first that fits a module being its own. To support another format, add it."""
 REFUSED_SUFFIXES = {
@@ -80,7 +82,7 @@ class HuggingFaceReader(Reader):
         self.directory = directory
         self.architecture = architecture(settings_of_model["model_type"])
         check_config(directory, settings_of_model)
-        self.shards = Shards(directory)
+        self.shards = open_shards(directory, self.architecture)
         self.files = [*self.shards.files, directory / "config.json"]
         _refuse_tensors(self.shards)
         self._layouts = _layouts(self.shards, self.settings)

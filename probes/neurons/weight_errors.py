@@ -125,8 +125,7 @@ class WeightErrors:
     def _out(self, linear: str) -> bool:
         """Whether a linear writes into the residual stream."""
         within = linear.removeprefix(f"{self.architecture.blocks}.").partition(".")[2]
-        readers = {consumer for _, consumer in self.architecture.scaled_by_linear}  # the experts' own, too
-        return within in {self.architecture.attention_out, self.architecture.mlp_out, *readers}
+        return self.architecture.writes_residual(within)
 
 
 def safety_units(result: NeuronResult, baseline: Checkpoint, cells: Mapping[str, Checkpoint]) -> Result:
