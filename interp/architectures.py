@@ -177,9 +177,7 @@ _OLMO2: dict[str, Any] = {
     "scaled_by_norm": (),
 }
 
-_GPT_OSS = Experts(
-    "num_local_experts", ("gate_up_proj",), "down_proj", router="mlp.router", stacked=True, scaled=False
-)
+_GPT_OSS = Experts("num_local_experts", ("gate_up_proj",), "down_proj", router="mlp.router", stacked=True, scaled=False)
 _MIXTRAL = Experts("num_local_experts", ("w1", "w3"), "w2", stored_mlp="block_sparse_moe")
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -104,7 +104,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "olmoe": lambda: transformers.OlmoeConfig(**_SIZES, **_GROUPED, num_experts=6, num_experts_per_tok=3),
     "gpt_oss": lambda: transformers.GptOssConfig(
-        **_SIZES | {"intermediate_size": 32},
+        **_SIZES | {"intermediate_size": 64},
         **_GROUPED,
         **_WINDOWED,
         head_dim=8,

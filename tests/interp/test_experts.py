@@ -24,9 +24,10 @@ from interp.pairs.weight_path import WeightPath, block_linears
 from interp.quantize.mixed_precision import whole_groups
 from probes.attribution.parts import Parts
 from tests.packed_files import dense, edit, gptq_tensors, random_linear, write_packed
-from tests.tiny_models import MIXTURES, TEXTS, bare_model, tokenizer, write
+from tests.tiny_models import TEXTS, bare_model, tokenizer, write
 
 Tiny = Callable[[str], Path]
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
 LINEARS = {
     "mixtral": ("w1", "w3", "w2"),
     **dict.fromkeys(("qwen3_moe", "olmoe"), ("gate_proj", "up_proj", "down_proj")),

@@ -134,10 +134,15 @@ def test_parts_add_up_to_the_residual_stream(model: HookedModel, name: str) -> N
             torch.testing.assert_close(pre + attn, acts[f"blocks.{block}.hook_resid_mid"], rtol=1e-5, atol=1e-6)
 
 
-def name_in_bridge(point: str) -> str:
+def router_of(name: str) -> str:
+    """The router's name within the MLP."""
+    return "router" if name == "gpt_oss" else "gate"
+
+
+def name_in_bridge(point: str, name: str) -> str:
     """TransformerLens' name."""
     block, _, kind = point.rpartition(".mlp.hook_")
-    return f"{block}.mlp.gate.{ROUTER[kind]}" if kind in ROUTER else point
+    return f"{block}.mlp.{router_of(name)}.{ROUTER[kind]}" if kind in ROUTER else point
 
 
 def with_gain(model: HookedModel, name: str, normalized: Tensor) -> Tensor:
@@ -153,7 +158,7 @@ def test_agrees_with_transformer_lens(model: HookedModel, name: str) -> None:
         logits, cache = bridge.run_with_cache(tokens(model))
     acts = captured(model)
     for point, ours in acts.items():
-        theirs = cache[name_in_bridge(point)]
+        theirs = cache[name_in_bridge(point, name)]
         if point.endswith("expert_weights"):  # the bridge has one for each expert, zeros for those that are not taken
             theirs = theirs.gather(-1, acts[point.replace("weights", "indices")].flatten(0, 1))
         theirs = theirs.reshape(ours.shape)
@@ -223,7 +228,7 @@ def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
             if name in SECOND_NORM:
                 saved[f"{block}.hook_resid_mid"] = view.get(f"{blocks}.{i}.{SECOND_NORM[name]}").input.save()
             if has_experts(name, i):
-                for kind, value in zip(ROUTER, view.get(f"{blocks}.{i}.mlp.gate").output, strict=True):
+                for kind, value in zip(ROUTER, view.get(f"{blocks}.{i}.mlp.{router_of(name)}").output, strict=True):
                     saved[f"{block}.mlp.hook_{kind}"] = value.save()
             else:
                 saved[f"{block}.mlp.hook_post"] = view.get(f"{blocks}.{i}.{mlp_out}").input.save()
@@ -292,6 +297,7 @@ NORM_AND_MLP: dict[str, Callable[[Any, Tensor], Tensor]] = {
         lambda block, mid: block.mlp(block.post_attention_layernorm(mid)),
     ),
     "granite": lambda block, mid: 0.22 * block.mlp(block.post_attention_layernorm(mid)),
+    "gpt_oss": lambda block, mid: block.mlp(block.post_attention_layernorm(mid))[0],
     **dict.fromkeys(OLMOS, lambda block, mid: block.post_feedforward_layernorm(block.mlp(mid))),
     **dict.fromkeys(
         GEMMAS,
