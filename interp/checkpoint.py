@@ -50,7 +50,7 @@ class Checkpoint:
 
     @property
     def format(self) -> str:
-        """ "dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "mxfp4" or "gguf"."""
+        """ "dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "mxfp4", "gguf"."""
         return self._reader.format
 
     @property
