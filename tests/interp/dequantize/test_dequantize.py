@@ -203,5 +203,5 @@ def test_the_command(fixtures: Path, tmp_path: Path) -> None:
 
 
 def test_shards_are_cut_before_they_grow_too_large() -> None:
-    shapes = {"a": (4,), "b": (4,), "c": (100,), "d": (1,)}
-    assert list(module._shards(shapes, 2, 16.0)) == [["a", "b"], ["c"], ["d"]]
+    sizes = {"a": 4, "b": 4, "c": 100, "d": 1}
+    assert list(module._shards(sizes, 2, 16.0)) == [["a", "b"], ["c"], ["d"]]
