@@ -82,6 +82,7 @@ class Architecture:
         gguf: the architecture's name in GGUF files.
         gguf_permuted: llama.cpp stores the rows of q and k permuted (interleaved rotary layout).
         gguf_norm_offset: what a GGUF norm weight has added to it compared with Hugging Face's.
+        inferred: no row of the table; see `interp.inferred`.
     """
 
     model_type: str
@@ -113,6 +114,7 @@ class Architecture:
     conv1d: bool = False
     gguf_permuted: bool = False
     gguf_norm_offset: float = 0.0
+    inferred: bool = False
 
     def parallel(self, config: Any) -> bool:
         """Whether attention and MLP read the same residual stream, so that `hook_resid_mid` does not exist."""

@@ -27,6 +27,7 @@ from interp.chat import as_texts, encode, render
 from interp.errors import InputError
 from interp.generation import BATCH_SIZE, MAX_NEW_TOKENS, Completion, generate_with_cache, generate_with_hooks
 from interp.hooks import Hooks, Intervention, Names
+from interp.inferred import require_sums
 from interp.loading import device_of, empty_model, fill, surroundings
 from interp.memory import give_back
 from interp.passes import Pass, in_memory, unembed_only
@@ -512,7 +513,9 @@ def load(
             slow for generation, which reads the weights once a token.
 
     Raises:
-        InputError: not a checkpoint that can be read; a tensor missing, unexpected or of the wrong shape.
+        InputError: not a checkpoint that can be read; a tensor missing, unexpected or of the wrong shape; an
+            architecture without a row in the table whose numbers are not what its modules' names suggest
+            (`interp.inferred`).
 
     Example:
         >>> baseline = load("path/to/model")
@@ -537,8 +540,16 @@ def load(
     give_back()
     if beside.generation_config is not None:
         hf.generation_config = beside.generation_config
-    row = architecture(hf.config.model_type).expanded(hf.config)
-    return HookedModel(hf, beside.tokenizer, row, checkpoint, streamed)
+    model = HookedModel(hf, beside.tokenizer, _row(checkpoint, hf.config), checkpoint, streamed)
+    if model.architecture.inferred:
+        require_sums(model)
+    return model
+
+
+def _row(checkpoint: Checkpoint, config: Any) -> Architecture:
+    """The row of a model's config: a GGUF's is the first of its name, a table has none for what was inferred."""
+    row = checkpoint.architecture
+    return row if row.inferred else architecture(config.model_type).expanded(config)
 
 
 def _streamed(
@@ -548,7 +559,7 @@ def _streamed(
 
     if device_map is not None:
         raise InputError("A streamed model is on one device", "no device_map", "Give a device instead")
-    return Streamed(hf, architecture(hf.config.model_type), checkpoint, dtype, device)
+    return Streamed(hf, _row(checkpoint, hf.config), checkpoint, dtype, device)
 
 
 def usual_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:

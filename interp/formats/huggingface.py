@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp import inferred
 from interp.architectures import ARCHITECTURES, Architecture, architecture
 from interp.errors import InputError
 from interp.formats import autoround, modelopt, wrappers
@@ -80,7 +81,7 @@ class HuggingFaceReader(Reader):
         _refuse_experts(directory, settings_of_model)
         _refuse_custom_code(directory, settings_of_model)
         self.directory = directory
-        self.architecture = architecture(settings_of_model["model_type"])
+        self.architecture = _row(directory, settings_of_model)
         check_config(directory, settings_of_model)
         self.shards = open_shards(directory, self.architecture)
         self.files = [*self.shards.files, directory / "config.json"]
@@ -101,6 +102,8 @@ class HuggingFaceReader(Reader):
         self._sources = {name: self._source(name) for name in self.skeleton.shapes}
         self._check_dense()
         self.warnings = [*self._unused(), *map(self._tie_warning, untied)]
+        if self.architecture.inferred:
+            self.warnings.append(inferred.warning(self.architecture.model_type))
         self.quantization = self._describe()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -333,6 +336,22 @@ class HuggingFaceReader(Reader):
                 layout.verify(module)
         self.warnings += described.warnings
         return {**described.facts, "writer": writer_of(self.settings)}
+
+
+def _row(directory: Path, settings: dict[str, Any]) -> Architecture:
+    """The row of the table, or one that is inferred where transformers knows the model.
+
+    Raises:
+        InputError: there is no row, and none can be inferred.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = settings["model_type"]
+    if model_type not in ARCHITECTURES and model_type in CONFIG_MAPPING:
+        check_config(directory, settings)
+        if (row := inferred.infer(transformers_config(directory, settings))) is not None:
+            return row
+    return architecture(model_type)
 
 
 def _refuse_methods(directory: Path, settings: dict[str, Any]) -> None:
