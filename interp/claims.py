@@ -13,7 +13,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -187,16 +187,23 @@ def _create(file: Path, content: bytes) -> bool:
     return True
 
 
+def _nothing(owner: Owner | None) -> None:
+    """Said to nobody."""
+
+
 @contextmanager
-def held(path: Path) -> Iterator[Claim]:
+def held(path: Path, waiting: Callable[[Owner | None], object] = _nothing) -> Iterator[Claim]:
     """Hold a path, after waiting for whoever holds it.
 
     Args:
         path: as of `take`.
+        waiting: called with who holds it, where that takes longer than a second.
     """
     wait, longest = WAITS
     while (claim := take(path)) is None:
         time.sleep(wait)
+        if wait < longest <= 2 * wait:
+            waiting(holder(path))
         wait = min(2 * wait, longest)
     with claim:
         yield claim

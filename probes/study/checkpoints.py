@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from interp import claims
 from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.claims import Owner
+from interp.cli import log
 from interp.errors import InputError
 from interp.files import cache_directory
 from interp.quantize.settings import KINDS
@@ -49,17 +53,34 @@ def prepare(study: Study, model: Model, report: StageReport) -> dict[str, Path |
     """
     from interp.hub import resolve
 
-    if model.organism is None:
-        baseline = resolve(study.path(model.baseline or ""))
-        places: dict[str, Path | InputError] = {BASELINE: baseline, **_quantized(study, model, baseline, report)}
-    else:
-        places = dict(_organism(model, report))
+    baseline = resolve(study.path(model.baseline or "")) if model.organism is None else _organism_path(model)
+    with _alone(model, baseline):
+        if model.organism is None:
+            places: dict[str, Path | InputError] = {BASELINE: baseline, **_quantized(study, model, baseline, report)}
+        else:
+            places = dict(_organism(model, report))
     for cell in model.cells:
         try:
             places[cell.called] = resolve(study.path(cell.path))
         except InputError as error:
             places[cell.called] = error
     return places
+
+
+@contextmanager
+def _alone(model: Model, baseline: Path) -> Iterator[None]:
+    """Let one of several workers write what is made of a baseline, while the others wait for it."""
+
+    def waiting(owner: Owner | None) -> None:
+        writer = owner or "another process"
+        log.print(f"{model.name}: waiting for {writer}, who writes its cells", markup=False, highlight=False)
+
+    cells = cells_directory(baseline)
+    with ExitStack() as holding:
+        if model.organism is not None or model.quantize:
+            with suppress(OSError):  # a cache that can only be read, in which everything is
+                holding.enter_context(claims.held(cells.with_name(f".{cells.name}"), waiting))
+        yield
 
 
 def open_cell(model: Model, name: str, path: Path) -> Checkpoint:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from interp.claims import held
+from interp.claims import Owner, held
+from interp.cli import log
 from interp.documents import read_text
 from interp.errors import InputError
 from probes.harness.options import check_writable
@@ -155,10 +156,14 @@ def merge_study(path: str | Path, study: Study | None = None) -> StudyRun:
 
 
 def _merged(study: Study, folder: RunFolder, known: dict[StudyPart, Record]) -> StudyRun:
-    with held(folder.path / WORKERS / "tables"):
+    with held(folder.path / WORKERS / "tables", _waiting):
         matrix = write_tables(study, folder, known)
         report = None if matrix is None else _report(folder.path)
     return StudyRun(folder.path, study, as_table(known), report)
+
+
+def _waiting(owner: Owner | None) -> None:
+    log.print(f"waiting for {owner or 'another process'}, who writes the tables", markup=False, highlight=False)
 
 
 def open_run(path: str | Path) -> StudyRun:

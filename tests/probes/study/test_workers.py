@@ -11,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from interp import claims, cli
 from interp.errors import InputError
 from interp.files import sha256
 from probes.study import __main__ as study_command
+from probes.study import checkpoints
 from probes.study import run as studies
 from probes.study.reader import parse_study, read_study
 from probes.study.run import merge_study, open_run, run_study, study_status
@@ -216,6 +219,25 @@ def test_status_tells_of_workers(original: Path, tmp_path: Path, invoke: Any, ca
     assert {step["host"] for step in answer["steps"]} == {socket.gethostname()}
     assert answer["workers"][0]["state"] == "lost"
     assert socket.gethostname() not in (run / "study.json").read_text(), "a report with it is shared"
+
+
+def test_cells_are_written_by_one_worker_while_others_wait(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTSCOPE_CACHE", str(tmp_path))
+    (original / "written.toml").write_text('[[models]]\nname = "a"\nbaseline = "base"\nquantize = ["Q8_0", "Q4_0"]\n')
+    study, said, written = read_study(original / "written.toml"), Queue[str](), Queue[str]()
+    monkeypatch.setattr(checkpoints.log, "print", lambda text, **_: said.put(text))
+    monkeypatch.setattr(checkpoints, "_quantized", lambda *_: written.put("by the other") or {})
+    worker = Thread(target=checkpoints.prepare, args=(study, study.models[0], lambda *_: None))
+    cells = checkpoints.cells_directory(original / "base")
+    with claims.held(cells.with_name(f".{cells.name}")) as claim:
+        worker.start()
+        assert said.get(timeout=120) == f"a: waiting for {claim.owner}, who writes its cells"
+        assert written.empty()
+    worker.join()
+    assert written.get(timeout=0) == "by the other"
+    assert not list(cells.parent.iterdir())
 
 
 @pytest.mark.parametrize("code", [0, 5, 75])
