@@ -105,21 +105,25 @@ def requeueing() -> Iterator[Callable[[], bool]]:
     Yields:
         Whether SIGUSR1 was sent, which asks to finish what is under way and to raise `Requeue` then.
     """
-    asked = False
+    asked = stopped = False
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
         raise Requeue
 
     handlers = {signal.SIGTERM: stop} | ({signal.SIGUSR1: ask} if hasattr(signal, "SIGUSR1") else {})
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield lambda: asked
-    except Requeue as requeue:
-        raise typer.Exit(Exit.REQUEUE) from requeue
+    except KeyboardInterrupt as interruption:
+        if not stopped and not isinstance(interruption, Requeue):  # libraries may raise another one in its place
+            raise
+        raise typer.Exit(Exit.REQUEUE) from interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,10 +7,12 @@ the cluster see, and what it measures is there when it dies. Ray starts the task
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 from interp.cli import Requeue, warn
@@ -68,7 +70,8 @@ def _connected(address: str) -> Iterator[None]:
     environment = {"env_vars": {"PYTHONPATH": child_search_path(), **told}}
     try:
         _reach(address)
-        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="error")
+        with _own_sigterm():
+            ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="error")
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"There is no Ray cluster at {address} ({error})",
@@ -79,6 +82,15 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray takes SIGTERM for a crash of its own; afterwards it means again what it meant before."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if current_thread() is main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _reach(address: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,13 @@ def tables(run: Path) -> dict[str, str]:
     return {str(file.relative_to(run)): sha256(file) for file in sorted(run.rglob("*.parquet"))}
 
 
+def started(original: Path, run: Path, cluster: Any) -> subprocess.Popen[bytes]:
+    """The command, running."""
+    command = [sys.executable, "-m", "probes.study", "run", str(original / "study.toml"), "--out", str(run)]
+    environment = os.environ | {"PYTHONPATH": child_search_path(), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, "--ray", cluster.address], env=environment, cwd=ROOT, stdout=subprocess.PIPE)
+
+
 def lose(cluster: Any, pid: int) -> None:
     """Kill the machine that a process runs on."""
     agents = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
@@ -85,11 +93,7 @@ def lose(cluster: Any, pid: int) -> None:
 @pytest.mark.slow
 def test_a_lost_machine_loses_nothing(original: Path, cluster: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "probes.study", "run", str(original / "study.toml"), "--out", str(run)]
-    environment = os.environ | {"PYTHONPATH": child_search_path(), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, "--ray", cluster.address], env=environment, cwd=ROOT, stdout=subprocess.PIPE
-    ) as ran:
+    with started(original, run, cluster) as ran:
         while ran.poll() is None:
             workers = roster(run)
             at_work = workers[(workers["shard"] == "ray") & (workers["finished"] > 0) & (workers["state"] == "at work")]
@@ -102,6 +106,19 @@ def test_a_lost_machine_loses_nothing(original: Path, cluster: Any, tmp_path: Pa
     workers = roster(run)
     assert sorted(workers["state"].value_counts().to_dict()) == ["finished", "lost"]
     assert workers["finished"].sum() == 3 * PARTS_OF_EACH, "nothing that was finished is measured again"
+
+
+@needs_ray
+@pytest.mark.slow
+def test_who_is_told_to_stop_stops_the_cluster_too(original: Path, cluster: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started(original, run, cluster) as ran:
+        while ran.poll() is None and not (roster(run)["finished"] > 0).any():
+            pass
+        ran.send_signal(signal.SIGTERM)
+        ran.communicate(timeout=600)
+    assert ran.returncode == cli.Exit.REQUEUE
+    assert "at work" not in set(roster(run)["state"])
 
 
 @needs_ray

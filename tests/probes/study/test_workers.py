@@ -209,6 +209,7 @@ def test_status_tells_of_workers(original: Path, tmp_path: Path, invoke: Any, ca
     assert told["finished"] == 2 * PARTS_OF_EACH
     assert told["seconds"] > 0
     worker.write_text(json.dumps(told | {"ended": "", "model": "tiny2"}))
+    worker.with_name("damaged.json").write_text("{")
     assert invoke("status", run) == 0
     said = capsys.readouterr().out
     assert "Workers" in said
