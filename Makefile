@@ -14,7 +14,7 @@ INSTALL = @sh scripts/install.sh $(PYTHON) $(VENV)
 # uv does not compile what it installs: without bytecode every command would compile PyTorch anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-all real test fuzz lint types docs setup lock clean
+.PHONY: demo demo-all real test test-real fuzz lint types docs setup lock clean
 
 demo: $(DEMO_READY)  ## of two tiny chat models, find the cell that lost its refusals, explain it, repair it
 	$(BIN)/python -m probes.demo --out $(DEMO)
@@ -24,6 +24,10 @@ demo-all: $(DEMO_READY)  ## the same for all four architectures
 
 real: $(DEMO_READY)  ## a real chat model: SmolLM2-135M, its cells, all probes that take minutes, a report
 	$(BIN)/python -m probes.real --out runs/real
+
+test-real: $(READY)  ## the tests of the real model, which `make test` skips (and counts) where it is not in the cache
+	$(BIN)/python -c 'from interp.real_model import real_checkpoint; print(real_checkpoint())'
+	$(BIN)/python -m pytest -m real
 
 test: lint types  ## lint, types and all tests
 	@echo "== tests"

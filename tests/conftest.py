@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -18,6 +19,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the netw
 install_import_hook(["interp", "probes"], "beartype.beartype")
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+
+
+@cache
+def real_model() -> Path:
+    """Where the real model lies, if it is there; imported late, so that the hook above sees every module."""
+    from interp.files import cache_directory
+    from interp.real_model import MEMBER
+
+    return cache_directory() / "models" / Path(MEMBER).name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without the real model its tests are skipped; nothing is downloaded by a test."""
+    for item in items:
+        if item.get_closest_marker("real") and not real_model().exists():
+            item.add_marker(pytest.mark.skip(reason=f"{real_model().name} is not in the cache: run `make test-real`"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests of the real model were not run, so that it is not taken for tested."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "real" in report.keywords]
+    if skipped:
+        missing = f"{real_model().name} is not in the cache (`make test-real` puts it there)"
+        terminalreporter.write_line(f"{len(skipped)} tests of the real model were not run: {missing}")
 
 
 @pytest.fixture(scope="session")
