@@ -15,9 +15,11 @@ from torch import Tensor
 
 from interp.batching import Batch
 from interp.errors import NotFinite
+from interp.memory import give_back
 from interp.model import HookedModel
 from interp.pairs.scales import Scales
 from interp.pairs.weight_path import Observer, WeightPath
+from probes.attribution.memory import row_blocks
 from probes.attribution.parts import Parts, WeightAxis
 from probes.attribution.settings import MAX_STEPS, STEPS
 from probes.attribution.shares import ABSOLUTE_GAP, RELATIVE_GAP, AttributedPrompts, Attribution, head_shares
@@ -74,6 +76,7 @@ def attribute(
         )
         observer = ShareAccumulator(attribution, path, group_size)
         for done, alpha in enumerate((step + 0.5) / steps for step in range(steps if path.changes else 0)):
+            give_back()
             for number, batch in enumerate(work):
                 observe(path, alpha, batch, objective, observer)
                 progress((done + (number + 1) / len(work)) / steps)
@@ -180,7 +183,7 @@ class ShareAccumulator(BatchObserver):
             if self._heads.get((module, WeightAxis.COLUMNS)) is not None:
                 self._add_heads(module, WeightAxis.COLUMNS, (inputs * (gradient @ weight)).sum(1, dtype=wide))
             for stratum, members in _split(self._found.prompts.stratum[self.batch.indices]):
-                self._add_weights(module, stratum, weight * gradient_of_weight(inputs[members], gradient[members]))
+                self._add_weights(module, stratum, weight, inputs[members], gradient[members])
         if bias is not None:
             products = gradient.sum(1) * bias
             self._add_prompts(f"{module}.bias", products)
@@ -214,20 +217,36 @@ class ShareAccumulator(BatchObserver):
         sums = attribution.vectors.setdefault(parameter, torch.zeros(shape, dtype=torch.float64))
         sums.index_add_(0, attribution.prompts.stratum[self.batch.indices], entries.double().cpu() / attribution.steps)
 
-    def _add_weights(self, module: str, stratum: int, products: Float[Tensor, "out in"]) -> None:
+    def _add_weights(
+        self,
+        module: str,
+        stratum: int,
+        weight: Float[Tensor, "out in"],
+        inputs: Float[Tensor, "row pos in"],
+        gradient: Float[Tensor, "row pos out"],
+    ) -> None:
         attribution = self._found
-        n_out, n_in = products.shape
-        shape = len(attribution.prompts.strata)
-        for sums, width, summed in ((attribution.rows, n_out, 1), (attribution.columns, n_in, 0)):
-            into = sums.setdefault(module, torch.zeros(shape, width, dtype=torch.float64))
-            into[stratum] += products.sum(summed, dtype=torch.float64).cpu() / attribution.steps
+        (n_out, n_in), n_strata, steps = weight.shape, len(attribution.prompts.strata), attribution.steps
+        rows = attribution.rows.setdefault(module, torch.zeros(n_strata, n_out, dtype=torch.float64))
+        columns = attribution.columns.setdefault(module, torch.zeros(n_strata, n_in, dtype=torch.float64))
+        for block in row_blocks(weight):
+            products = weight[block] * gradient_of_weight(inputs, gradient[..., block])
+            rows[stratum, block] += products.sum(1, dtype=torch.float64).cpu() / steps
+            columns[stratum] += products.sum(0, dtype=torch.float64).cpu() / steps
+            self._add_groups(module, stratum, block, products, n_out)
+
+    def _add_groups(
+        self, module: str, stratum: int, block: slice, products: Float[Tensor, "row in"], n_out: int
+    ) -> None:
+        attribution = self._found
         if self._group_size is None or module not in attribution.parts.shapes:
             return
+        n_in = products.shape[1]
         size = n_in if self._group_size < 1 else self._group_size
         padded = torch.nn.functional.pad(products, (0, -n_in % size)).unflatten(1, (-1, size)).sum(2).float().cpu()
-        side = attribution.prompts.sides.index(attribution.prompts.strata[stratum][0])
-        groups = attribution.groups.setdefault(module, torch.zeros(len(attribution.prompts.sides), *padded.shape))
-        groups[side] += padded / attribution.steps
+        sides = attribution.prompts.sides
+        groups = attribution.groups.setdefault(module, torch.zeros(len(sides), n_out, padded.shape[1]))
+        groups[sides.index(attribution.prompts.strata[stratum][0]), block] += padded / attribution.steps
 
 
 def gradient_of_weight(

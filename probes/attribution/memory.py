@@ -1,11 +1,17 @@
-"""How many tokens a pass may have whose activations are kept for the pass back."""
+"""What a pass back may hold: activations of some tokens, some gradients, and a part of what is made of a matrix."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
 
 from interp.model import HookedModel
 
 SMALLEST = 2**28
 """Bytes of activations that no machine lacks: small models are not cut into small batches."""
+BLOCK = 2**22
+"""Numbers of a matrix that are worked on at a time."""
 SAVED = 1.5
 """Activations that are kept, per number that goes into or comes out of a linear: what norms, rotations and the
 activation function keep is half as much again."""
@@ -17,7 +23,22 @@ def differentiable_tokens(model: HookedModel) -> int:
     Args:
         model: the one that is differentiated.
     """
-    weights = sum(parameter.nbytes for parameter in model.hf.parameters())
     blocks = f"{model.architecture.blocks}."
     widths = sum(sum(p.shape) for name, p in model.hf.named_parameters() if name.startswith(blocks) and p.ndim == 2)
-    return max(1, int(max(weights // 2, SMALLEST) / (SAVED * widths * model.hf.dtype.itemsize)))
+    return max(1, int(spare_memory(model) / (SAVED * widths * model.hf.dtype.itemsize)))
+
+
+def spare_memory(model: HookedModel) -> int:
+    """Bytes that may be held beside the weights: half as many as they have, where that is not very few."""
+    return max(sum(parameter.nbytes for parameter in model.hf.parameters()) // 2, SMALLEST)
+
+
+def row_blocks(matrix: Tensor) -> Iterator[slice]:
+    """Some rows at a time, so that what is made of them in float64 stays small: an unembedding has 28 million numbers.
+
+    Args:
+        matrix: with a first dimension.
+    """
+    size = max(1, BLOCK // max(1, matrix[:1].numel()))
+    for start in range(0, len(matrix), size):
+        yield slice(start, start + size)

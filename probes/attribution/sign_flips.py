@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int8
 from torch import Tensor, nn
 
+from interp.memory import give_back
 from interp.pairs.weight_path import WeightPath
 from probes.attribution.integrated_gradients import (
     BatchObserver,
@@ -27,12 +28,11 @@ from probes.attribution.integrated_gradients import (
     gradient_of_weight,
     observe,
 )
+from probes.attribution.memory import row_blocks, spare_memory
 from probes.attribution.parts import Part, Parts, WeightAxis
 from probes.attribution.settings import PartKind
 from probes.attribution.shares import AttributedPrompts, Sums, head_shares, neuron_sums
 
-BUDGET = 2 * 1024**3
-"""Bytes of gradients held at a time."""
 DRAWS = 20
 """Random sign flips actually drawn, to check the variance."""
 
@@ -103,17 +103,27 @@ class Moments:
 
     def add(self, name: str, side: int, products: Tensor, linear: bool) -> None:
         """Take in the products g·Δ of one parameter on one side."""
-        powered = products.double() ** self.power
         module = name.removesuffix(".weight")
-        if linear:
-            entries = [(self.rows, module, powered.sum(1)), (self.columns, module, powered.sum(0))]
-        elif products.ndim == 1:
-            entries = [(self.vectors, name, powered)]
+        if products.ndim == 1:
+            entries = [(self.vectors, name, products.double() ** self.power)]
         else:
-            entries = [(self.others, name, powered.sum().reshape(1))]
+            rows, columns = _summed(products, self.power)
+            entries = [(self.rows, module, rows), (self.columns, module, columns)]
+            entries = entries if linear else [(self.others, name, rows.sum().reshape(1))]
         for sums, key, values in entries:
             zeros = torch.zeros(self.n_sides, len(values), dtype=torch.float64)
             sums.setdefault(key, zeros)[side] = values.cpu()
+
+
+def _summed(products: Float[Tensor, "out in"], power: int) -> tuple[Float64[Tensor, " out"], Float64[Tensor, " in"]]:
+    """Sums of powers along rows, and along columns."""
+    rows = torch.zeros(len(products), dtype=torch.float64, device=products.device)
+    columns = torch.zeros(products.shape[1], dtype=torch.float64, device=products.device)
+    for block in row_blocks(products):
+        powered = products[block].double() ** power
+        rows[block] = powered.sum(1)
+        columns += powered.sum(0)
+    return rows, columns
 
 
 @dataclass
@@ -151,7 +161,7 @@ def sign_flips(
     draws: int = DRAWS,
     seed: int = 0,
     batch_size: int | None = None,
-    budget: int = BUDGET,
+    budget: int | None = None,
     progress: ShareProgress = lambda _: None,
 ) -> SignFlips:
     """First-order attribution of a path at its beginning, for the mean objective of each side, and its null.
@@ -163,13 +173,13 @@ def sign_flips(
         draws: random sign flips per parameter.
         seed: of these; a parameter's signs depend on nothing else but its name.
         batch_size: prompts per pass.
-        budget: bytes of gradients held at a time.
+        budget: bytes of gradients held at a time; by default half the weights'.
         progress: told the share done.
     """
     parts = Parts.of(path.baseline)
     first, second = (Moments(parts, power, len(prompts.sides)) for power in (1, 2))
     drawn: dict[str, Tensor] = {}
-    chunks = list(_chunks(path, budget))
+    chunks = list(_chunks(path, budget or spare_memory(path.baseline)))
     for side, name in enumerate(prompts.sides):
         mask = (prompts.side == side).nonzero().flatten().tolist()
         texts = [prompts.texts[index] for index in mask]
@@ -177,6 +187,7 @@ def sign_flips(
             path.baseline, batch_size, following(objective)
         )
         for done, chunk in enumerate(chunks):
+            give_back()
             gradients = _Products(path, chunk)
             for batch in work:
                 observe(path, 0.0, batch, objective, gradients)
@@ -235,17 +246,17 @@ class _Products(BatchObserver):
             return
         flat = products.flatten(0, -2)
         if parameter in self._embeddings:
-            flat = flat.new_zeros(self._embeddings[parameter]).index_add(0, inputs.flatten(), flat)
-            _add(self._products, parameter, flat)
+            sums = self._products.setdefault(parameter, flat.new_zeros(self._embeddings[parameter]))
+            sums.index_add_(0, inputs.flatten(), flat)
         else:
             _add(self._products, parameter, flat.sum(0))
 
     def finished(self, n: int) -> Iterator[tuple[str, Tensor]]:
         """Each parameter and its g·Δ, g of the mean over n prompts."""
         for module in list(self._gradients):
-            yield f"{module}.weight", self._gradients.pop(module) * self._path.difference(module) / n
-        for parameter, products in self._products.items():
-            yield parameter, products / n
+            yield f"{module}.weight", self._gradients.pop(module).mul_(self._path.difference(module)).div_(n)
+        for parameter in list(self._products):
+            yield parameter, self._products.pop(parameter).div_(n)
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -255,5 +266,14 @@ def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
 def _drawn(products: Float[Tensor, "*weights"], draws: int, seed: int, name: str) -> Float64[Tensor, " draw"]:
     generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
     signs = (torch.randint(2, products.shape, generator=generator, dtype=torch.int8) for _ in range(draws))
-    flipped = [((2 * sign - 1).to(products) * products).sum(dtype=torch.float64) for sign in signs]
+    flipped = [_flipped(products, sign) for sign in signs]
     return torch.stack(flipped).cpu() if flipped else torch.zeros(0, dtype=torch.float64)
+
+
+def _flipped(products: Float[Tensor, "*weights"], sign: Int8[Tensor, "*weights"]) -> Float64[Tensor, ""]:
+    """The sum with the signs that 0 and 1 stand for."""
+    sums = [
+        ((2 * sign[block] - 1).to(products) * products[block]).sum(dtype=torch.float64)
+        for block in row_blocks(products)
+    ]
+    return torch.stack(sums).sum()

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from interp import HookedModel, load
+from interp.pairs.weight_path import WeightPath
 from probes.attribution import memory
+from probes.attribution.integrated_gradients import attribute
+from probes.attribution.sign_flips import sign_flips
 from probes.margin.openings import Openings
 from probes.margin.refusal_margin import refusal_margin
-from tests.attributed import PROMPTS
+from tests.attributed import MARGIN, PROMPTS, noisy
 
 
 def _openings(sequences: tuple[tuple[int, ...], ...]) -> Openings:
@@ -74,3 +77,27 @@ def test_batches_shrink_with_what_may_be_held(tiny: Callable[[str], Path], monke
     monkeypatch.setattr("probes.attribution.shares.differentiable_tokens", lambda _: 1)
     assert len(PROMPTS.batches(model, None)) == len(PROMPTS.texts)
     assert len(PROMPTS.batches(model, 64)) == 1
+
+
+def test_blocks_of_rows_change_no_sum(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every matrix in blocks of a few rows, and whole."""
+    baseline, cell = load(tiny("llama")), noisy(tiny("llama"))
+    found, flips = [], []
+    for size in (memory.BLOCK, 70):
+        monkeypatch.setattr(memory, "BLOCK", size)
+        found.append(attribute(baseline, cell, PROMPTS, MARGIN, steps=2, max_steps=2, group_size=5))
+        flips.append(sign_flips(WeightPath(baseline, cell), PROMPTS, MARGIN, draws=3))
+    assert [block.start for block in memory.row_blocks(torch.zeros(4, 35))] == [0, 2]
+    whole, blocks = found
+    for name in ("rows", "columns", "vectors", "groups", "parameters"):
+        sums, expected = getattr(blocks, name), getattr(whole, name)
+        assert sums.keys() == expected.keys()
+        for key in expected:
+            torch.testing.assert_close(sums[key], expected[key], rtol=1e-6, atol=1e-8)
+    for moments in ("first_order", "variance"):
+        for name in ("rows", "columns", "others"):
+            sums, expected = (getattr(getattr(each, moments), name) for each in reversed(flips))
+            for key in expected:
+                torch.testing.assert_close(sums[key], expected[key], rtol=1e-6, atol=1e-12)
+    for key, drawn in flips[0].drawn.items():
+        torch.testing.assert_close(flips[1].drawn[key], drawn, rtol=1e-6, atol=1e-8)
