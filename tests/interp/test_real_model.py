@@ -20,9 +20,9 @@ from interp.chat import encode, render, render_messages
 from interp.errors import InputError
 from interp.files import sha256
 from interp.formats.gguf_header import read_header
-from interp.surroundings import own_surroundings
 from interp.quantize.cells import read_record
 from interp.quantize.write import write_cells
+from interp.surroundings import own_surroundings
 from interp.system_prompts import own_system_prompt
 from probes.harness.prompts import builtin
 
