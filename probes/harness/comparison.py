@@ -244,7 +244,8 @@ def alone(
         Unmeasurable: a model that computes NaN or infinity, or says nothing.
     """
     require_models(baseline, {})
-    return _ready(baseline, {}, harmful, harmless, template, [])
+    warnings = [] if baseline.checkpoint is None else [f"{BASELINE}: {w}" for w in baseline.checkpoint.warnings]
+    return _ready(baseline, {}, harmful, harmless, template, warnings)
 
 
 def _ready(

@@ -14,6 +14,8 @@ from interp import architectures, load, open_checkpoint
 from interp.errors import InputError
 from interp.formats import huggingface
 from interp.inferred import infer
+from probes.harness.comparison import alone, compare
+from tests.cells import HARMFUL, HARMLESS
 from tests.tiny_models import CONFIGS, TEXTS, tokenizer
 
 Tiny = Callable[[str], Path]
@@ -99,3 +101,11 @@ def test_what_cannot_be_inferred_is_refused_by_name(model_type: str, tiny: Tiny,
     (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}", "num_hidden_layers": 2}}')
     with pytest.raises(InputError, match=f"The architecture '{model_type}' is not supported"):
         open_checkpoint(tmp_path)
+
+
+def test_what_is_measured_of_it_says_so(tmp_path: Path) -> None:
+    """Of a model by itself, and of a cell of it."""
+    path = written(transformers.SeedOssConfig(**SIZES), tmp_path)
+    model = load(path)
+    for comparison in (alone(model, HARMFUL, HARMLESS), compare(model, {"cell": load(path)}, HARMFUL, HARMLESS)):
+        assert [w.partition(":")[0] for w in comparison.warnings if "has no row in the table" in w] != []
