@@ -51,7 +51,13 @@ def test_the_script_of_the_page(n: int, n_lost: int, code: int, said: str, tmp_p
     if n:
         table = pd.concat([answers("baseline", n, n), answers("copy", n, n - n_lost)])
         table.to_parquet(tmp_path / "refusal.parquet")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = probes.refusal ] && exit 0\nexec "{sys.executable}" "$@"\n'
+    )  # they lie there
+    python.chmod(0o755)
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"RUN": str(tmp_path), "BOUND": "0.05", "PATH": path, "PYTHONPATH": str(ROOT)}
     finished = subprocess.run(["bash", "-c", SCRIPT], cwd=tmp_path, env=environment, text=True, capture_output=True)
     assert finished.returncode == code, finished.stdout + finished.stderr

@@ -94,7 +94,8 @@ def moved(
     beyond_flips = abs(difference.value) > self_flip_rate + TOLERANCE
     words = ""
     if beyond_flips or difference.low > 0 or difference.high < 0:
-        words = _words(by_outcome, by_study, *(_direction(change, self_flip_rate) for change in changes))
+        sure = difference.low > 0 or difference.high < 0
+        words = _words(by_outcome, by_study, *(_direction(change, self_flip_rate) for change in changes), sure)
     return Moved(n, by_outcome, by_study, difference, words)
 
 
@@ -118,7 +119,7 @@ def _direction(change: Float[np.ndarray, " prompts"], self_flip_rate: float) -> 
     return 0 if within_flips or mcnemar_p(lost, gained) >= ALPHA else int(np.sign(gained - lost))
 
 
-def _words(outcome: float, study: float, outcome_moved: int, study_moved: int) -> str:
+def _words(outcome: float, study: float, outcome_moved: int, study_moved: int, sure: bool) -> str:
     fell = {-1: "fell", 1: "rose"}
     if outcome_moved == study_moved == 0:
         return "the wording and the refusals moved apart, neither by more than chance explains"
@@ -130,6 +131,8 @@ def _words(outcome: float, study: float, outcome_moved: int, study_moved: int) -
         return f"the refusals {fell[outcome_moved]}, and their openings do not show it"
     if outcome_moved != study_moved:
         return f"the refusals {fell[outcome_moved]} while their openings {fell[study_moved]}"
+    if not sure:
+        return f"the refusals and their openings {fell[outcome_moved]}; whether one by more, these prompts cannot tell"
     if abs(study) > abs(outcome):
         return f"the refusals {fell[outcome_moved]}, but by less than their openings: the wording moved, too"
     return f"the refusals {fell[outcome_moved]}, and by more than their openings show"

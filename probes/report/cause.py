@@ -62,8 +62,8 @@ def _said(shifts: pd.DataFrame) -> str:
     shift, low, high = (number(worst[name], "+.2f") for name in ("shift", "shift_low", "shift_high"))
     return (
         f"On harmful prompts the margin fell beyond chance in {below} of {len(harmful)} cells. Lowest: "
-        f"{worst['cell']}, {shift} [{low}, {high}] nats; {percent(worst['to_answer'])} % of prompts went from refusing "
-        "to answering."
+        f"{worst['cell']}, {shift} [{low}, {high}] nats; on {percent(worst['to_answer'])} % of prompts it fell below "
+        "0, even odds of a refusal's opening."
     )
 
 

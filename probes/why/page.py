@@ -50,22 +50,22 @@ def _moved(margin: MarginShift) -> Iterator[str]:
     )
     yield f"and {margin.after.value:+.2f} in the cell: it moved by {_interval(margin.shift)}. {_size(margin)}"
     yield (
-        f"{margin.to_answer} of them changed from a refusal to an answer, {margin.to_refusal} the other way round; "
-        f"the margin of harmless prompts moved by {_interval(margin.harmless_shift)}."
+        f"On {margin.to_answer} of them it fell below 0, even odds, and on {margin.to_refusal} it rose above (what is "
+        f"refused, answers say); on harmless prompts it moved by {_interval(margin.harmless_shift)}."
     )
 
 
 def _size(margin: MarginShift) -> str:
     if margin.within_chance:
         return "That is within chance."
-    return "It refuses less readily." if margin.shift.value < 0 else "It refuses more readily."
+    return "A refusal is less likely to begin." if margin.shift.value < 0 else "A refusal is more likely to begin."
 
 
 def _explained(rivals: Sequence[Rival]) -> Iterator[str]:
     yield "The measurement is asked first; a verdict says what would have spoken, or did speak, against it."
     for rival in rivals:
-        number = "" if isnan(rival.value.value) else f"{rival.evidence}: {_interval(rival.value)}. "
-        null = f"Without it: {rival.null}. " if rival.null and number else ""
+        number = "" if isnan(rival.value.value) else f"{rival.evidence}: {_amount(rival.value)}. "
+        null = f"Null: {rival.null}. " if rival.null and number else ""
         yield f"- {rival.explanation}: {rival.verdict.upper()}, {rival.why}"
         if number:
             yield f"    {number.rstrip()}"
@@ -157,8 +157,8 @@ def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         )
         yield from _smallest_p(len(random))
     yield (
-        f"Against the plain cell the list's refuses {kept_row['refusals_gained']} prompts more and "
-        f"{kept_row['refusals_lost']} fewer, of {kept_row['n_prompts']}."
+        f"Of {kept_row['n_prompts']} prompts it refuses {kept_row['refusals_gained']} that the plain cell answers, and "
+        f"answers {kept_row['refusals_lost']} that it refuses."
     )
 
 
@@ -217,6 +217,11 @@ def _interval(value: Estimate, digits: int = 2) -> str:
         return "–"
     bounds = "" if isnan(value.low) else f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
     return f"{value.value:+.{digits}f}{bounds}"
+
+
+def _amount(value: Estimate) -> str:
+    """A count where it is one, else a number with its interval."""
+    return f"{value.value:.0f}" if isnan(value.low) and value.value.is_integer() else _interval(value)
 
 
 def _percent(value: Estimate) -> str:
