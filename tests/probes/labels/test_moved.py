@@ -59,14 +59,14 @@ def test_words_in_every_direction(
     assert bool(said) == bool(words)
     if words:
         assert said.startswith(words)
+        assert f"{100 * found.study:+.1f} points by the study's openings".replace("-", "−") in said
+        assert f"{100 * found.outcome:+.1f} by the outcome (broader lexicon)".replace("-", "−") in said
 
 
 def test_a_difference_beyond_the_flips_whose_interval_includes_0_is_not_called_wording() -> None:
     found = moved(pair(30), pair(33), self_flip_rate=0.0)
     assert found.difference.low < 0 < found.difference.high
     assert found.words == "the refusals and their openings fell; whether one by more, these prompts cannot tell"
-        assert f"{100 * found.study:+.1f} points by the study's openings".replace("-", "−") in said
-        assert f"{100 * found.outcome:+.1f} by the outcome (broader lexicon)".replace("-", "−") in said
 
 
 @pytest.mark.parametrize("n", range(1, 6))
