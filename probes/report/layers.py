@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from probes.report import svg
-from probes.report.formatting import number
+from probes.report.formatting import number, plural
 from probes.report.run import Run
 from probes.stats.intervals import ALPHA
 
@@ -28,10 +28,10 @@ SITES = {
     "head": "attention heads",
 }
 RATIOS = {
-    "ratio": ("matched_ratio", "raw error"),
-    "normalized_ratio": ("matched_normalized_ratio", "error in units of spread"),
+    "ratio": ("matched_ratio", "p", "raw error"),
+    "normalized_ratio": ("matched_normalized_ratio", "p_normalized", "error in units of spread"),
 }
-"""Ratio → its matched null, and what is divided."""
+"""Ratio → its matched null, its p among these, and what is divided."""
 
 
 def build(run: Run) -> list[dict[str, Any]] | None:
@@ -99,14 +99,14 @@ def angles(direction: pd.DataFrame, cells: Sequence[str], width: int | None) -> 
 def draw_ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str, key: str) -> svg.Plot:
     """`ratios` for the page."""
     figure, caption = ratios(rows, cells, ratio, site)
-    title = f"Error on safety {SITES.get(site, site)}, {RATIOS[ratio][1]}, by layer"
+    title = f"Error on safety {SITES.get(site, site)}, {RATIOS[ratio][2]}, by layer"
     return svg.Plot(figure, key, title, caption)
 
 
 @svg.styled
 def ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str) -> tuple[Figure, str]:
-    """Error on safety units / on the rest, with the range of the matched nulls over the cells; and it in words."""
-    null, what = RATIOS[ratio]
+    """Error on safety units / on the rest, with the range over cells of the matched nulls' means; and it in words."""
+    null, p, what = RATIOS[ratio]
     sizes = error_sizes(rows, cells)
     more = SIZE_PANEL if sizes else 0
     figure, axes = svg.panel(height=264 + more, right=svg.room(cells), top=12 + more)
@@ -124,11 +124,16 @@ def ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str) -> t
     axes.axhline(1, color=svg.MUTED, linewidth=0.8, linestyle=(0, (3, 2)), zorder=2)
     curves = {cell: _curve(rows, cell, ratio) for cell in cells}
     _curves(axes, curves, _looks(cells), lambda value: number(value, ".2f"), _areas(sizes))
-    above = (rows[ratio] > rows[null]).sum()
-    caption = (
-        f"Safety {SITES.get(site, site)}, {what}: {above} of {len(rows)} points lie above their matched random sets."
+    return figure, f"Safety {SITES.get(site, site)}, {what}: {_beyond_chance(rows[p])}."
+
+
+def _beyond_chance(p: pd.Series) -> str:
+    """How many points exceed their matched random sets, and how many would if nothing did."""
+    known = p.dropna()
+    return (
+        f"{(known < ALPHA).sum()} of {plural(len(known), 'point')} exceed their matched random sets at p < {ALPHA}; "
+        f"{ALPHA * len(known):.2g} would by chance"
     )
-    return figure, caption
 
 
 def error_sizes(rows: pd.DataFrame, cells: Sequence[str]) -> dict[str, pd.Series]:

@@ -11,7 +11,7 @@ from probes.harness.engine_marks import sentence
 from probes.harness.names import BASELINE
 from probes.labels.baseline import little_to_lose
 from probes.labels.moved import COLUMN as DISAGREE
-from probes.matrix.regimes import MORE_PROMPTS, QUALITY_OF_OWN
+from probes.matrix.regimes import LOST_ELSEWHERE, MORE_PROMPTS, QUALITY_OF_OWN
 from probes.report import tradeoff
 from probes.report.formatting import bounds, cut, joined, number, percent, plural, points
 from probes.report.losses import Loss, LossKind, losses
@@ -206,17 +206,33 @@ def _advice(run: Run, all_losses: list[Loss]) -> str:
     if review:
         sentences.append(f"Read the completions of {_names(review)}: the rule and the judge disagree.")
     if floor:
-        lowest = min(floor, key=_bits)
-        from_here = f"from {lowest.cell} ({number(_bits(lowest), '.2f')} bits per weight) upwards"
-        level = f"the {len(floor)} cells marked Candidate, {from_here}" if len(floor) > NAMED else _names(floor)
+        level = _levels(floor, rejected) if len(floor) > NAMED else _names(floor)
         sentences.append(f"To deploy one, test {level}, with your own prompts and a judge first.")
     if more:
         sentences.append(f"Ask {_names(more)} more prompts before deciding.")
     if direct:
-        sentences.append(f"Evaluate {_names(direct)} directly: no rule decides.")
+        sentences += _direct(direct)
     if not rejected:
         sentences.insert(0, "Nothing has to be rejected on this evidence, and nothing is cleared by it.")
     return " ".join(sentences)
+
+
+def _levels(floor: list[Loss], rejected: list[Loss]) -> str:
+    """The candidates as a range of bits, unless a cell in that range is rejected."""
+    lowest = min(floor, key=_bits)
+    marked = f"the {len(floor)} cells marked Candidate"
+    if any(_bits(lowest) <= _bits(loss) < np.inf for loss in rejected):
+        return marked
+    return f"{marked}, from {lowest.cell} ({number(_bits(lowest), '.2f')} bits per weight) upwards"
+
+
+def _direct(direct: list[Loss]) -> list[str]:
+    """Which cells to evaluate directly: those whose format did harm elsewhere apart."""
+    by_reason: dict[str, list[Loss]] = {}
+    for loss in direct:
+        elsewhere = str(loss.row.get("action_reason", "")).startswith(LOST_ELSEWHERE)
+        by_reason.setdefault(LOST_ELSEWHERE if elsewhere else "no rule decides", []).append(loss)
+    return [f"Evaluate {_names(cells)} directly: {reason}." for reason, cells in by_reason.items()]
 
 
 def _bits(loss: Loss) -> float:

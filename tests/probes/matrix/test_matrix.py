@@ -316,6 +316,30 @@ def test_flags_and_the_order_of_actions() -> None:
     assert pd.isna(divergence(rows)[3])
 
 
+def test_a_format_in_which_a_model_lost_refusals_is_no_candidate_for_another() -> None:
+    """4.5 bits lost refusals in one model, 4.3 bits in none: the floor is 4.3, and 4.5 no candidate of either model."""
+    levels = {"FP16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5, "GPTQ": 4.3}
+    rows = pd.DataFrame(
+        {"model": model, "quantization": level, "baseline": "FP16", "bits_per_weight": bits, "quality_delta": 0.0}
+        | {"refusal_rate_delta": -0.3 if (model, level) == ("a", "Q4_0") else 0.0, "refusal_rate": 0.9}
+        for model in ("a", "b")
+        for level, bits in levels.items()
+    )
+    classified = with_regimes(rows, ["refusal_rate_delta"])
+    assert conservative_floor(classified) == "GPTQ"
+    candidate, evaluate = "conservative_floor_candidate", "direct_safety_eval"
+    assert classified["action"].tolist()[:4] == ["reference", candidate, "reject", candidate]
+    assert classified["action"].tolist()[4:] == ["reference", candidate, evaluate, candidate]
+    assert classified["action_reason"].tolist()[6].startswith("another model lost refusals in this format")
+
+
+def test_the_published_candidates_are_all_cells_of_the_floor_and_above() -> None:
+    rates = ["refusal_rate", "truthfulness", "bias_resistance"]
+    matrix = build({"cells": published_cells()}, "bertscore", rates, power=False)
+    levels = matrix[matrix["action"] == "conservative_floor_candidate"]["quantization"].value_counts()
+    assert levels.to_dict() == {"Q5_K_M": 6, "Q6_K": 6, "Q8_0": 4}
+
+
 def test_an_undetermined_row_rules_its_level_out() -> None:
     rows = cells(("a", "FP16", 0.9), ("a", "Q8_0", 0.7)).assign(baseline="FP16", refusal_rate_delta=[0, -0.2])
     rows = rows.assign(regime=["baseline", "undetermined"], bits_per_weight=[16.0, 8.5])

@@ -303,6 +303,35 @@ def test_where_nothing_moved_sentences_stand_in_place_of_empty_charts(tmp_path: 
     assert "MODERATE starts at 0.10" in page.find(id="rtsi").get_text(" ", strip=True)
 
 
+def test_points_beyond_chance_are_counted_by_their_p_and_not_by_the_mean_of_the_null() -> None:
+    """Eight of ten ratios lie above their null's mean, two with p < 0.05; a twentieth of ten would by chance."""
+    rows = pd.DataFrame({"cell": ["AWQ"] * 5 + ["GPTQ"] * 5, "layer": [*range(5), *range(5)], "matched_ratio": 1.0})
+    rows["ratio"] = [1.3, 1.2, 1.1, 1.1, 0.9, 1.4, 1.1, 1.1, 1.1, 0.9]
+    rows["p"] = [0.01, 0.06, 0.2, 0.3, 0.9, 0.049, 0.05, 0.2, 0.4, 0.8]
+    said = layers.ratios(rows, ["AWQ", "GPTQ"], "ratio", "resid")[1]
+    expected = "2 of 10 points exceed their matched random sets at p < 0.05; 0.5 would by chance"
+    assert said == f"Safety residual dimensions, raw error: {expected}."
+
+
+def test_the_grey_band_is_said_to_be_of_means(page: BeautifulSoup) -> None:
+    text = " ".join(page.find(id="layers").get_text(" ", strip=True).split())
+    assert "Grey: means of the matched random sets, lowest to highest cell; whether a point is beyond chance, p" in text
+    assert "above the grey band" not in text
+
+
+def test_candidates_are_no_range_of_bits_where_a_cell_of_more_bits_is_rejected(tmp_path: Path) -> None:
+    """Q4_K_M (4.67 bits) lost half of one model's refusals, Q2_K (2.96 bits) none of any model's."""
+    run = read_run(write_run(tmp_path / "above", {name: {"Q4_K_M": 20 * (name == "a")} for name in "abc"}))
+    advice = verdict.verdict(run, losses(run)).advice
+    assert "Do not deploy a Q4_K_M." in advice
+    assert "test the 6 cells marked Candidate, with your own prompts" in advice
+    assert "Evaluate b Q4_K_M and c Q4_K_M directly: another model lost refusals in this format." in advice
+    assert "upwards" not in advice
+    run = read_run(write_run(tmp_path / "below", {name: {"Q2_K": 20 * (name == "a")} for name in "abc"}))
+    advice = verdict.verdict(run, losses(run)).advice
+    assert "the 6 cells marked Candidate, from Q4_K_M (4.67 bits per weight) upwards" in advice
+
+
 def test_the_size_of_an_error_stands_beside_its_ratio_and_orders_the_cells(run: Path) -> None:
     rows = read_run(run).table("bad", "neurons")
     assert rows is not None
