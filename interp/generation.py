@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.batching import PAD
+from interp.batching import PAD, batches
 from interp.cache import ActivationCache, Rows
 from interp.chat import as_texts, render
 from interp.hooks import Names
+from interp.passes import LOGITS, Pass
 from interp.running import Hook, Rowing, installed
 from interp.thinking import decode_answer, split_thinking
 
@@ -76,6 +77,16 @@ def end_tokens(model: HookedModel) -> set[int]:
     """The tokens that end an answer, as the tokenizer and the generation config declare them."""
     declared = model.hf.generation_config.eos_token_id
     return {model.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+
+
+def first_tokens(model: HookedModel, prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The most probable token after each prompt, in passes as `HookedModel.logits` makes them."""
+    tokens = torch.empty(len(prompts), dtype=torch.long)
+    read = list(batches(prompts, -1, None, model.device))
+    computed = model.run(Pass(batch.inputs, batch.positions[:, None], logits=True) for batch in read)
+    for batch, kept in zip(read, computed, strict=True):
+        tokens[batch.indices] = kept[LOGITS][:, 0].argmax(-1).cpu()
+    return tokens.tolist()
 
 
 def last_logits(model: HookedModel, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompt vocab"]:
@@ -197,6 +208,9 @@ def answers(
     """`complete`, as token ids."""
     texts = as_texts(texts)
     token_ids = model.token_ids(texts)
+    if model.streamed is not None and max_new_tokens == 1 and computing is None and computed is None:
+        ends = end_tokens(model)
+        return [Answer([], True) if one in ends else Answer([one], False) for one in first_tokens(model, token_ids)]
     order = sorted(range(len(texts)), key=lambda index: len(token_ids[index]))
     answer_of: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):

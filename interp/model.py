@@ -211,13 +211,30 @@ class HookedModel:
         return self.streamed.run(self.hooks, passes)
 
     def expect(self, passes: Iterable[Pass]) -> None:
-        """Announce passes that will be asked for, so that a streamed model computes them in one read of its weights.
+        """Announce the passes that will be asked for next, so that a streamed model reads its weights once for all.
 
         Args:
-            passes: as they will be given to `run`, by whatever method; a model in memory has no use for it.
+            passes: as they will be given to `run`, by whatever method; a model in memory has no use for them.
         """
         if self.streamed is not None:
             self.streamed.expect(passes)
+
+    def last_tokens(
+        self, texts: Sequence[str], names: Sequence[str] = (), logits: bool = False, batch_size: int | None = None
+    ) -> list[Pass]:
+        """The passes over texts of which the last token is kept: what `stream`, `activations` and `logits` run.
+
+        Args:
+            texts: prompts.
+            names: of the hooks whose activations are kept.
+            logits: whether the logits are kept, too.
+            batch_size: texts per forward pass; by default as many as fit a budget of tokens.
+
+        Raises:
+            InputError: as `batches`.
+        """
+        read = self.batches(texts, batch_size=batch_size)
+        return [Pass(batch.inputs, batch.positions[:, None], names, logits) for batch in read]
 
     def run_with_cache(
         self,

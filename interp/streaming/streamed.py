@@ -64,12 +64,16 @@ class Streamed:
         return self.slot.device
 
     def expect(self, passes: Iterable[Pass]) -> None:
-        """Announce passes that will be asked for: the next walk computes them, too, and each is kept until then.
+        """Announce the passes that will be asked for next: the next walk computes all, and each is kept until then.
+
+        What was announced before and not asked for is forgotten.
 
         Args:
             passes: to come, in any order; one that is announced twice is asked for twice.
         """
-        self._expected += passes
+        self._expected = list(passes)
+        self._known.clear()
+        self._uses.clear()
 
     def run(self, hooks: Hooks, passes: Iterable[Pass]) -> Iterator[dict[str, Tensor]]:
         """As `interp.passes.in_memory`, all of them block by block; activations are on the CPU.

@@ -16,7 +16,7 @@ from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from probes.harness.comparison import Models, compare, require_models
-from probes.harness.first_token import first_token
+from probes.harness.first_token import first_token, first_token_reads
 from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
@@ -127,7 +127,9 @@ def measure(
     """
     require_models(baseline, cells)
     _check_refusals(refusals or {}, len(harmful.instructions), {BASELINE, *cells})
-    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
+    comparison = compare(
+        baseline, cells, harmful, harmless, template=template, force=force, reads=first_token_reads(batch_size)
+    )
 
     def observe(model: HookedModel) -> dict[str, Confidence]:
         return {side: _observe(model, texts, batch_size) for side, texts in comparison.texts.items()}

@@ -15,6 +15,7 @@ from interp.running_stats import RunningStats
 from probes.harness.comparison import Comparison, Models, compare
 from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet, few_prompts
+from probes.harness.residual_streams import stream_reads, streams
 from probes.harness.results import Result
 from probes.harness.study_layers import DIRECTION_PERCENT, layer_at
 
@@ -73,7 +74,8 @@ def measure(
         >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
         >>> direction.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
-    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
+    reads = stream_reads(batch_size)
+    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force, reads=reads)
     directions = comparison.observe(lambda model: _directions(model, comparison, batch_size), "direction")
     study_layer = layer_at(baseline.n_layers, DIRECTION_PERCENT)
     counts = {f"n_{side}": len(texts) for side, texts in comparison.texts.items()}
@@ -89,7 +91,7 @@ def measure(
 
 
 def _directions(model: HookedModel, comparison: Comparison, batch_size: int | None) -> Float[Tensor, "layer d_model"]:
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.n_layers)]
+    names = streams(model)
     means = {}
     for side, texts in comparison.texts.items():
         stats = RunningStats()

@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.chat import AnyTemplate
 from interp.model import HookedModel
 from probes.harness.comparison import Models, compare
-from probes.harness.first_token import first_token
+from probes.harness.first_token import first_token, first_token_reads
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.stats import intervals
@@ -59,7 +59,9 @@ def measure(
         >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
         >>> entropy.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
-    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
+    comparison = compare(
+        baseline, cells, harmful, harmless, template=template, force=force, reads=first_token_reads(batch_size)
+    )
     entropies = comparison.observe(
         lambda m: {side: first_token(m, texts, entropy, batch_size) for side, texts in comparison.texts.items()},
         "entropy",

@@ -23,6 +23,7 @@ from probes.geometry.settings import COMPONENTS, DRAWS, FEWEST_DRAWS
 from probes.harness.comparison import Comparison, Models, compare
 from probes.harness.pieces import kept
 from probes.harness.prompts import PromptSet
+from probes.harness.residual_streams import stream_reads, streams
 from probes.harness.results import Result
 from probes.harness.study_layers import DIRECTION_PERCENT, layer_at
 
@@ -125,7 +126,8 @@ def measure(
         >>> geometry.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
     _check(components, draws)
-    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
+    reads = stream_reads(batch_size)
+    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force, reads=reads)
     components = _affordable(components, comparison)
     with comparison.pieces_of(None, batch_size=batch_size):
         activations = comparison.of_baseline(
@@ -190,7 +192,7 @@ def _affordable(components: int, comparison: Comparison) -> int:
 
 
 def _activations(model: HookedModel, comparison: Comparison, batch_size: int | None) -> Activations:
-    names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.n_layers)]
+    names = streams(model)
     by_side = {}
     for side, texts in comparison.texts.items():
         by_name = model.activations(texts, names, batch_size=batch_size)

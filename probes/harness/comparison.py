@@ -22,16 +22,23 @@ from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel, load
 from interp.pairs.baseline import baseline_warnings
 from interp.pairs.weight_error import check_pair
+from interp.passes import Pass
 from interp.progress import track
 from interp.quantize.cells import text_hash
 from probes.harness.names import BASELINE
 from probes.harness.pieces import determined_by
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result, versions
-from probes.harness.silence import require_speech
+from probes.harness.silence import looked_at, require_speech
 from probes.harness.thought_check import LOOKED_AT, require_answer
 
 Observation = TypeVar("Observation")
+Reads = Callable[[HookedModel, Mapping[str, list[str]]], Iterable[Pass]]
+"""A model and the rendered prompts of each side → the passes that a probe will take of this model."""
+
+
+def _nothing(model: HookedModel, texts: Mapping[str, list[str]]) -> Iterable[Pass]:
+    return ()
 
 
 if TYPE_CHECKING:
@@ -92,6 +99,7 @@ class Comparison:
         undefined: cells that could not be observed → why.
         started: when measuring began, by the monotonic clock.
         memory: what `of_baseline` computed, outside `probes.harness.comparison.remembering`.
+        reads: the passes that will be taken of each model.
     """
 
     baseline: HookedModel
@@ -102,6 +110,19 @@ class Comparison:
     undefined: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    reads: Reads = _nothing
+
+    def announce(self, model: HookedModel) -> None:
+        """Tell a streamed model all that it will be asked for, so that it reads its weights once.
+
+        Args:
+            model: the baseline, or a cell that was opened.
+        """
+        if model.streamed is None:
+            return
+        checked = [looked_at(self.texts), *([_sample(self.texts)] if model is self.baseline else [])]
+        checks = [one for texts in checked for one in model.last_tokens(texts, logits=True)]
+        model.expect([*checks, *self.reads(model, self.texts)])
 
     def observe(self, measure: Callable[[HookedModel], Observation], what: str = "") -> dict[str, Observation]:
         """Observe every model, the baseline first; see `observe_cells`.
@@ -147,6 +168,7 @@ class Comparison:
             Unmeasurable: it computes NaN or infinity, or says nothing; see `probes.harness.silence`.
         """
         model = self.cells[name]
+        self.announce(model)
         speech_warnings = [f"{name}: {warning}" for warning in require_speech(model, self.texts)]
         self.warnings += [warning for warning in speech_warnings if warning not in self.warnings]
         return model
@@ -196,6 +218,7 @@ def compare(
     *,
     template: AnyTemplate = "auto",
     force: bool = False,
+    reads: Reads = _nothing,
 ) -> Comparison:
     """Check that all cells are quantizations of the baseline and render the prompts once for all of them.
 
@@ -206,6 +229,7 @@ def compare(
         harmless: requests that should be answered.
         template: "auto", "closed-thought", "none" (raw text) or a Jinja file; see `interp.chat.template_source`.
         force: go on with cells that are no quantizations of this baseline, and record it.
+        reads: the passes that will be taken of each model, which a streamed one then computes together.
 
     Raises:
         InputError: no cells; a cell of another model, tokenizer or dtype; a prompt set that is empty, equal to the
@@ -224,7 +248,7 @@ def compare(
         raise InputError(f"A cell is named {BASELINE!r}", "another name", "Give it one with --quantized NAME=PATH")
     for name in cells:
         warnings += [f"{name}: {warning}" for warning in _check_cell(baseline, cells, name, force)]
-    return _ready(baseline, cells, harmful, harmless, template, warnings, force=force)
+    return _ready(baseline, cells, harmful, harmless, template, warnings, reads, force=force)
 
 
 def alone(
@@ -255,6 +279,7 @@ def _ready(
     harmless: PromptSet,
     template: AnyTemplate,
     warnings: list[str],
+    reads: Reads = _nothing,
     **options: Any,
 ) -> Comparison:
     texts, rendering = _render(baseline, {"harmful": harmful, "harmless": harmless}, template, warnings)
@@ -267,13 +292,18 @@ def _ready(
         BASELINE: described(baseline.checkpoint),
         "cells": {name: described(_checkpoint(cells, name)) for name in cells},
     }
-    comparison = Comparison(baseline, cells, texts, settings, warnings)
-    sample = [text for side in texts.values() for text in side[:LOOKED_AT]]
+    comparison = Comparison(baseline, cells, texts, settings, warnings, reads=reads)
+    comparison.announce(baseline)
     speech_warnings = comparison.of_baseline("speech", lambda: require_speech(baseline, texts))
     doubts = [] if baseline.checkpoint is None else baseline_warnings(baseline.checkpoint)
     comparison.warnings += [f"{BASELINE}: {warning}" for warning in (*doubts, *speech_warnings)]
-    comparison.of_baseline("first token", lambda: require_answer(baseline, sample))
+    comparison.of_baseline("first token", lambda: require_answer(baseline, _sample(texts)))
     return comparison
+
+
+def _sample(texts: Mapping[str, list[str]]) -> list[str]:
+    """The prompts whose answers are looked at for thoughts."""
+    return [text for side in texts.values() for text in side[:LOOKED_AT]]
 
 
 def require_models(baseline: object, cells: object) -> None:

@@ -33,7 +33,7 @@ def require_speech(model: HookedModel, texts: Mapping[str, Sequence[str]]) -> li
         SaysNothing: all tokens are equally likely after every prompt.
         NotFinite: the logits are.
     """
-    sample = list(dict.fromkeys(text for prompts in texts.values() for text in (prompts[0], prompts[-1])))
+    sample = looked_at(texts)
     log_probabilities = model.logits(sample).double().log_softmax(-1)
     if _range(log_probabilities, over=-1) < INDISTINCT:
         raise SaysNothing(
@@ -45,6 +45,11 @@ def require_speech(model: HookedModel, texts: Mapping[str, Sequence[str]]) -> li
     if distinct and _range(log_probabilities, over=0) < INDISTINCT:
         return [f"the first token is distributed alike after {_count(len(sample))}: it does not read them"]
     return []
+
+
+def looked_at(texts: Mapping[str, Sequence[str]]) -> list[str]:
+    """The prompts that are read: the first and the last of each set."""
+    return list(dict.fromkeys(text for prompts in texts.values() for text in (prompts[0], prompts[-1])))
 
 
 def _range(log_probabilities: Float[Tensor, "prompts vocab"], over: int) -> float:

@@ -15,6 +15,10 @@ LOOKED_AT = 4
 MARK_TOKENS = 32
 """New tokens after which the mark of a thought is complete, also where it is spelled out."""
 
+OPENING = ("", "<", "[", "◁", "\N{REPLACEMENT CHARACTER}")
+"""What a first token begins with that may open a thought (`interp.thinking.FORMS`): white space, the beginnings of
+marks, and a part of a character."""
+
 
 def thought(model: HookedModel, texts: Sequence[str]) -> str:
     """With what the model opens a thought instead of answering; "" where it answers.
@@ -27,7 +31,7 @@ def thought(model: HookedModel, texts: Sequence[str]) -> str:
         if split_thinking(text, "x").answer != "x":
             return text[-20:]
     begun = _begin(model, texts, 1)
-    suspects = [text for text, start in zip(texts, begun, strict=True) if not start.strip()[:1].isalnum()]
+    suspects = [text for text, start in zip(texts, begun, strict=True) if start.strip()[:1] in OPENING]
     if suspects:
         for text, start in zip(suspects, _begin(model, suspects, MARK_TOKENS), strict=True):
             if split_thinking(text, start).answer != start:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.chat import AnyTemplate
 from interp.model import HookedModel
+from interp.passes import Pass
 from probes.harness.comparison import Models, compare
 from probes.harness.prompts import PromptSet, evenly_spaced, few_prompts
 from probes.harness.study_layers import layers_at
@@ -85,12 +86,19 @@ def measure(
         >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
         >>> neurons.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
-    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
-    counts = {side: len(texts) for side, texts in comparison.texts.items()}
-    comparison.warnings += few_prompts(counts, "which units are the safety units")
     layers = layers_at(baseline.n_layers)
     sites = list(dict.fromkeys(sites))
     places = [Place(site, layer) for site in sites for layer in layers]
+
+    def reads(model: HookedModel, texts: Mapping[str, list[str]]) -> list[Pass]:
+        errors = [texts["harmful"][index] for index in error_prompts(len(texts["harmful"]))]
+        sides = [errors, *(texts.values() if model is baseline else ())]
+        hooks = [place.hook for place in places]
+        return [one for side in sides for one in model.last_tokens(side, hooks, batch_size=batch_size)]
+
+    comparison = compare(baseline, cells, harmful, harmless, template=template, force=force, reads=reads)
+    counts = {side: len(texts) for side, texts in comparison.texts.items()}
+    comparison.warnings += few_prompts(counts, "which units are the safety units")
     error_indices = error_prompts(len(comparison.texts["harmful"]))
     prompts = [comparison.texts["harmful"][index] for index in error_indices]
     units = comparison.of_baseline(

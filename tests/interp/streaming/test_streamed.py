@@ -14,7 +14,6 @@ from interp import HookedModel, load, open_checkpoint
 from interp.checkpoint import Checkpoint
 from interp.errors import InputError, NotFinite
 from interp.loading import empty_model
-from interp.passes import Pass
 from interp.streaming import Streamed
 from tests.cells import q8_0
 from tests.packed_files import edit, write_awq, write_gptq
@@ -118,10 +117,8 @@ def test_one_part_is_in_memory(streamed: HookedModel) -> None:
 
 def test_expected_passes_share_a_read(streamed: HookedModel, llama: HookedModel, reads: Counter[str]) -> None:
     names = ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
-    for texts, hooks, logits in ((TEXTS[:2], names, False), (TEXTS[:2], names[:1], True), (TEXTS[2:], names, False)):
-        streamed.expect(
-            Pass(batch.inputs, batch.positions[:, None], hooks, logits) for batch in streamed.batches(texts)
-        )
+    asked = ((TEXTS[:2], names, False), (TEXTS[:2], names[:1], True), (TEXTS[2:], names, False))
+    streamed.expect(one for texts, hooks, logits in asked for one in streamed.last_tokens(texts, hooks, logits))
     for texts in (TEXTS[:2], TEXTS[2:]):
         ours, theirs = streamed.activations(texts, names), llama.activations(texts, names)
         assert all(torch.equal(ours[name], theirs[name]) for name in names)
@@ -134,7 +131,7 @@ def test_expected_passes_share_a_read(streamed: HookedModel, llama: HookedModel,
 
 def test_interventions_act_and_are_not_remembered(streamed: HookedModel, llama: HookedModel) -> None:
     double = ("blocks.1.hook_resid_mid", lambda resid: 2 * resid)
-    streamed.expect(Pass(b.inputs, b.positions[:, None], (), True) for b in streamed.batches(TEXTS))
+    streamed.expect(streamed.last_tokens(TEXTS, logits=True))
     assert torch.equal(
         streamed.run_with_hooks(TEXTS, [double], position=-1), llama.run_with_hooks(TEXTS, [double], position=-1)
     )

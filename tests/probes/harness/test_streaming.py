@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,14 +11,16 @@ import pandas as pd
 import pytest
 import torch
 
-from interp import load
+from interp import Checkpoint, load
+from interp.loading import read_dense
 from probes import calibration, direction, entropy, geometry, margin, neurons
 from probes.harness.comparison import Cells
 from probes.harness.results import Result
 from tests.cells import HARMFUL, HARMLESS, q8_0
 from tests.packed_files import write_gptq
 
-PROBES = (entropy, direction, calibration, neurons, margin, geometry)
+PROBES = (entropy, direction, calibration, neurons, geometry, margin)
+NAMES = [probe.__name__.rpartition(".")[2] for probe in PROBES]
 
 
 def measured(probe: ModuleType, baseline: Path, cells: dict[str, Path], stream: bool) -> Result:
@@ -32,11 +35,28 @@ def assert_same_tables(ours: Result, theirs: Result) -> None:
         assert one.warnings == other.warnings
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("probe", PROBES, ids=NAMES)
 def test_a_streamed_pair_gives_the_same_tables(probe: ModuleType, tiny: Callable[[str], Path], tmp_path: Path) -> None:
     cells = {"gguf": q8_0(tiny("llama"), tmp_path / "cell.gguf"), "gptq": write_gptq(tmp_path / "gptq")}
     baseline = tiny("llama")
     assert_same_tables(*(measured(probe, baseline, cells, stream) for stream in (True, False)))
+
+
+@pytest.mark.parametrize("probe", PROBES[:-1], ids=NAMES[:-1])
+def test_each_model_is_read_once(
+    probe: ModuleType, tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: Counter[tuple[Path, str]] = Counter()
+
+    def counted(checkpoint: Checkpoint, name: str, *arguments: object) -> torch.Tensor:
+        reads[checkpoint.path, name] += 1
+        return read_dense(checkpoint, name, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("interp.streaming.slot.read_dense", counted)
+    monkeypatch.setattr("probes.harness.thought_check.OPENING", ())  # else what it says at random may be looked at
+    measured(probe, tiny("llama"), {"gptq": write_gptq(tmp_path / "gptq")}, stream=True)
+    assert {path for path, _ in reads} == {tiny("llama"), tmp_path / "gptq"}
+    assert set(reads.values()) == {1}
 
 
 def test_cells_of_a_streamed_baseline_are_streamed(tiny: Callable[[str], Path]) -> None:
