@@ -25,6 +25,7 @@ from interp.formats.ggml_blocks import PLAIN, dequantize
 from interp.formats.gguf_codes import block_codes
 from interp.formats.gguf_header import StoredTensor
 from interp.formats.gguf_split import read_parts
+from interp.formats.mapped import Mapped
 from interp.formats.names import DERIVED_GGUF, ROPE_FACTORS, UNEMBEDDING, architecture_of, model_arch
 from interp.formats.reader import Reader
 from interp.formats.skeleton import MAX_BLOCKS, Skeleton, count_blocks, skeleton
@@ -76,8 +77,8 @@ class GGUFReader(Reader):
         self.file = self.files[0]
         self._header = parts[self.file]
         self._tensors = {name: tensor for header in parts.values() for name, tensor in header.tensors.items()}
-        contents = {part: np.memmap(part, np.uint8, "c") for part in parts}
-        self._bytes = {name: contents[part] for part, header in parts.items() for name in header.tensors}
+        contents = {part: Mapped(part, lambda part: np.memmap(part, np.uint8, "c")) for part in parts}
+        self._contents = {name: contents[part] for part, header in parts.items() for name in header.tensors}
         self.architecture = architecture_of(file, str(self._field("general.architecture")))
         self._refuse()
         n_blocks = self._n_blocks()
@@ -260,7 +261,8 @@ class GGUFReader(Reader):
         return Stored(fused, slice(edges[FUSED[part]], edges[FUSED[part] + 1]))
 
     def _dequantize(self, tensor: StoredTensor) -> Tensor:
-        dense = self._dequantized(tensor, self._bytes[tensor.name][tensor.offset : tensor.offset + tensor.n_bytes])
+        contents = self._contents[tensor.name].reading(tensor.n_bytes)
+        dense = self._dequantized(tensor, contents[tensor.offset : tensor.offset + tensor.n_bytes])
         if not _finite(dense):
             raise InputError(
                 f"The tensor {tensor.name!r} of {self.file} holds NaN or infinite values",

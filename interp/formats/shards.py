@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from interp.documents import require_file
 from interp.errors import InputError
+from interp.formats.mapped import Mapped
 from interp.formats.safetensors_header import INDEX, read_index, refuse_repeated_names, safetensors_files
 
 _DTYPES = {
@@ -56,8 +56,7 @@ class Shards:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._resources = ExitStack()
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, Mapped[Any]] = {}
         self.headers: dict[str, Header] = {}
         index = directory / INDEX
         promised = read_index(index) if index.exists() else {}
@@ -81,7 +80,7 @@ class Shards:
         """One tensor as stored."""
         header = self.headers[name]
         try:
-            return self._open[header.file].get_tensor(name)
+            return self._open[header.file].reading(header.n_bytes).get_tensor(name)
         except SafetensorError as error:
             raise InputError(f"The tensor {name!r} of {header.file} cannot be read: {error}") from error
 
@@ -94,7 +93,7 @@ class Shards:
             )
         require_file(file, "a safetensors file")
         try:
-            handle = self._resources.enter_context(safe_open(file, framework="pt"))
+            mapped = Mapped(file, lambda file: safe_open(file, framework="pt"))
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{file} is damaged or is not a safetensors file ({error})",
@@ -102,7 +101,8 @@ class Shards:
                 "Download or copy it again",
             ) from error
         refuse_repeated_names(file)
-        self._open[file] = handle
+        self._open[file] = mapped
+        handle = mapped.reading(0)
         for name in handle.keys():  # noqa: SIM118 — a safetensors handle is not iterable
             if name in self.headers:
                 raise InputError(

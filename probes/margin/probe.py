@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.chat import AnyTemplate
 from interp.model import HookedModel
+from interp.passes import Pass
 from probes.harness.comparison import Comparison, Models, compare
 from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
@@ -21,7 +22,7 @@ from probes.margin.d_prime import separations
 from probes.margin.losses import losses
 from probes.margin.noise_law import NoiseLaw
 from probes.margin.openings import baseline_refusals, common_openings, refuses_in
-from probes.margin.refusal_margin import margins, other_batch_size
+from probes.margin.refusal_margin import MarginRuns, margins, other_batch_size
 from probes.margin.settings import Source
 from probes.stats import intervals
 from probes.stats.bootstrap import DRAWS
@@ -147,6 +148,16 @@ def measure(
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     refusal_openings = common_openings(comparison, openings)
     refused = baseline_refusals(comparison, openings)
+    few = comparison.texts["harmful"][:AGAIN]
+
+    def reads(model: HookedModel, texts: Mapping[str, list[str]]) -> Iterator[Pass]:
+        asked = [(side, batch_size) for side in texts.values()]
+        asked += [(few, other_batch_size(batch_size))] if model is baseline else []
+        for side, size in asked:
+            yield from MarginRuns.of(model, side, refusal_openings, size).passes(model)
+
+    comparison.reads = reads
+    baseline.expect(reads(baseline, comparison.texts))
 
     def look(model: HookedModel) -> _Observed:
         texts = comparison.texts
@@ -157,7 +168,7 @@ def measure(
     observed: Margins = {cell: values for cell, (values, _) in seen.items()}
     again = comparison.of_baseline(
         "margin again",
-        lambda: margins(baseline, comparison.texts["harmful"][:AGAIN], refusal_openings, other_batch_size(batch_size)),
+        lambda: margins(baseline, few, refusal_openings, other_batch_size(batch_size)),
         openings=openings,
         batch_size=batch_size,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from interp.batching import TEXTS_AT_ONCE, Batch
 from interp.errors import InputError, NotFinite
 from interp.model import HookedModel
+from interp.passes import LOGITS, Pass
 from probes.margin.openings import Openings, Tokens
 
 OTHER_BATCH = 32
@@ -47,11 +49,16 @@ def refusal_margin(
     Raises:
         InputError: prompt and opening are longer than the context.
     """
+    paths = _inner_paths(openings)
+    return _over_the_trie(openings, _along(model, input_ids, attention_mask, paths))
+
+
+def _over_the_trie(openings: Openings, along: Iterable[Float[Tensor, "batch depth vocab"]]) -> Float[Tensor, " batch"]:
+    """The margin, of log-probabilities along each inner path in turn."""
     children = _children(openings.sequences)
     reach: dict[Tokens, Tensor] = {}
     leaving: list[Tensor] = []
-    paths = _paths(children)
-    for path, log_probabilities in zip(paths, _along(model, input_ids, attention_mask, paths), strict=True):
+    for path, log_probabilities in zip(_inner_paths(openings), along, strict=True):
         for depth in range(len(path) + 1):
             node = path[:depth]
             if node not in children:  # seen on an earlier path
@@ -96,6 +103,11 @@ def _paths(nodes: Iterable[Tokens]) -> list[Tokens]:
     ordered = sorted(nodes)
     following = [*ordered[1:], ()]
     return [node for node, after in zip(ordered, following, strict=True) if after[: len(node)] != node or not after]
+
+
+def _inner_paths(openings: Openings) -> list[Tokens]:
+    """A path for each forward pass."""
+    return _paths(_children(openings.sequences))
 
 
 def other_batch_size(batch_size: int | None) -> int:
@@ -198,17 +210,24 @@ def _teacher_forced(
     model: HookedModel, prompts: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"], path: Tokens
 ) -> Float[Tensor, "batch depth vocab"]:
     """`_along` one path, in one pass over the prompts and the path after them."""
+    forced = _forced(prompts, lengths, path)
+    with model.unembed_only(forced.take):
+        return _log_probabilities(model.hf(**forced.inputs, use_cache=False).logits)
+
+
+def _log_probabilities(logits: Float[Tensor, "batch depth vocab"]) -> Float[Tensor, "batch depth vocab"]:
+    return logits.float().log_softmax(-1)
+
+
+def _forced(prompts: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"], path: Tokens) -> Pass:
+    """The pass over prompts and the path after them, of which the logits after prompt and path are kept."""
     ids = torch.cat([prompts, prompts.new_zeros(len(prompts), len(path))], dim=1)
     after = lengths[:, None] + torch.arange(len(path), device=lengths.device)
     ids.scatter_(1, after, ids.new_tensor(path).expand(len(ids), -1))
     columns = torch.arange(ids.shape[1], device=ids.device)
     mask = (columns < lengths[:, None] + len(path)).to(lengths.dtype)
-    positions = columns.expand_as(ids)
-    asked = lengths[:, None] - 1 + torch.arange(len(path) + 1, device=lengths.device)
-    rows = torch.arange(len(ids), device=ids.device)[:, None]
-    with model.unembed_only(lambda hidden: hidden[rows.to(hidden.device), asked.to(hidden.device)]):
-        logits = model.hf(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-    return logits.float().log_softmax(-1)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": columns.expand_as(ids)}
+    return Pass(inputs, lengths[:, None] - 1 + torch.arange(len(path) + 1, device=lengths.device), logits=True)
 
 
 def _check_context(model: HookedModel, length: int) -> None:
@@ -266,13 +285,44 @@ class MarginRuns:
             NotFinite: a margin is NaN or infinite.
         """
         values = torch.empty(self.n)
-        for number, batch in enumerate(self.batches):
-            with torch.no_grad(), nullcontext() if around is None else around(number):
-                ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-                values[batch.indices] = refusal_margin(model, ids, mask, self.openings).cpu()
+        together = around is None and model.streamed is not None
+        for batch, margin in zip(
+            self.batches, self._together(model) if together else self._in_turn(model, around), strict=True
+        ):
+            values[batch.indices] = margin.cpu()
         if not torch.isfinite(values).all():
             raise NotFinite("The refusal margin holds NaN or infinity", do="Load the model with dtype=torch.float32")
         return values
+
+    def passes(self, model: HookedModel) -> list[Pass]:
+        """The forward passes of all margins, batch by batch, each over whole prompts.
+
+        Args:
+            model: the one that will compute them.
+
+        Raises:
+            InputError: prompt and opening are longer than the context.
+        """
+        paths = _inner_paths(self.openings)
+        prompts = [_right_padded(batch.inputs["input_ids"], batch.inputs["attention_mask"]) for batch in self.batches]
+        _check_context(model, max(int(lengths.max()) for _, lengths in prompts) + max(map(len, paths)))
+        return [_forced(ids, lengths, path) for ids, lengths in prompts for path in paths]
+
+    def _together(self, model: HookedModel) -> Iterator[Float[Tensor, " batch"]]:
+        """The margins of each batch, from passes that go through the model together."""
+        computed = (_log_probabilities(kept[LOGITS]) for kept in model.run(self.passes(model)))
+        for _ in self.batches:
+            yield _over_the_trie(self.openings, islice(computed, len(_inner_paths(self.openings))))
+
+    def _in_turn(
+        self, model: HookedModel, around: Callable[[int], AbstractContextManager[Any]] | None
+    ) -> Iterator[Float[Tensor, " batch"]]:
+        """The margins of each batch, one after the other."""
+        for number, batch in enumerate(self.batches):
+            with torch.no_grad(), nullcontext() if around is None else around(number):
+                ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+                margin = refusal_margin(model, ids, mask, self.openings)
+            yield margin
 
     def record(self, model: HookedModel, sites: Sequence[str]) -> Recording:
         """The activations at all positions of all prompts, in the model's dtype, where they are computed.

@@ -1,0 +1,48 @@
+"""Mapped files: what is read through a new mapping is what was there, and a file that changed is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from interp import open_checkpoint
+from interp.errors import InputError
+from interp.formats import mapped
+from tests.cells import q8_0
+from tests.tiny_models import write
+
+
+def test_a_file_is_mapped_anew_after_so_many_bytes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    opened: list[Path] = []
+    file = mapped.Mapped(tmp_path / "file", lambda path: opened.append(path) or len(opened))  # type: ignore[func-returns-value]
+    assert [file.reading(mapped.AT_MOST // 2) for _ in range(5)] == [1, 1, 2, 2, 3]
+    assert file.reading(2 * mapped.AT_MOST) == 4  # one tensor may be larger
+    assert file.reading(1) == 5
+
+
+def test_tensors_are_the_same_whatever_the_mapping(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tiny("llama"), q8_0(tiny("llama"), tmp_path / "cell.gguf")):
+        whole = open_checkpoint(path)
+        before = {name: whole.tensor(name).clone() for name in whole.names()}
+        monkeypatch.setattr(mapped, "AT_MOST", 1)
+        again = open_checkpoint(path)
+        kept = [again.tensor(name) for name in again.names()]
+        assert all(torch.equal(tensor, before[name]) for name, tensor in zip(again.names(), kept, strict=True))
+        monkeypatch.undo()
+
+
+def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(write("llama", tmp_path / "model"))
+    monkeypatch.setattr(mapped, "AT_MOST", 1)
+    first, second, *_ = checkpoint.names()
+    checkpoint.tensor(first)
+    write("gpt2", tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "model" / "model.safetensors")
+    with pytest.raises(InputError, match="changed or moved while it was read"):
+        checkpoint.tensor(second)
