@@ -70,14 +70,17 @@ def files(
         "lm_head.weight": weight(vocabulary, hidden),
     }
     yield outside, outside
+    linears = {name: weight(*shape) for name, shape in shapes(hidden, inner).items()}
+    packed_linears = {name: rounded(linear) for name, linear in linears.items()}
     for layer in range(layers):
         block = f"model.layers.{layer}."
         norms = {f"{block}{n}_layernorm.weight": outside["model.norm.weight"] for n in ("input", "post_attention")}
         dense, packed = dict(norms), dict(norms)
-        for name, shape in shapes(hidden, inner).items():
-            dense[f"{block}{name}.weight"] = weight(*shape)
-            parts = rounded(dense[f"{block}{name}.weight"])
-            packed |= {f"{block}{name}.{part}": tensor for part, tensor in parts.items()}
+        for name, linear in linears.items():
+            dense[f"{block}{name}.weight"] = linear.roll(64 * layer, 0)
+            parts = packed_linears[name]
+            rolled = parts | {part: parts[part].roll(64 * layer, 1) for part in ("qweight", "scales")}
+            packed |= {f"{block}{name}.{part}": tensor for part, tensor in rolled.items()}
         yield dense, packed
 
 
@@ -91,7 +94,7 @@ def write(folder: Path, layers: int, hidden: int, inner: int, vocabulary: int) -
     index: list[dict[str, str]] = [{}, {}]
     for path in paths:
         path.mkdir()
-        _tokenizer().save_pretrained(path)
+        _tokenizer(vocabulary).save_pretrained(path)
     for number, both in enumerate(files(layers, hidden, inner, vocabulary)):
         name = f"model-{number:05}.safetensors"
         for path, tensors, places in zip(paths, both, index, strict=True):
@@ -104,13 +107,14 @@ def write(folder: Path, layers: int, hidden: int, inner: int, vocabulary: int) -
     return paths
 
 
-def _tokenizer() -> object:
-    """A token for each word of the prompts."""
+def _tokenizer(vocabulary: int) -> object:
+    """A token for each word of the prompts, and as many more as the model has."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = " ".join(PROMPTS.values()).replace("?", " ?").replace(",", " ,").split()
-    known = dict.fromkeys(["<unk>", "<s>", "</s>", *words, *map(str, range(64)), *(f"w{n}" for n in range(900))])
+    known = dict.fromkeys(["<unk>", "<s>", "</s>", *words, *map(str, range(64))])
+    known |= dict.fromkeys(f"w{n}" for n in range(vocabulary - len(known)))
     model = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token="<unk>"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
@@ -129,28 +133,37 @@ def measured(what: str, command: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", metavar="FOLDER", help="only write the two checkpoints there")
     for name, default in (("layers", 32), ("hidden", 4096), ("inner", 11008), ("vocabulary", 32000), ("prompts", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
+    sizes = [options.layers, options.hidden, options.inner, options.vocabulary]
+    if options.write:
+        write(Path(options.write), *sizes)
+        return
     with tempfile.TemporaryDirectory(prefix="quantscope-streaming-") as temporary:
         folder, started = Path(temporary), time.monotonic()
-        dense, gptq = map(str, write(folder, options.layers, options.hidden, options.inner, options.vocabulary))
-        sizes = [sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) / 1e9 for path in (dense, gptq)]
+        # In a process of its own: a child begins with the memory of its parent.
+        subprocess.run([sys.executable, __file__, "--write", temporary, *sys.argv[1:]], check=True)
+        dense, gptq = (str(folder / name) for name in ("dense", "gptq"))
+        written = [
+            sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) / 1e9 for path in (dense, gptq)
+        ]
         print(
-            f"written: {sizes[0]:.2f} GB bfloat16, {sizes[1]:.2f} GB GPTQ, {time.monotonic() - started:.0f} s",
+            f"written: {written[0]:.2f} GB bfloat16, {written[1]:.2f} GB GPTQ, {time.monotonic() - started:.0f} s",
             flush=True,
         )
         for side, text in PROMPTS.items():
             (folder / f"{side}.txt").write_text("\n".join(text.format(n) for n in range(options.prompts)))
         pair = ["--baseline", dense, "--quantized", gptq, "--template", "none", "--out", str(folder / "out")]
         pair += ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
+        measured("probes.neurons --stream", ["-m", "probes.neurons", *pair, "--stream"])
         walk = "from interp import load; m = load({!r}, stream=True); m.logits([{!r}] * {})"
         for path in (dense, gptq):
             code = walk.format(path, PROMPTS["harmful"], 2 * options.prompts)
             measured(f"a streamed forward pass of {Path(path).name}", ["-c", code])
         error = f"from interp import weight_error; weight_error({dense!r}, {gptq!r})"
         measured("weight_error", ["-c", error])
-        measured("probes.neurons --stream", ["-m", "probes.neurons", *pair, "--stream"])
 
 
 if __name__ == "__main__":

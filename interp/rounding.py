@@ -18,6 +18,8 @@ from torch import Tensor
 ROUNDED_TO = (torch.float32, torch.float16, torch.bfloat16)
 """What checkpoints are stored in and what writers compute in: GPTQModel takes float16 through bfloat16 on the CPU."""
 FLOAT32_STEP = torch.finfo(torch.float32).eps
+AT_A_TIME = 2**22
+"""Numbers of a tensor that are computed in float64 at a time: a large matrix would take gigabytes."""
 UNRELATED = 0.9
 """Relative error from which on a weight shares nothing with another: an independent weight's is √(1 + s²), s being its
 relative size, and that of rounding to two bits is about 0.6."""
@@ -60,8 +62,24 @@ def equal_up_to_rounding(
 
 def resembles(ours: Tensor, theirs: Tensor) -> bool:
     """Whether `theirs` can be `ours` quantized, to however few bits."""
-    weight = ours.double()
-    return bool((theirs.double() - weight).norm() < UNRELATED * weight.norm())
+    ours, theirs = (tensor.reshape(len(tensor), -1) for tensor in (ours, theirs))
+    error = size = 0.0
+    for rows in row_slices(*ours.shape):
+        weight = ours[rows].double()
+        error += float((theirs[rows].double() - weight).square().sum())
+        size += float(weight.square().sum())
+    return error < UNRELATED**2 * size
+
+
+def row_slices(n_rows: int, n_columns: int) -> list[slice]:
+    """Slices of rows of which none holds more numbers than are computed in float64 at a time.
+
+    Args:
+        n_rows: of a matrix.
+        n_columns: of it.
+    """
+    step = max(1, AT_A_TIME // max(1, n_columns))
+    return [slice(start, start + step) for start in range(0, n_rows, step)]
 
 
 def _copies(tensor: Tensor) -> Iterator[Tensor]:
@@ -74,6 +92,8 @@ def _copies(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
+    if first.dtype == second.dtype:
+        return torch.equal(first, second)
     wide = torch.promote_types(first.dtype, second.dtype)
     wide = torch.float32 if wide in (torch.float16, torch.bfloat16) else wide
     return torch.equal(first.to(wide), second.to(wide))

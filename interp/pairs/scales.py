@@ -34,7 +34,7 @@ from scipy import stats
 from torch import Tensor
 
 from interp.checkpoint import Checkpoint
-from interp.rounding import is_copy
+from interp.rounding import is_copy, row_slices
 
 HALVED = 0.5
 """Squared errors that undoing lowers to less than this share need no correlation."""
@@ -223,8 +223,12 @@ class _Rows:
 
     @classmethod
     def between(cls, before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"]) -> _Rows:
-        before, after = before.double(), after.double()
-        return cls(before.square().sum(1), after.square().sum(1), (before * after).sum(1), before.shape[1])
+        sums = torch.empty(3, len(before), dtype=torch.float64)
+        for rows in row_slices(*before.shape):
+            ours, theirs = before[rows].double(), after[rows].double()
+            for row, product in enumerate((ours.square(), theirs.square(), ours * theirs)):
+                sums[row, rows] = product.sum(1)
+        return cls(*sums, before.shape[1])
 
     @property
     def known(self) -> Bool[Tensor, " rows"]:

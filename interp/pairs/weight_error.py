@@ -13,7 +13,7 @@ from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.pairs.configs import config_differences, metadata_differences
 from interp.pairs.scales import Scales, effective_weight, recovered_scales, stored_offset, unscaled_vector
-from interp.rounding import equal_up_to_rounding, is_copy, resembles
+from interp.rounding import equal_up_to_rounding, is_copy, resembles, row_slices
 
 __all__ = ["Scales", "check_pair", "effective_weight", "recovered_scales", "weight_error", "weight_error_columns"]
 
@@ -44,7 +44,7 @@ def weight_error(baseline: Checkpoint | str | Path, quantized: Checkpoint | str 
         >>> table = weight_error("path/to/model", "path/to/model-AWQ")
         >>> table.nlargest(10, "relative_error")
     """
-    return _weight_errors(baseline, quantized, over_inputs=True)
+    return weight_errors(baseline, quantized)[0]
 
 
 def weight_error_columns(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path) -> pd.DataFrame:
@@ -57,7 +57,27 @@ def weight_error_columns(baseline: Checkpoint | str | Path, quantized: Checkpoin
     Raises:
         InputError: the two have different linears or shapes.
     """
-    return _weight_errors(baseline, quantized, over_inputs=False)
+    return weight_errors(baseline, quantized)[1]
+
+
+def weight_errors(
+    baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of `weight_error` and of `weight_error_columns`, from one read of both files.
+
+    Args:
+        baseline: checkpoint, or its path.
+        quantized: checkpoint, or its path.
+
+    Raises:
+        InputError: the two have different linears or shapes.
+    """
+    baseline, quantized = _opened(baseline), _opened(quantized)
+    _require_same_model(baseline, quantized)
+    scales = recovered_scales(baseline, quantized)
+    tables = [_errors(baseline, quantized, name, scales) for name in baseline.linears()]
+    rows, columns = (pd.concat(side, ignore_index=True) for side in zip(*tables, strict=True))
+    return rows, columns
 
 
 def check_pair(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path, force: bool = False) -> list[str]:
@@ -105,32 +125,30 @@ def _opened(checkpoint: Checkpoint | str | Path) -> Checkpoint:
     return checkpoint if isinstance(checkpoint, Checkpoint) else open_checkpoint(checkpoint)
 
 
-def _weight_errors(
-    baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path, over_inputs: bool
-) -> pd.DataFrame:
-    baseline, quantized = _opened(baseline), _opened(quantized)
-    _require_same_model(baseline, quantized)
-    scales = recovered_scales(baseline, quantized)
-    names = baseline.linears()
-    return pd.concat([_errors(baseline, quantized, name, scales, over_inputs) for name in names], ignore_index=True)
+def _errors(
+    baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scales
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Errors of one linear: root mean squares over its inputs, one a neuron, and over its neurons, one an input."""
+    before, after = baseline.weight(name), effective_weight(quantized, name, scales)
+    n_out, n_in = before.shape
+    over_inputs: list[tuple[Tensor, Tensor]] = []
+    over_neurons = torch.zeros(2, n_in, dtype=torch.float64)
+    for rows in row_slices(n_out, n_in):
+        weight = before[rows].double()
+        squares = weight.square(), (after[rows].double() - weight).square()
+        over_inputs.append((squares[0].mean(1), squares[1].mean(1)))
+        over_neurons += torch.stack([part.sum(0) for part in squares])
+    by_neuron = tuple(torch.cat(parts) for parts in zip(*over_inputs, strict=True))
+    by_input = tuple(over_neurons / n_out)
+    return _table(name, "neuron", *by_neuron), _table(name, "input", *by_input)
 
 
-def _errors(baseline: Checkpoint, quantized: Checkpoint, name: str, scales: Scales, over_inputs: bool) -> pd.DataFrame:
-    """Errors of one linear: root mean squares over its inputs, one a neuron, or over its neurons, one an input."""
-    weight = baseline.weight(name).double()
-    error = effective_weight(quantized, name, scales).double() - weight
-    averaged = 1 if over_inputs else 0
-    rms_weight, rms_error = (t.square().mean(averaged).sqrt().numpy() for t in (weight, error))
+def _table(name: str, unit: str, weight: Tensor, error: Tensor) -> pd.DataFrame:
+    """Rows of mean squares of one linear as their roots."""
+    rms_weight, rms_error = weight.sqrt().numpy(), error.sqrt().numpy()
     relative = np.divide(rms_error, rms_weight, out=np.full_like(rms_error, np.nan), where=rms_weight > 0)
-    return pd.DataFrame(
-        {
-            "module": name,
-            "neuron" if over_inputs else "input": np.arange(len(rms_weight)),
-            "rms_weight": rms_weight,
-            "rms_error": rms_error,
-            "relative_error": relative,
-        }
-    )
+    columns = {"rms_weight": rms_weight, "rms_error": rms_error, "relative_error": relative}
+    return pd.DataFrame({"module": name, unit: np.arange(len(relative)), **columns})
 
 
 def _require_not_swapped(baseline: Checkpoint, quantized: Checkpoint) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.architectures import Architecture
 from interp.checkpoint import Checkpoint
-from interp.pairs.weight_error import weight_error, weight_error_columns
+from interp.pairs.weight_error import weight_errors
 from probes.harness.results import Result
 from probes.neurons.metrics import scale_normalized
 from probes.neurons.settings import Site
@@ -74,8 +74,8 @@ class WeightErrors:
     @classmethod
     def between(cls, baseline: Checkpoint, quantized: Checkpoint) -> WeightErrors:
         """Measure a pair, AWQ's rescaling undone."""
-        rows = weight_error(baseline, quantized).groupby("module", sort=False)
-        columns = weight_error_columns(baseline, quantized).groupby("module", sort=False)
+        tables = weight_errors(baseline, quantized)
+        rows, columns = (table.groupby("module", sort=False) for table in tables)
         n_out, n_in = rows.size(), columns.size()
         return cls(
             baseline.architecture,
