@@ -228,7 +228,7 @@ class _Rows:
             ours, theirs = before[rows].double(), after[rows].double()
             for row, product in enumerate((ours.square(), theirs.square(), ours * theirs)):
                 sums[row, rows] = product.sum(1)
-        return cls(*sums, before.shape[1])
+        return cls(sums[0], sums[1], sums[2], before.shape[1])
 
     @property
     def known(self) -> Bool[Tensor, " rows"]:
