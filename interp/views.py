@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from interp.errors import InputError, MissingExtra
+from interp.streaming.memory import require_in_memory
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -79,10 +80,11 @@ def shared_copy(model: HookedModel) -> Any:
     """A copy of the Hugging Face model on the same storage.
 
     Raises:
-        InputError: a `capture` or `intervene` is open, whose hooks the copy would keep for ever.
+        InputError: a `capture` or `intervene` is open, whose hooks the copy would keep for ever; the model is streamed.
     """
     if model.hooks.active:
         raise InputError("A view was asked for inside capture or intervene", do="Leave the with block first")
+    require_in_memory(model, "A view")
     # New tensor objects on the old storage: `.to()`, `.half()` and `requires_grad_()` of a view stay in the view.
     shared: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.hf.buffers()}
     for parameter in model.hf.parameters():

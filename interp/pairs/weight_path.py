@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from interp.model import HookedModel
 from interp.pairs.scales import Scales, unscaled_vector, unscaled_weight
+from interp.streaming.memory import require_in_memory
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class WeightPath:
 
     def __init__(self, baseline: HookedModel, cell: HookedModel, scales: Scales | None = None) -> None:
         baseline.architecture.require_modules()
+        for model in (baseline, cell):
+            require_in_memory(model, "A path between weights")
         self.baseline = baseline
         self.scales = scales or Scales()
         self._conv1d = baseline.architecture.conv1d

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from interp.errors import InputError
 from interp.inspect.wording import sized
 
 if TYPE_CHECKING:
     from interp.checkpoint import Checkpoint
+    from interp.model import HookedModel
 
 SHARE = 0.9
 """Of the free memory that two models may take; the rest is for what they compute."""
@@ -106,3 +108,21 @@ def _left(groups: Sequence[Path], limit: str, usage: str) -> Iterator[int]:
             stats = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
             cached = sum(int(stats.get(name, 0)) for name in ("inactive_file", "active_file"))
             yield max(0, int(most) - int((group / usage).read_text(encoding="utf-8")) + cached)
+
+
+def require_in_memory(model: HookedModel, what: str) -> None:
+    """Tell who wants of a streamed model what needs all of its weights.
+
+    Args:
+        model: any model.
+        what: is wanted.
+
+    Raises:
+        InputError: the model is streamed.
+    """
+    if model.streamed is not None:
+        raise InputError(
+            f"{what} needs the whole model in memory, and this one is streamed",
+            "a model that was loaded without stream",
+            "Load it with stream=False, in a narrower dtype if it does not fit",
+        )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from interp.checkpoint import Checkpoint
 from interp.errors import InputError
-from interp.model import HookedModel, load
+from interp.model import HookedModel
 from probes.harness.comparison import Cells
 from probes.harness.names import derived_name, name_problem
+from probes.harness.opening import open_model
 from probes.harness.prompts import PromptSet, builtin, read_prompts
 
 Source = str | Path | Checkpoint | HookedModel
@@ -39,7 +40,7 @@ else:  # see `probes.harness.comparison`
     Opened = Mapping
 
 
-def open_baseline(source: Source, dtype: str | None, device: str | None) -> HookedModel:
+def open_baseline(source: Source, dtype: str | None, device: str | None, stream: bool | None = None) -> HookedModel:
     """The baseline, loaded.
 
     Raises:
@@ -48,12 +49,13 @@ def open_baseline(source: Source, dtype: str | None, device: str | None) -> Hook
     import torch
 
     if isinstance(source, HookedModel):
-        if dtype is not None or device is not None:
-            raise InputError("The baseline is loaded already", "no dtype and no device beside it", "Give its path")
+        if dtype is not None or device is not None or stream is not None:
+            expected = "no dtype, no device and no stream beside it"
+            raise InputError("The baseline is loaded already", expected, "Give its path")
         return source
     if dtype is not None and dtype not in ("float32", "float16", "bfloat16"):
         raise InputError(f"The dtype {dtype!r} is not known", "float32, float16 or bfloat16")
-    return load(_path(source), dtype=None if dtype is None else getattr(torch, dtype), device=device)
+    return open_model(source, None if dtype is None else getattr(torch, dtype), device, stream)
 
 
 def open_cells(sources: Any, baseline: HookedModel) -> Opened:

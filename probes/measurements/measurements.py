@@ -17,6 +17,7 @@ from interp.errors import InputError
 from interp.files import atomic_file
 from interp.generation import MAX_NEW_TOKENS
 from interp.model import HookedModel
+from interp.streaming.memory import require_in_memory
 from probes.drift import probe as drift_probe
 from probes.harness.comparison import Cells, compare, remembering
 from probes.harness.names import BASELINE
@@ -44,6 +45,9 @@ DRAWN: Mapping[str, Draw] = {
 """Tables that have a figure of their own."""
 PROBES = ("entropy", "direction", "calibration", "neurons", "margin", "geometry", "attribution", "causal")
 """Probes that are measured with their defaults; with other options call their `measure`."""
+
+STREAMED = ("entropy", "direction", "calibration", "neurons", "margin", "geometry")
+"""Probes that take what they need in a few passes of all prompts."""
 
 
 class Measurements:
@@ -193,10 +197,14 @@ class Measurements:
             "quality": self._quality,
             "matrix": self._matrix,
         }
+        if name in ("refusal", "quality"):
+            require_in_memory(self.baseline, name)
         if name in own:
             return own[name]()
         if name not in PROBES:
             raise InputError(f"There is no table {name!r}", f"one of {', '.join((*PROBES, *own))}")
+        if name not in STREAMED:
+            require_in_memory(self.baseline, name)
         probe = import_module(f"probes.{name}")
         return probe.measure(self.baseline, self.cells, self.harmful, self.harmless, **self.common)
 
@@ -351,6 +359,7 @@ def measure(
     device: str | None = None,
     batch_size: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    stream: bool | None = None,
 ) -> Measurements:
     """A baseline and its quantized cells as one object, whose tables are measured when they are asked for, and kept.
 
@@ -369,6 +378,9 @@ def measure(
         device: where they are, for example "cuda"; default the CPU.
         batch_size: prompts per forward pass; by default as many as fit a budget of tokens.
         max_new_tokens: where an answer is cut.
+        stream: hold one block of weights at a time, read when it is needed; default where the pair would not fit into
+            memory. Then `entropy`, `direction`, `calibration`, `neurons`, `safety_units`, `geometry` and `margin` can
+            be measured.
 
     Raises:
         InputError: something that is no checkpoint, prompt set or dtype; two cells of one name. What is measured later
@@ -381,6 +393,6 @@ def measure(
         >>> study.report("out.html")
     """
     harmful, harmless = prompt_set(harmful, "harmful", limit), prompt_set(harmless, "harmless", limit)
-    opened = open_baseline(baseline, dtype, device)
+    opened = open_baseline(baseline, dtype, device, stream)
     common: dict[str, Any] = {"template": template, "force": force, "batch_size": batch_size}
     return Measurements(opened, open_cells(cells, opened), harmful, harmless, max_new_tokens, **common)

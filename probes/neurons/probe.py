@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.chat import AnyTemplate
 from interp.model import HookedModel
 from interp.passes import Pass
-from probes.harness.comparison import Models, compare
+from probes.harness.comparison import Models, compare, require_models
 from probes.harness.prompts import PromptSet, evenly_spaced, few_prompts
 from probes.harness.study_layers import layers_at
 from probes.neurons import metrics
@@ -86,6 +86,7 @@ def measure(
         >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
         >>> neurons.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
+    require_models(baseline, cells)
     layers = layers_at(baseline.n_layers)
     sites = list(dict.fromkeys(sites))
     places = [Place(site, layer) for site in sites for layer in layers]

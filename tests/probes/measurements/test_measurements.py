@@ -48,6 +48,19 @@ def test_tables_are_those_of_the_probes(probe: Any, study: Measurements, baselin
     assert study.result(name).settings == expected.settings
 
 
+def test_a_streamed_study_measures_the_same_and_refuses_what_needs_the_whole_model(
+    study: Measurements, baseline: Path, cell: Path
+) -> None:
+    streamed = probes.measure(baseline, {"q8": cell}, stream=True, **PROMPTS)
+    for name in ("entropy", "neurons", "safety_units"):
+        pd.testing.assert_frame_equal(pd.DataFrame(streamed.table(name)), pd.DataFrame(study.table(name)))
+    for name in ("attribution", "answers"):
+        with pytest.raises(InputError, match="needs the whole model in memory"):
+            getattr(streamed, name)
+    with pytest.raises(InputError, match="no stream beside it"):
+        probes.measure(load(baseline), {"q8": cell}, stream=True, **PROMPTS)
+
+
 def test_what_a_probe_writes_beside_its_table_is_there(study: Measurements) -> None:
     assert len(study.table("margin_prompts")) == 2 * (len(HARMFUL) + len(HARMLESS))
     assert set(study.table("margin_separation")["cell"]) == {"baseline", "q8"}
