@@ -52,7 +52,8 @@ class StackedShards(Shards):
         if name not in self._slices:
             return super().read(name)
         stored, expert = self._slices[name]
-        tensor = self._open[self.headers[name].file].get_slice(stored)[expert]
+        header = self.headers[name]
+        tensor = self._open[header.file].reading(header.n_bytes).get_slice(stored)[expert]
         return tensor.T.contiguous() if name.endswith(".weight") else tensor
 
     def _take_apart(self, name: str, named: str) -> None:

@@ -30,8 +30,8 @@ def measured(probe: ModuleType, baseline: Path, cells: dict[str, Path], stream: 
 
 
 def assert_same_tables(ours: Result, theirs: Result) -> None:
-    """Bit for bit; of margins to 1e-6, since in memory a prompt is computed once for all openings that follow it."""
-    exactly: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6} if ours.probe == "margin" else {"check_exact": True}
+    """Bit for bit; of margins to rounding, since in memory a prompt is computed once for all openings that follow it."""
+    exactly: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5} if ours.probe == "margin" else {"check_exact": True}
     for one, other in zip((ours, *ours.beside), (theirs, *theirs.beside), strict=True):
         pd.testing.assert_frame_equal(one.table, other.table, **exactly)
         assert one.settings == other.settings
