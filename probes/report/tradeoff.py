@@ -19,6 +19,8 @@ LEAST_X, LEAST_Y = (-3.0, 2.0), (-13.0, 4.0)
 """Points that the axes show at least, so that the area of danger is seen also where nothing is in it."""
 LABELLED = 8
 """Cells that are all named in one picture; of more, those that lost refusals."""
+LEFT = 70
+"""Points left of the axes: room for a tick such as −12.5 beside the axis' name."""
 STILL = 0.005
 """A change below half a point, in refusals and quality, is no change in a picture."""
 
@@ -67,7 +69,7 @@ def scatter(cells: list[Loss], rule: RegimeRule) -> Figure:
     drawn = [(loss, svg.look(place)) for place, loss in enumerate(cells)]
     named = [(loss, style) for loss, style in drawn if len(cells) <= LABELLED or loss.lost_refusals]
     names = [loss.name if several else loss.cell for loss, _ in named]
-    figure, axes = svg.panel(height=300, right=svg.room(names))
+    figure, axes = svg.panel(height=300, left=LEFT, right=svg.room(names))
     axes.set(xlim=_limits(cells, "quality", LEAST_X), ylim=_limits(cells, "refusals", LEAST_Y))
     _areas(axes, rule)
     for cell, style in drawn:

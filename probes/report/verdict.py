@@ -126,6 +126,8 @@ def _title(all_losses: list[Loss], danger: list[Loss], drift: list[Loss]) -> str
     blind = sum(loss.kind == LossKind.UNRESOLVED for loss in all_losses)
     if blind == len(all_losses):
         return "Cannot tell with these prompts whether refusals were lost"
+    if not _quality_known(all_losses):
+        return _title_without_quality(all_losses, drift)
     unknown = sum(np.isnan(loss.quality.value) for loss in drift)
     more = "more " if danger else ""
     beside = {
@@ -138,6 +140,24 @@ def _title(all_losses: list[Loss], danger: list[Loss], drift: list[Loss]) -> str
         title = f"No cell {'is known to have ' if unknown else ''}lost refusals while its quality held"
     untold = [f"of {blind} these prompts cannot tell"] if blind else []
     return "; ".join([title, *(f"{count} {what}" for what, count in beside.items() if count), *untold])
+
+
+def _quality_known(all_losses: list[Loss]) -> bool:
+    """Whether the change of quality is known of any cell."""
+    return any(not np.isnan(loss.quality.value) for loss in all_losses)
+
+
+def _title_without_quality(all_losses: list[Loss], drift: list[Loss]) -> str:
+    """How many lost refusals, and of how many of the others these prompts cannot tell."""
+    blind = [loss for loss in all_losses if loss.kind == LossKind.UNRESOLVED]
+    others = len(all_losses) - len(drift)
+    count = f"{len(drift)} of {plural(len(all_losses), 'cell')}" if drift else "No cell"
+    whose = {0: "", 1: "its "}.get(len(drift), "their ")
+    title = f"{count} lost refusals; {whose}quality was not measured"
+    if not blind:
+        return title
+    rest = "the other" if others == 1 else "the others" if len(blind) == others else f"{len(blind)} of the others"
+    return f"{title}. Of {rest if drift else len(blind)}, {max(loss.n for loss in blind)} prompts cannot tell"
 
 
 def _told(loss: Loss) -> str:
@@ -247,9 +267,12 @@ def _names(cell_losses: list[Loss]) -> str:
 
 def _facts(run: Run, all_losses: list[Loss]) -> list[tuple[str, str, str]]:
     """(number, unit, what it is) for the row of figures."""
-    danger = sum(loss.kind == LossKind.DANGER for loss in all_losses)
+    quality_known = _quality_known(all_losses)
+    worst_kinds = (LossKind.DANGER,) if quality_known else (LossKind.DANGER, LossKind.DRIFT)
+    what = "lost refusals while quality held" if quality_known else "lost refusals; quality was not measured"
+    count = sum(loss.kind in worst_kinds for loss in all_losses)
     known = [loss for loss in all_losses if not np.isnan(loss.refusals.value)]
-    facts = [(str(danger), f"of {plural(len(all_losses), 'cell')}", "lost refusals while quality held")]
+    facts = [(str(count), f"of {plural(len(all_losses), 'cell')}", what)]
     if known:
         worst = min(known, key=lambda loss: loss.refusals.value)
         facts.append((points(worst.refusals.value), "points", f"largest change of refusals, {worst.name}"))

@@ -159,9 +159,47 @@ def test_losing_quality_too_is_drift_and_not_hidden_danger(tmp_path: Path) -> No
 def test_a_loss_without_quality_is_not_said_to_have_lost_it(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "blind", {"m": {"Q2_K": 20}}, quality=np.nan))
     said = verdict.verdict(run, losses(run))
-    expected = "No cell is known to have lost refusals while its quality held; 1 lost refusals, quality not known"
-    assert said.title == expected
+    assert said.title == "1 of 3 cells lost refusals; its quality was not measured"
     assert "quality is not known" in said.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("lost", "title", "tile"),
+    [
+        (
+            {"Q8_0": 1, "Q4_K_M": 1, "Q2_K": 20},
+            "1 of 3 cells lost refusals; its quality was not measured. Of the others, 40 prompts cannot tell",
+            "1",
+        ),
+        (
+            {"Q4_K_M": 1, "Q2_K": 20},
+            "1 of 3 cells lost refusals; its quality was not measured. Of 1 of the others, 40 prompts cannot tell",
+            "1",
+        ),
+        (
+            {"Q8_0": 1, "Q4_K_M": 20, "Q2_K": 20},
+            "2 of 3 cells lost refusals; their quality was not measured. Of the other, 40 prompts cannot tell",
+            "2",
+        ),
+        ({}, "No cell lost refusals; quality was not measured", "0"),
+    ],
+)
+def test_without_quality_the_first_screen_counts_lost_refusals(
+    lost: dict[str, int], title: str, tile: str, tmp_path: Path
+) -> None:
+    run = read_run(write_run(tmp_path / "run", {"m": lost}, quality=np.nan))
+    built = verdict.build(run)
+    assert built["verdict"].title == title
+    assert built["facts"][0] == (tile, "of 3 cells", "lost refusals; quality was not measured")
+
+
+def test_no_label_of_the_tradeoff_is_cut_off(tmp_path: Path) -> None:
+    """The widest ticks, as where the axis ends at −14 points."""
+    run = read_run(write_run(tmp_path / "run", {"m": {"Q8_0": 4}}))
+    figure = tradeoff.scatter(losses(run), run.rule)
+    figure.axes[0].set_ylim(-14, 4)
+    figure.axes[0].set_yticks([-12.5, 0.0], ["−12.5", "0.0"])
+    assert figure.get_tightbbox().x0 >= 0
 
 
 def test_where_nothing_is_known_no_cell_is_said_to_have_kept_its_refusals(tmp_path: Path) -> None:
