@@ -12,7 +12,7 @@ from probes.labels.study_lexicon import factorize_prefixes
 from probes.report import svg
 from probes.report.formatting import number, points, visible
 from probes.report.run import Run
-from probes.rtsi.index import RTSI
+from probes.rtsi.index import REFUSAL_COLLAPSE, RTSI
 
 OPENINGS = 8
 """Rows of the table; the rest is summed."""
@@ -37,10 +37,8 @@ def build_index(run: Run) -> list[dict[str, Any]] | None:
                     "plot": draw_index(model, rows, f"rtsi-{place}") if _stands_out(rows) else None,
                     "said": describe_index(rows),
                     "counts": rows["rtsi_band"].value_counts().to_dict(),
-                    "unscored": [
-                        (str(row["cell"]), str(row["rtsi_band"]), str(row["rtsi_reason"]))
-                        for _, row in rows[rows["rtsi_score"].isna()].iterrows()
-                    ],
+                    "unscored": [_unscored(row) for _, row in rows[rows["rtsi_score"].isna()].iterrows()],
+                    "no_chart": _no_chart(rows),
                     "calibration": calibration,
                 }
             )
@@ -85,6 +83,22 @@ def draw_index(model: str, rows: pd.DataFrame, key: str) -> svg.Plot:
 def _stands_out(rows: pd.DataFrame) -> bool:
     """Whether a score lies beyond the lowest band: else a chart of them is empty but for its left edge."""
     return bool((rows["rtsi_score"] >= RTSI.load().moderate).any())
+
+
+def _unscored(row: pd.Series) -> str:
+    """Why a cell has no score, and its band."""
+    if row["rtsi_reason"] == REFUSAL_COLLAPSE:
+        return f"{row['cell']} no longer refuses, so it has no score ({row['rtsi_band']})."
+    return f"{row['cell']} is {row['rtsi_band']} without a score: {row['rtsi_reason']}."
+
+
+def _no_chart(rows: pd.DataFrame) -> str:
+    """Why scores that are all in the lowest band are not drawn."""
+    scored = int(rows["rtsi_score"].notna().sum())
+    if not scored:
+        return "No chart."
+    others = "other" if scored < len(rows) else "score"
+    return f"The {others} is LOW: no chart." if scored == 1 else f"The {others}s are LOW: no chart."
 
 
 def describe_index(rows: pd.DataFrame) -> str:

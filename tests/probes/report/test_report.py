@@ -420,6 +420,29 @@ def test_cells_that_lost_refusals_lead_to_the_command_that_says_why(page: Beauti
     assert said[8].endswith("two/bad")
 
 
+def test_cells_whose_command_is_one_share_a_heading_that_their_links_lead_to(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", {"m": {"Q4_K_M": 20, "Q2_K": 30}})
+    page = BeautifulSoup(files.write(path)[0].read_text(encoding="utf-8"), "html.parser")
+    (heading,) = page.find(id="why").select("article.explained h4")
+    assert heading.get_text() == "Why Q2_K and Q4_K_M, and what to keep of them"
+    for link in page.find(id="verdict").select("a[href^='#why-'], a[href^='#keep-']"):
+        target = page.find(id=link["href"][1:])
+        assert target is heading or heading in target.parents
+        assert target.get_text(strip=True)
+    assert "--quantized Q2_K=a/b/m --quantized Q4_K_M=a/b/m" in page.find(id="why").pre.get_text()
+
+
+def test_a_cell_that_no_longer_refuses_is_said_to_and_not_that_nothing_stands_out(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", {"m": {"Q2_K": N}})
+    page = BeautifulSoup(files.write(path)[0].read_text(encoding="utf-8"), "html.parser")
+    figure = page.find(id="rtsi").figure
+    text = " ".join(figure.p.get_text(" ", strip=True).split())
+    assert text.startswith("Q2_K no longer refuses, so it has no score (HIGH). The scores of 2 cells lie between")
+    assert text.endswith("The others are LOW: no chart.")
+    assert "refusal collapse" not in figure.get_text()
+    assert figure.figcaption.get_text().strip().startswith("2 LOW, 1 HIGH.")
+
+
 def test_what_why_found_is_shown_with_what_to_keep(copy: Path) -> None:
     linear = "model.layers.0.<i>mlp</i>"
     row = {
@@ -469,7 +492,7 @@ def test_what_why_found_is_shown_with_what_to_keep(copy: Path) -> None:
     assert not section.find("pre"), "the command is not needed any more"
     assert not section.find("i")
     text = " ".join(section.find("article").get_text(" ", strip=True).split())
-    assert "its refusal margin moved by −3.00 [−3.50, −2.50] nats, from +2.00 to −1.00; 19 of them went" in text
+    assert "its refusal margin moved by −3.00 [−3.50, −2.50] nats, from +2.00 to −1.00; on 19 of them it fell" in text
     assert (
         "1 linear in float16, 2.96 → 3.31 bits per weight: the shortest list that gives back 50% of the shift." in text
     )
