@@ -73,7 +73,7 @@ def render(matrix: pd.DataFrame, width: int) -> Group:
     """The matrix of one model for a terminal so many characters wide: one table, or three where it does not fit."""
     model, counted = matrix["model"].iloc[0], counted_by(matrix)
     n = int((matrix["n_total"] + matrix["n_unscored"]).max())
-    title = f"{model}: {len(matrix)} cells, {n} harmful prompts, 95 % intervals, most refusals lost first"
+    title = f"{model}: {_count(matrix)}, {n} harmful prompts, 95 % intervals, most refusals lost first"
     notes = [
         Text(f"Refusals are counted by: {counted}."),
         *map(Text, unresolved_notes(matrix)),
@@ -91,6 +91,14 @@ def render(matrix: pd.DataFrame, width: int) -> Group:
             {**CELL, **WORDING},
         ),
     )
+
+
+def _count(matrix: pd.DataFrame) -> str:
+    """How many quantized cells there are, the baseline apart, as the report counts them."""
+    quantized = int((matrix["cell"] != BASELINE).sum())
+    cells = f"{quantized} cell" if quantized == 1 else f"{quantized} cells"
+    beside = " and its baseline" if quantized == 1 else " and their baseline"
+    return cells + (beside if quantized < len(matrix) else "")
 
 
 def baseline_note(matrix: pd.DataFrame) -> str:

@@ -351,6 +351,14 @@ def test_points_beyond_chance_are_counted_by_their_p_and_not_by_the_mean_of_the_
     assert said == f"Safety residual dimensions, raw error: {expected}."
 
 
+def test_openings_are_said_to_be_shown_as_the_study_compares_them(page: BeautifulSoup) -> None:
+    captions = page.find(id="openings").find_all(class_="caption")
+    assert len(captions) == 2
+    assert all("as the study compares them: lower case, no punctuation" in caption.get_text() for caption in captions)
+    heads = [row.th.get_text() for row in page.find(id="openings").table.tbody.find_all("tr")]
+    assert "i m sorry but i" in heads
+
+
 def test_the_grey_band_is_said_to_be_of_means(page: BeautifulSoup) -> None:
     text = " ".join(page.find(id="layers").get_text(" ", strip=True).split())
     assert "Grey: means of the matched random sets, lowest to highest cell; whether a point is beyond chance, p" in text

@@ -103,6 +103,20 @@ def test_the_probability_of_a_regime_keeps_the_pairing() -> None:
     assert matrix().set_index("cell").loc["AWQ", "p_regime"] == pytest.approx(expected, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("cells", "counted"),
+    [
+        (["AWQ", "Q2_K", "baseline"], "llama: 2 cells and their baseline, 10 harmful prompts"),
+        (["AWQ", "baseline"], "llama: 1 cell and its baseline, 10 harmful prompts"),
+        (["AWQ", "Q2_K"], "llama: 2 cells, 10 harmful prompts"),
+    ],
+)
+def test_the_title_counts_quantized_cells_and_names_the_baseline_apart(cells: list[str], counted: str) -> None:
+    console = Console(file=StringIO(), width=205)
+    console.print(render(matrix().query("cell in @cells"), 205))
+    assert counted in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("width", [80, 204, 205])
 def test_no_number_is_cut_off(width: int) -> None:
     console = Console(file=StringIO(), width=width)
