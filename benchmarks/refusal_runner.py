@@ -22,7 +22,8 @@ import torch
 import typer
 
 from interp.generation import Answer, generate
-from interp.model import HookedModel, load
+from interp.model import HookedModel
+from interp.opening import load
 from interp.organisms.training import train
 from probes.harness.prompts import builtin
 from probes.refusal.engines import EngineSettings, HookedEngine

@@ -7,7 +7,7 @@ from .files import cache_directory as cache_directory
 from .generation import Completion as Completion
 from .generation import complete as complete
 from .model import HookedModel as HookedModel
-from .model import load as load
+from .opening import load as load
 from .pairs.scales import effective_weight as effective_weight
 from .pairs.scales import recovered_scales as recovered_scales
 from .pairs.weight_error import check_pair as check_pair

@@ -188,7 +188,7 @@ def _explained(run: StudyRun, model: Model, cells: Sequence[str]) -> Path:
 
 
 def _measure(organism: Path, cells: Mapping[str, Path], folder: Path) -> None:
-    from interp.model import load
+    from interp.opening import load
     from interp.quantize.calibration import calibration_of
     from interp.threads import fit_threads
     from probes import why

@@ -19,7 +19,8 @@ import pandas as pd
 from interp.chat import AnyTemplate, ChatTemplate, render
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError, Unmeasurable
-from interp.model import HookedModel, load
+from interp.model import HookedModel
+from interp.opening import load
 from interp.pairs.baseline import baseline_warnings
 from interp.pairs.weight_error import check_pair
 from interp.passes import Pass

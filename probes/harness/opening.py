@@ -8,7 +8,8 @@ import torch
 
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.cli import log
-from interp.model import HookedModel, load, usable_device, usual_dtype
+from interp.model import HookedModel
+from interp.opening import load, usable_device, usual_dtype
 from interp.streaming.memory import plan
 
 

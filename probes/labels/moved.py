@@ -94,8 +94,8 @@ def moved(
     beyond_flips = abs(difference.value) > self_flip_rate + TOLERANCE
     words = ""
     if beyond_flips or difference.low > 0 or difference.high < 0:
-        sure = difference.low > 0 or difference.high < 0
         outcome_moved, study_moved = (_direction(change, self_flip_rate) for change in changes)
+        sure = difference.low > 0 or difference.high < 0
         words = _words(by_outcome, by_study, outcome_moved, study_moved, sure)
     return Moved(n, by_outcome, by_study, difference, words)
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.files import cache_directory
-from interp.model import HookedModel, load
+from interp.model import HookedModel
+from interp.opening import load
 from interp.pairs.scales import effective_weight, recovered_scales
 from interp.quantize.settings import KINDS
 from interp.quantize.write import write_cells

@@ -88,7 +88,7 @@ class HookedEngine:
     """The hooked Hugging Face model of a checkpoint of any format."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        from interp.model import load
+        from interp.opening import load
         from interp.threads import fitting_threads
 
         dtype = None if settings.dtype is None else getattr(torch, settings.dtype)

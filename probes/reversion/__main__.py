@@ -56,7 +56,7 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Of the signs.")] = 0,
 ) -> None:
     """How far back to the model from before alignment quantization went: codes, weights, activations, logits."""
-    from interp.model import load
+    from interp.opening import load
     from probes.harness.options import finish
     from probes.reversion.probe import measure
 

@@ -22,7 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from interp.checkpoint import open_checkpoint
 from interp.cli import Requeue, log
 from interp.errors import InputError
-from interp.model import HookedModel, load
+from interp.model import HookedModel
+from interp.opening import load
 from interp.progress import Lines, Stages, line
 from interp.threads import fit_threads
 from probes.harness.comparison import Cells, remembering

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from interp.generation import end_tokens, generate, last_logits
-from interp.model import HookedModel, load
+from interp.model import HookedModel
+from interp.opening import load
 from tests.tiny_models import TEXTS
 
 NEW = 12

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
-from interp.model import load
+from interp.opening import load
 from interp.organisms import Bounded, Recipe, before_alignment, train
 from probes.harness.results import Result, read_result
 from probes.predict import __main__ as predict_command

@@ -272,7 +272,7 @@ def test_command(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was opened")
 
-    monkeypatch.setattr("interp.model.load", never)
+    monkeypatch.setattr("interp.opening.load", never)
     monkeypatch.setattr("interp.checkpoint.open_checkpoint", never)
     finished = CliRunner().invoke(predict_command.app, [str(run), "--out", str(tmp_path)])
     assert finished.exit_code == 0, finished.output

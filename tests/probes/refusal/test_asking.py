@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from interp.errors import InputError
-from interp.model import load
+from interp.opening import load
 from probes import refusal
 from probes.drift import probe as drift
 from probes.harness.comparison import Cells

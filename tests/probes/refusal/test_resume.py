@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from interp.generation import generate
-from interp.model import load
+from interp.opening import load
 from interp.quantize.gguf_f16 import write_f16
 from probes.harness.prompts import builtin
 from tests.killed_run import KILLS

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from interp.chat import encode, render
 from interp.errors import InputError
 from interp.generation import Answer
-from interp.model import load
+from interp.opening import load
 from interp.quantize.gguf_f16 import write_f16
 from probes.harness.prompts import builtin
 from probes.labels.label import Label

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from interp import claims, cli
 from interp.errors import InputError
-from interp.model import load
+from interp.opening import load
 from probes import direction, entropy, neurons
 from probes.harness import comparison
 from probes.harness.comparison import Cells
