@@ -77,8 +77,8 @@ class GGUFReader(Reader):
         self.file = self.files[0]
         self._header = parts[self.file]
         self._tensors = {name: tensor for header in parts.values() for name, tensor in header.tensors.items()}
-        contents = {part: Mapped(part, lambda part: np.memmap(part, np.uint8, "c")) for part in parts}
-        self._contents = {name: contents[part] for part, header in parts.items() for name in header.tensors}
+        self._mapped: Mapped[Any] = Mapped(lambda part: np.memmap(part, np.uint8, "c"))
+        self._part_of = {name: part for part, header in parts.items() for name in header.tensors}
         self.architecture = architecture_of(file, str(self._field("general.architecture")))
         self._refuse()
         n_blocks = self._n_blocks()
@@ -261,7 +261,7 @@ class GGUFReader(Reader):
         return Stored(fused, slice(edges[FUSED[part]], edges[FUSED[part] + 1]))
 
     def _dequantize(self, tensor: StoredTensor) -> Tensor:
-        contents = self._contents[tensor.name].reading(tensor.n_bytes)
+        contents = self._mapped.reading(self._part_of[tensor.name], tensor.n_bytes)
         dense = self._dequantized(tensor, contents[tensor.offset : tensor.offset + tensor.n_bytes])
         if not _finite(dense):
             raise InputError(

@@ -14,43 +14,46 @@ from interp.errors import InputError
 
 Handle = TypeVar("Handle")
 AT_MOST = 2**28
-"""Bytes that are read through one mapping."""
+"""Bytes that are read of all files of a checkpoint before their mappings go."""
 
 
 class Mapped(Generic[Handle]):
-    """A file and what reads it through a mapping.
+    """The files of a checkpoint and what reads each through a mapping.
 
     Args:
-        file: that is mapped.
-        opened: maps it; what it returns lets the mapping go when nobody holds it any more.
+        opened: maps a file; what it returns lets the mapping go when nobody holds it any more.
     """
 
-    def __init__(self, file: Path, opened: Callable[[Path], Handle]) -> None:
-        self._file, self._opened = file, opened
-        self._handle = opened(file)
-        self._stamp = _stamp(file)
+    def __init__(self, opened: Callable[[Path], Handle]) -> None:
+        self._opened = opened
+        self._handles: dict[Path, Handle] = {}
+        self._stamps: dict[Path, tuple[int, int, int]] = {}
         self._read = 0
 
-    def reading(self, n_bytes: int) -> Handle:
-        """What reads the file, for the next so many bytes.
+    def reading(self, file: Path, n_bytes: int) -> Handle:
+        """What reads a file, for the next so many bytes.
 
         Raises:
-            InputError: the file is no longer the one that was opened.
+            InputError: the file is no longer the one that was opened first.
         """
         if self._read + n_bytes > AT_MOST and self._read > 0:
-            self._renew()
+            self._handles.clear()
+            self._read = 0
+        if file not in self._handles:
+            self._handles[file] = self._open(file)
         self._read += n_bytes
-        return self._handle
+        return self._handles[file]
 
-    def _renew(self) -> None:
-        if not self._file.exists() or _stamp(self._file) != self._stamp:
+    def _open(self, file: Path) -> Handle:
+        if file in self._stamps and (not file.exists() or _stamp(file) != self._stamps[file]):
             raise InputError(
-                f"{self._file} was changed or moved while it was read",
+                f"{file} was changed or moved while it was read",
                 "the file that was opened",
                 "Leave checkpoints alone while they are measured, and start again",
             )
-        del self._handle
-        self._handle, self._read = self._opened(self._file), 0
+        handle = self._opened(file)
+        self._stamps[file] = _stamp(file)
+        return handle
 
 
 def _stamp(file: Path) -> tuple[int, int, int]:

@@ -56,7 +56,7 @@ class Shards:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._open: dict[Path, Mapped[Any]] = {}
+        self._open: Mapped[Any] = Mapped(lambda file: safe_open(file, framework="pt"))
         self.headers: dict[str, Header] = {}
         index = directory / INDEX
         promised = read_index(index) if index.exists() else {}
@@ -80,7 +80,7 @@ class Shards:
         """One tensor as stored."""
         header = self.headers[name]
         try:
-            return self._open[header.file].reading(header.n_bytes).get_tensor(name)
+            return self._open.reading(header.file, header.n_bytes).get_tensor(name)
         except SafetensorError as error:
             raise InputError(f"The tensor {name!r} of {header.file} cannot be read: {error}") from error
 
@@ -93,7 +93,7 @@ class Shards:
             )
         require_file(file, "a safetensors file")
         try:
-            mapped = Mapped(file, lambda file: safe_open(file, framework="pt"))
+            handle = self._open.reading(file, 0)
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{file} is damaged or is not a safetensors file ({error})",
@@ -101,8 +101,6 @@ class Shards:
                 "Download or copy it again",
             ) from error
         refuse_repeated_names(file)
-        self._open[file] = mapped
-        handle = mapped.reading(0)
         for name in handle.keys():  # noqa: SIM118 — a safetensors handle is not iterable
             if name in self.headers:
                 raise InputError(

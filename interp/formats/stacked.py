@@ -53,7 +53,7 @@ class StackedShards(Shards):
             return super().read(name)
         stored, expert = self._slices[name]
         header = self.headers[name]
-        tensor = self._open[header.file].reading(header.n_bytes).get_slice(stored)[expert]
+        tensor = self._open.reading(header.file, header.n_bytes).get_slice(stored)[expert]
         return tensor.T.contiguous() if name.endswith(".weight") else tensor
 
     def _take_apart(self, name: str, named: str) -> None:

@@ -15,13 +15,17 @@ from tests.cells import q8_0
 from tests.tiny_models import write
 
 
-def test_a_file_is_mapped_anew_after_so_many_bytes(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"x")
+def test_files_are_mapped_anew_after_so_many_bytes_of_all(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
     opened: list[Path] = []
-    file = mapped.Mapped(tmp_path / "file", lambda path: opened.append(path) or len(opened))  # type: ignore[func-returns-value]
-    assert [file.reading(mapped.AT_MOST // 2) for _ in range(5)] == [1, 1, 2, 2, 3]
-    assert file.reading(2 * mapped.AT_MOST) == 4  # one tensor may be larger
-    assert file.reading(1) == 5
+    files = mapped.Mapped(lambda path: opened.append(path) or len(opened))  # type: ignore[func-returns-value]
+    for file in (first, second):
+        file.write_bytes(b"x")
+    half = mapped.AT_MOST // 2
+    assert [files.reading(file, half) for file in (first, second, first, first, second)] == [1, 2, 3, 3, 4]
+    assert files.reading(second, 2 * mapped.AT_MOST) == 5  # one tensor may be larger
+    assert files.reading(first, 1) == 6
+    assert opened == [first, second, first, second, second, first]
 
 
 def test_tensors_are_the_same_whatever_the_mapping(
