@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -123,16 +124,18 @@ def ratios(rows: pd.DataFrame, cells: Sequence[str], ratio: str, site: str) -> t
                       linewidth=0.5, zorder=1)  # fmt: skip
     axes.axhline(1, color=svg.MUTED, linewidth=0.8, linestyle=(0, (3, 2)), zorder=2)
     curves = {cell: _curve(rows, cell, ratio) for cell in cells}
-    _curves(axes, curves, _looks(cells), lambda value: number(value, ".2f"), _areas(sizes))
+    chances = {cell: _curve(rows, cell, p) for cell in cells}
+    _curves(axes, curves, _looks(cells), lambda value: number(value, ".2f"), _areas(sizes), chances)
     return figure, f"Safety {SITES.get(site, site)}, {what}: {_beyond_chance(rows[p])}."
 
 
 def _beyond_chance(p: pd.Series) -> str:
     """How many points exceed their matched random sets, and how many would if nothing did."""
     known = p.dropna()
+    beyond = int((known < ALPHA).sum())
     return (
-        f"{(known < ALPHA).sum()} of {plural(len(known), 'point')} exceed their matched random sets at p < {ALPHA}; "
-        f"{ALPHA * len(known):.2g} would by chance"
+        f"{beyond} of {plural(len(known), 'point')} {'exceeds its' if beyond == 1 else 'exceed their'} matched random "
+        f"sets at p < {ALPHA}; {ALPHA * len(known):g} would by chance"
     )
 
 
@@ -269,12 +272,19 @@ def _looks(cells: Sequence[str]) -> dict[str, svg.Look]:
 
 
 def _curves(
-    axes: Axes, curves: Mapping[str, pd.Series], looks: Mapping[str, svg.Look], show: Any, areas: Mapping[str, float]
+    axes: Axes,
+    curves: Mapping[str, pd.Series],
+    looks: Mapping[str, svg.Look],
+    show: Any,
+    areas: Mapping[str, float],
+    chances: Mapping[str, pd.Series] = MappingProxyType({}),
 ) -> None:
-    """A line per cell, named at its end, with markers of these areas."""
+    """A line per cell, named at its end, with markers of these areas; p values, where given, are told with it."""
     drawn = {cell: curve for cell, curve in curves.items() if len(curve)}
     for cell, curve in drawn.items():
-        told, style = ", ".join(f"layer {layer}: {show(value)}" for layer, value in curve.items()), looks[cell]
+        p = {layer: f" (p = {number(value, '.3f')})" for layer, value in chances.get(cell, pd.Series()).items()}
+        points = (f"layer {layer}: {show(value)}{p.get(layer, '')}" for layer, value in curve.items())
+        told, style = ", ".join(points), looks[cell]
         axes.plot(curve.index, curve.to_numpy(), color=style.color, marker=style.marker, linestyle=style.linestyle,
                   markersize=areas.get(cell, AREAS[0]) ** 0.5, linewidth=1.3, markeredgewidth=0, zorder=3,
                   gid=svg.tip(f"{cell}: {told}"))  # fmt: skip

@@ -346,7 +346,9 @@ def test_points_beyond_chance_are_counted_by_their_p_and_not_by_the_mean_of_the_
     rows = pd.DataFrame({"cell": ["AWQ"] * 5 + ["GPTQ"] * 5, "layer": [*range(5), *range(5)], "matched_ratio": 1.0})
     rows["ratio"] = [1.3, 1.2, 1.1, 1.1, 0.9, 1.4, 1.1, 1.1, 1.1, 0.9]
     rows["p"] = [0.01, 0.06, 0.2, 0.3, 0.9, 0.049, 0.05, 0.2, 0.4, 0.8]
-    said = layers.ratios(rows, ["AWQ", "GPTQ"], "ratio", "resid")[1]
+    figure, said = layers.ratios(rows, ["AWQ", "GPTQ"], "ratio", "resid")
+    told = [str(line.get_gid()) for line in figure.axes[0].lines]
+    assert any("GPTQ: layer 0: 1.40 (p = 0.049), layer 1: 1.10 (p = 0.050)" in tip for tip in told)
     expected = "2 of 10 points exceed their matched random sets at p < 0.05; 0.5 would by chance"
     assert said == f"Safety residual dimensions, raw error: {expected}."
 
