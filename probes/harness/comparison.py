@@ -74,7 +74,7 @@ class Cells(Models):
         self._stream = baseline.streamed is not None
 
     def __getitem__(self, name: str) -> HookedModel:
-        stored, like = self.checkpoints[name].path, self._like
+        stored, like = self.checkpoints[name], self._like
         return load(stored, like=like, dtype=self._dtype, device=self._device, stream=self._stream)
 
     def __contains__(self, name: object) -> bool:
