@@ -83,10 +83,12 @@ def main(
         _measure_in_two(study, out)
     run = run_study(study, out)
     show(run)
+    late = any(not _is_explained(run, model) for model in run.study.models)
     lines = [line for model in run.study.models for line in _story(run, model)]
     for line in lines:
         cli.console.print(line, markup=False, highlight=False)
-    cli.log.print(f"report: {files.write(run.path)[0]}", markup=False, highlight=False, soft_wrap=True)
+    report = files.write(run.path)[0] if late else run.report  # written before what it is to show
+    cli.log.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(exit_code(run))
 
 
@@ -176,15 +178,38 @@ def explain(run: StudyRun, model: Model, cells: Sequence[str]) -> pd.DataFrame:
 def _explained(run: StudyRun, model: Model, cells: Sequence[str]) -> Path:
     """The model's folder, which holds the explanation of these cells: measured now if it is not there yet."""
     from probes.harness.names import BASELINE
-    from probes.study.checkpoints import located
 
-    folder, places = run.path / model.name, located(run.study, model)
-    paths = {name: place for name in (BASELINE, *cells) if (place := places[name])}
-    key = f"{paths[BASELINE]} {' '.join(cells)}\n"
-    if not (folder / KEY).exists() or (folder / KEY).read_text() != key:
+    folder, paths = run.path / model.name, _paths(run, model, cells)
+    if not _holds(folder, paths):
+        key = _key(paths)
         _measure(paths.pop(BASELINE), paths, folder)
         (folder / KEY).write_text(key)
     return folder
+
+
+def _is_explained(run: StudyRun, model: Model) -> bool:
+    """Whether the danger of a model, if there is any, is explained."""
+    cells = _to_explain(_danger(run, model))
+    return not cells or _holds(run.path / model.name, _paths(run, model, cells))
+
+
+def _paths(run: StudyRun, model: Model, cells: Sequence[str]) -> dict[str, Path]:
+    """Where the baseline and the cells are."""
+    from probes.harness.names import BASELINE
+    from probes.study.checkpoints import located
+
+    places = located(run.study, model)
+    return {name: place for name in (BASELINE, *cells) if isinstance(place := places[name], Path)}
+
+
+def _holds(folder: Path, paths: Mapping[str, Path]) -> bool:
+    return (folder / KEY).exists() and (folder / KEY).read_text() == _key(paths)
+
+
+def _key(paths: Mapping[str, Path]) -> str:
+    """What an explanation is of."""
+    baseline, *_ = paths.values()
+    return f"{baseline} {' '.join(list(paths)[1:])}\n"
 
 
 def _measure(organism: Path, cells: Mapping[str, Path], folder: Path) -> None:
