@@ -52,6 +52,7 @@ class Exit(IntEnum):
     UNRESOLVED = 6
     REQUEUE = 75
     INTERRUPTED = 130
+    UNREAD = 141
 
 
 def warn(message: str) -> None:
@@ -143,6 +144,8 @@ def run(app: typer.Typer) -> None:
     except InputError as error:
         _bad_input(error)
     except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # click's 1, which is a bug's here
+            _leave(Exit.UNREAD)
         if isinstance(ended.code, int) and ended.code in _STOPPED:
             log.print("; ".join([_STOPPED[ended.code], *_notes(ended)]), style="yellow", highlight=False)
             _leave(ended.code)

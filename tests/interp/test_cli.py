@@ -97,6 +97,18 @@ def test_nobody_waits_for_another_thread(tmp_path: Path) -> None:
         assert running.wait(timeout=20) == 130
 
 
+def test_a_reader_who_has_enough_is_told_apart_from_bugs() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHERS, "print"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.read(3) == b"xxx"
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait(timeout=120) == cli.Exit.UNREAD
+
+
 def test_the_disk_is_told_apart_from_bugs() -> None:
     def ran(what: str, out: str = "/dev/null") -> tuple[int, str]:
         with open(out, "w") as stream:
