@@ -20,6 +20,7 @@ from inspect_ai.model import ModelAPI
 from rich.console import Console
 
 from interp import claims, cli
+from interp.checkpoint import Checkpoint
 from interp.errors import InputError
 from interp.opening import load
 from probes import direction, entropy, neurons
@@ -77,7 +78,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def counting(path: Any, **options: Any) -> Any:
-        names.append(Path(path).name)
+        names.append(Path(path.path if isinstance(path, Checkpoint) else path).name)
         return load(path, **options)
 
     monkeypatch.setattr(comparison, "load", counting)
