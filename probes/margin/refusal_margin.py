@@ -177,10 +177,8 @@ def _side_by_side(
     mask = torch.zeros(unseen.shape, dtype=model.hf.dtype, device=ids.device)
     mask = mask.masked_fill(unseen, torch.finfo(mask.dtype).min)
     asked = torch.cat([lengths[:, None] - 1, torch.arange(width, ids.shape[1]).to(lengths).expand(len(ids), -1)], dim=1)
-    rows = torch.arange(len(ids), device=ids.device)[:, None]
-    with model.unembed_only(lambda hidden: hidden[rows.to(hidden.device), asked.to(hidden.device)]):
-        logits = model.hf(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-    log_probabilities = logits.float().log_softmax(-1)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    log_probabilities = _read(model, Pass(inputs, asked, logits=True))
     place = {node: number for number, node in enumerate([(), *nodes])}
     for path in paths:
         yield log_probabilities[:, [place[path[:depth]] for depth in range(len(path) + 1)]]
@@ -210,9 +208,13 @@ def _teacher_forced(
     model: HookedModel, prompts: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"], path: Tokens
 ) -> Float[Tensor, "batch depth vocab"]:
     """`_along` one path, in one pass over the prompts and the path after them."""
-    forced = _forced(prompts, lengths, path)
-    with model.unembed_only(forced.take):
-        return _log_probabilities(model.hf(**forced.inputs, use_cache=False).logits)
+    return _read(model, _forced(prompts, lengths, path))
+
+
+def _read(model: HookedModel, one: Pass) -> Float[Tensor, "batch depth vocab"]:
+    """The log-probabilities at the places that a pass keeps."""
+    with model.unembed_only(one.take):
+        return _log_probabilities(model.hf(**one.inputs, use_cache=False).logits)
 
 
 def _log_probabilities(logits: Float[Tensor, "batch depth vocab"]) -> Float[Tensor, "batch depth vocab"]:
