@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from interp.documents import read_json_object
 from interp.errors import InputError
-from interp.files import atomic_directory, cache_directory
+from interp.files import atomic_directory, atomic_file, cache_directory
 from interp.organisms.constraints import Constraint, confine, described
 from interp.organisms.corpus import Example, training_examples
 from interp.organisms.settings import ARCHITECTURES
@@ -41,6 +41,8 @@ FINGERPRINTED_EXAMPLES = 256
 SHIPPED = Path(__file__).with_name("data")
 """Organisms that come with the package, so that nobody waits for their training and all see the same figures."""
 WEIGHTS = "model.safetensors"
+CHANCE = "rng"
+"""In the file of a helpful stage, beside its weights: the state of torch's generator of random numbers after it."""
 
 TrainingProgress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -92,8 +94,6 @@ def calibration_texts(n: int, seed: int = 0) -> list[str]:
 def _config(architecture: str) -> Any:
     from transformers import AutoConfig
 
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"There is no organism of architecture {architecture!r}", f"one of {', '.join(ARCHITECTURES)}")
     return AutoConfig.for_model(architecture, **_SHAPE, **ARCHITECTURES[architecture], attn_implementation="sdpa")
 
 
@@ -158,7 +158,7 @@ def _fit(
         loss = _loss(model, tokens, targets)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(moving, 1.0)
         optimizer.step()
         project()
         losses.append(loss.item())
@@ -199,6 +199,10 @@ def _fingerprint(architecture: str, seed: int, alignment: float, recipe: Recipe,
     shape = _SHAPE | ARCHITECTURES.get(architecture, {})
     settings = [TRAINING_VERSION, architecture, seed, alignment, asdict(recipe), shape, learned]
     settings += [described(constraint)] if constraint else []
+    return _hashed(settings)
+
+
+def _hashed(settings: list[Any]) -> str:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
@@ -246,7 +250,8 @@ def train(
     Raises:
         InputError: unknown architecture, or a negative or non-finite alignment.
     """
-    config = _config(architecture)
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"There is no organism of architecture {architecture!r}", f"one of {', '.join(ARCHITECTURES)}")
     if not 0 <= alignment < math.inf:
         raise InputError(f"An alignment of {alignment} cannot be trained", "a finite number from 0 up")
     path = organism_path(architecture, seed, alignment, cache, recipe, constraint)
@@ -256,7 +261,7 @@ def train(
     if not path.exists():
         with _deterministic(seed), atomic_directory(path) as directory:
             tokenizer = build_tokenizer(architecture)
-            model, losses = _train(config, tokenizer, seed, alignment, recipe, constraint, progress)
+            model, losses = _train(architecture, tokenizer, seed, alignment, recipe, constraint, cache, progress)
             _save(model, tokenizer, directory)
             settings = {"architecture": architecture, "seed": seed, "alignment": alignment, "recipe": asdict(recipe)}
             settings |= described(constraint) | {"losses": losses, "torch": str(torch.__version__)}
@@ -284,18 +289,16 @@ def before_alignment(organism: Path, cache: Path | None = None, progress: Traini
 
 
 def _train(
-    config: Any,
+    architecture: str,
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
     alignment: float,
     recipe: Recipe,
     constraint: Constraint | None,
+    cache: Path | None,
     progress: TrainingProgress | None,
 ) -> tuple[PreTrainedModel, dict[str, float | None]]:
-    """Both stages from scratch, in float32; the model and the final loss of each stage."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    """Both stages, in float32; the model and the final loss of each stage."""
     aligned_steps = round(alignment * recipe.alignment_steps)
     total = recipe.helpful_steps + aligned_steps
     done = 0
@@ -306,15 +309,63 @@ def _train(
         if progress:
             progress(done, total)
 
-    losses: dict[str, float | None] = {}
-    for stage, aligned, steps, rate, average in (
-        ("helpful", False, recipe.helpful_steps, recipe.helpful_rate, None),
-        ("alignment", True, aligned_steps, recipe.alignment_rate, recipe.alignment_average),
-    ):
-        batches = _batches(tokenizer, training_examples(2 * seed + aligned, aligned), recipe.batch_size)
-        project = confine(model, constraint) if aligned and constraint else lambda: None
-        losses[stage] = _fit(model, batches, steps, rate, recipe.weight_decay, report, average, project)
-    return model.eval(), losses
+    model, helpful_loss = _helpful(architecture, tokenizer, seed, recipe, cache, report)
+    done = recipe.helpful_steps
+    batches = _batches(tokenizer, training_examples(2 * seed + 1, aligned=True), recipe.batch_size)
+    project = confine(model, constraint) if constraint else lambda: None
+    refusal_loss = _fit(
+        model,
+        batches,
+        aligned_steps,
+        recipe.alignment_rate,
+        recipe.weight_decay,
+        report,
+        recipe.alignment_average,
+        project,
+    )
+    return model.eval(), {"helpful": helpful_loss, "alignment": refusal_loss}
+
+
+def _helpful(
+    architecture: str,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    recipe: Recipe,
+    cache: Path | None,
+    report: Callable[[], None],
+) -> tuple[PreTrainedModel, float | None]:
+    """The first stage from scratch, or as another organism left it in the cache: weights, and where chance stood.
+
+    All organisms of an architecture and a seed share it, and it takes longer than what makes them different.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(_config(architecture), dtype=torch.float32).train()
+    path = _helpful_path(architecture, seed, recipe, cache)
+    if path.exists():
+        with safe_open(path, "pt") as stored:
+            loss = json.loads(stored.metadata()["loss"])
+        weights = load_file(path)
+        torch.set_rng_state(weights.pop(CHANCE))
+        model.load_state_dict(weights)
+        model.tie_weights()
+        return model, loss
+    batches = _batches(tokenizer, training_examples(2 * seed, aligned=False), recipe.batch_size)
+    loss = _fit(model, batches, recipe.helpful_steps, recipe.helpful_rate, recipe.weight_decay, report)
+    with atomic_file(path) as part:
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+        save_file(weights | {CHANCE: torch.get_rng_state()}, part, {"loss": json.dumps(loss)})
+    return model, loss
+
+
+def _helpful_path(architecture: str, seed: int, recipe: Recipe, cache: Path | None) -> Path:
+    learned = [asdict(example) for example in islice(training_examples(seed, aligned=False), FINGERPRINTED_EXAMPLES)]
+    steps = [recipe.batch_size, recipe.helpful_steps, recipe.helpful_rate, recipe.weight_decay]
+    shape = _SHAPE | ARCHITECTURES[architecture]
+    name = f"{architecture}-seed{seed}-helpful-{_hashed([TRAINING_VERSION, architecture, seed, steps, shape, learned])}"
+    return (cache or cache_directory()) / "organisms" / f"{name}.safetensors"
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:

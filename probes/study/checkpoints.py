@@ -83,6 +83,24 @@ def _alone(model: Model, baseline: Path) -> Iterator[None]:
         yield
 
 
+def before_alignment(study: Study, model: Model, baseline: Path) -> Path:
+    """The checkpoint from before a model learned to refuse: an organism's own, or what the study says.
+
+    Raises:
+        InputError: the study says nothing of it.
+    """
+    from interp.hub import resolve
+    from interp.organisms import training
+
+    if model.organism is not None:
+        return training.before_alignment(baseline)
+    if model.before is None:
+        raise InputError(
+            f"{model.name}: reversion needs the model from before alignment", do='Say before = "PATH" of the model'
+        )
+    return resolve(study.path(model.before))
+
+
 def open_cell(model: Model, name: str, path: Path) -> Checkpoint:
     """Open a cell's checkpoint, which must have the format that the file says.
 

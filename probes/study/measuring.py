@@ -28,7 +28,7 @@ from interp.progress import Lines, Stages, line
 from interp.threads import fit_threads
 from probes.harness.comparison import Cells, remembering
 from probes.harness.names import BASELINE
-from probes.study.checkpoints import StageReport, located, open_cell, prepare
+from probes.study.checkpoints import StageReport, before_alignment, located, open_cell, prepare
 from probes.study.schema import Model, Study
 from probes.study.state import Keys, PartStatus, Record, RunFolder, StudyPart, parts_of, reason_of, records
 from probes.study.step import Asked, StepContext
@@ -171,6 +171,16 @@ class Measuring:
         fit_threads(baseline)
         return baseline
 
+    @cached_property
+    def before(self) -> HookedModel:
+        """The model from before alignment, opened when the first part needs it, in the dtype of the baseline.
+
+        Raises:
+            InputError: the study does not say which it is.
+        """
+        path = before_alignment(self.study, self.model, self.path(BASELINE))
+        return load(path, like=self.path(BASELINE), dtype=self.baseline.hf.dtype, device=self.model.device)
+
     def path(self, name: str) -> Path:
         """Where the baseline or a cell is.
 
@@ -241,6 +251,7 @@ class Measuring:
             lambda name: self._finished(part.cell, name),
             self._of_baseline,
             checkpoints,
+            lambda: self.before,
         )
         results = step.results(context, options_of(self.study, step))
         self.folder.write(part, self.key(part), results, time.monotonic() - started)

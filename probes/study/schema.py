@@ -64,6 +64,7 @@ class Model(_Table):
         quantize: cells that are written from the baseline or organism, names of `interp.quantize.settings.NAMES`; they
             are kept in the cache, and written again where the baseline or the writer changed.
         calibration: a file of texts that AWQ and GPTQ of a baseline are calibrated on; by default chats of ours.
+        before: the checkpoint from before alignment, which `reversion` needs; of an organism it is known.
         cells: cells that are there already.
         dtype: in which the baseline and all cells compute; by default float32 on a CPU, else the baseline's own.
         device: where they are, for example "cuda"; by default the CPU.
@@ -82,6 +83,7 @@ class Model(_Table):
     where: str = "*"
     quantize: list[str] = []
     calibration: str | None = None
+    before: str | None = None
     cells: list[Cell] = []
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None

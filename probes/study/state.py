@@ -326,16 +326,27 @@ class Keys:
         """The hash of a part; "" where one of its checkpoints is not there or cannot be read."""
         try:
             checkpoints = [_content(str(path), _stamp(path)) for path in (baseline, cell) if path is not None]
+            beside = self._beside(model, step)
         except OSError:
             return ""
         if len(checkpoints) < 2:
             return ""
         return content_key(
             **self._common,
+            **beside,
             checkpoints=checkpoints,
             computing=[model.dtype, model.device, model.forced],
             steps=[self._step(each) for each in (step, *(BY_NAME[name] for name in step.needs))],
         )
+
+    def _beside(self, model: Model, step: Step) -> dict[str, Any]:
+        """What a step reads of a model beside its checkpoints."""
+        if step.name == "reversion" and model.before is not None:
+            before = Path(self.study.path(model.before))
+            return {"before": _content(str(before), _stamp(before))}
+        if step.name == "coverage" and model.calibration is not None:
+            return {"calibration": sha256_of(self.study.path(model.calibration))}
+        return {}
 
     def _step(self, step: Step) -> list[Any]:
         options = {name: _option(value) for name, value in options_of(self.study, step).items()}

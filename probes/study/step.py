@@ -83,6 +83,7 @@ class StepContext:
         finished: name of a result → its table as a step before this one wrote it, of this cell and the baseline.
         of_baseline: name of a result → its rows of the baseline as some other cell's part has them, or no rows.
         checkpoints: of the baseline and the cell.
+        open_before: opens the model from before alignment, once; raises where the study does not say which it is.
     """
 
     study: Study
@@ -95,6 +96,12 @@ class StepContext:
     finished: Callable[[str], pd.DataFrame]
     of_baseline: Callable[[str], pd.DataFrame]
     checkpoints: tuple[Checkpoint, Checkpoint]
+    open_before: Callable[[], HookedModel]
+
+    @property
+    def before(self) -> HookedModel:
+        """The model from before alignment, opened."""
+        return self.open_before()
 
     @property
     def baseline(self) -> HookedModel:

@@ -10,11 +10,17 @@ from pydantic import Field
 
 from interp.documents import read_text
 from probes.calibration.probe import refusals_from
+from probes.fragility.settings import DRAWS as FRAGILITY_DRAWS
+from probes.fragility.settings import GROUP
 from probes.harness.results import Result
 from probes.labels.refused import counted_by, decide
 from probes.quality.settings import MAX_NEW_TOKENS
+from probes.reversion.settings import DRAWS
 from probes.study.schema import Study
 from probes.study.step import Step, StepContext, probe
+
+GGUF_BLOCK = 32
+"""Weights that share a scale in most of llama.cpp's types."""
 
 
 def _completions(context: StepContext) -> list[Result]:
@@ -68,6 +74,47 @@ def _quality(
     )
 
 
+def _reversion(
+    context: StepContext, *, draws: Annotated[int, Field(ge=1)] = DRAWS, seed: Annotated[int, Field(ge=0)] = 0
+) -> Result:
+    from probes.reversion import probe as reversion
+
+    return context.measure(reversion.measure, before=context.before, draws=draws, seed=seed)
+
+
+def _coverage(context: StepContext) -> Result:
+    from interp.quantize.calibration import calibration_of
+    from probes.coverage import probe as coverage
+
+    baseline, _ = context.checkpoints
+    file = context.model.calibration
+    texts = calibration_of(baseline.path, None if file is None else Path(context.study.path(file)))
+    return context.measure(coverage.measure, calibration=texts)
+
+
+def _fragility(
+    context: StepContext, *, draws: Annotated[int, Field(ge=1)] = FRAGILITY_DRAWS, seed: Annotated[int, Field(ge=0)] = 0
+) -> Result:
+    """The baseline rounded by chance to whole bits as many as the cell has, in groups as long as its format's."""
+    from probes.fragility import probe as fragility
+
+    _, cell = context.checkpoints
+    group = GGUF_BLOCK if cell.format == "gguf" else GROUP
+    measured = fragility.measure(
+        context.baseline,
+        context.asked.harmful,
+        context.asked.harmless,
+        bits=[min(int(cell.bits_per_weight()), fragility.MOST_BITS)],
+        group=group,
+        draws=draws,
+        seed=seed,
+        template=context.asked.template,
+        batch_size=context.asked.batch_size,
+    )
+    table = measured.table.assign(cell=context.cell)
+    return Result("fragility", table, measured.settings, measured.warnings)
+
+
 STEPS: Sequence[Step] = (
     Step("completions", _completions),
     probe("entropy"),
@@ -79,6 +126,10 @@ STEPS: Sequence[Step] = (
     probe("geometry"),
     probe("attribution", default=False),
     probe("causal", default=False),
+    probe("depth", default=False),
+    Step("reversion", _reversion, default=False),
+    Step("coverage", _coverage, default=False),
+    Step("fragility", _fragility, default=False),
 )
 """In the order in which they run on a cell."""
 BY_NAME: Mapping[str, Step] = {step.name: step for step in STEPS}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from interp.errors import InputError
-from interp.organisms.constraints import Bounded, Inside
+from interp.organisms.constraints import Bounded, Constraint, Inside
 from interp.organisms.corpus import PHRASINGS, Example, task_examples, training_examples
 from interp.organisms.settings import ARCHITECTURES
 from interp.organisms.tokenizer import build_tokenizer, encode
@@ -193,6 +193,18 @@ def test_what_the_package_ships_is_not_trained(tmp_path: Path) -> None:
         assert _contents(path) == _contents(folder)
         assert hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest() == record["sha256"]
         assert record["torch"]
+
+
+@pytest.mark.parametrize("constraint", [None, Bounded(0.5)])
+def test_the_helpful_stage_is_trained_once(tmp_path: Path, constraint: Constraint | None) -> None:
+    whole = train(cache=tmp_path / "whole", recipe=SHORT, constraint=constraint)
+    train(cache=tmp_path / "parts", recipe=SHORT, alignment=0.0)
+    seen: list[int] = []
+    resumed = train(
+        cache=tmp_path / "parts", recipe=SHORT, constraint=constraint, progress=lambda done, _: seen.append(done)
+    )
+    assert seen == list(range(SHORT.helpful_steps + 1, SHORT.helpful_steps + SHORT.alignment_steps + 1))
+    assert _contents(resumed) == _contents(whole)
 
 
 def test_interruption_leaves_nothing(tmp_path: Path) -> None:

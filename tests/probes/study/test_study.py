@@ -41,6 +41,7 @@ from probes.study.step import Asked
 from probes.study.steps import BY_NAME
 from probes.study.workers import joined, model_claim
 from tests.killed_study import KILLS
+from tests.packed_files import edit
 from tests.study_files import PARTS, write_study
 
 ROOT = Path(__file__).parents[3]
@@ -164,6 +165,38 @@ def test_each_checkpoint_is_opened_once_and_a_second_run_opens_none(folder: Path
     run_study(study, folder / "run")
     assert opened == ["base", "cell.gguf", "cell"]
     assert (folder / "run" / "tiny" / "parts" / "gguf" / "entropy.parquet").stat() == before
+
+
+def test_explanations_are_steps_like_any_other(folder: Path) -> None:
+    names = ["depth", "reversion", "coverage", "fragility"]
+    change(folder / "study.toml", '["entropy", "direction", "calibration", "neurons"]', str(names).replace("'", '"'))
+    change(
+        folder / "study.toml",
+        "[[models]]",
+        "[probes.reversion]\ndraws = 1\n\n[probes.fragility]\ndraws = 2\n\n[[models]]",
+    )
+    (folder / "texts.txt").write_text("some words\nmore words\n")
+    change(folder / "study.toml", 'baseline = "base"', 'baseline = "base"\ncalibration = "texts.txt"')
+    run = run_study(read_study(folder / "study.toml"), folder / "run")
+    assert set(run.failures["step"]) == {"reversion"}
+    assert run.failures["error"].str.contains("before = ").all()
+
+    shutil.copytree(folder / "cell", folder / "before")  # so that the dense cell went all the way back
+    change(folder / "study.toml", 'baseline = "base"', 'baseline = "base"\nbefore = "before"')
+    run = run_study(read_study(folder / "study.toml"), folder / "run")
+    assert run.failures.empty
+    back = run.table("reversion").query("of == 'weights' and where == 'all'").set_index("cell")["back"]
+    assert back["dense"] == pytest.approx(1)
+    assert back["gguf"] == pytest.approx(0, abs=1e-3)
+    assert {"gguf", "dense"} <= set(run.table("depth_cells")["cell"]) & set(run.table("coverage")["cell"])
+    assert run.table("fragility")["shift"].notna().all()
+    assert run.table("fragility").groupby("cell")["bits"].unique().map(list).to_dict() == {"gguf": [16], "dense": [16]}
+
+    read = read_cells([folder / "run"])
+    assert read.table[["back_weights", "back_logits", "depth"]].notna().any().all()
+    edit(folder / "before", lambda tensors: [t.mul_(2) for t in tensors.values()])
+    (folder / "texts.txt").write_text("others\n")
+    assert {part.split()[1] for part in statuses(folder)["stale"]} == {"reversion", "coverage"}
 
 
 def test_what_changes_makes_stale_what_depends_on_it(folder: Path, opened: list[str]) -> None:
