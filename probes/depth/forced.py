@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.batching import TEXTS_AT_ONCE, Batch, batches
+from interp.batching import TEXTS_AT_ONCE, batches
 from interp.generation import BATCH_SIZE, generate
 from interp.model import HookedModel
 from probes.margin.openings import Openings
@@ -59,25 +60,31 @@ def prefilled(baseline: HookedModel, texts: Sequence[str], begun: str, prefill: 
     return Prefilled(begun, prompts, [[*prefill, *answer][:n] for answer in answers])
 
 
-def log_probabilities(model: HookedModel, given: Prefilled, position: int) -> Float[Tensor, "prompt vocab"]:
-    """Of the next token after so many forced ones; NaN for prompts whose answer has ended before.
+def log_probabilities(model: HookedModel, given: Prefilled) -> Float[Tensor, "prompt position vocab"]:
+    """Of the next token after 0, 1, 2, … forced ones, all in one pass; NaN where a prompt's answer has ended before.
 
     Args:
         model: with open hooks.
         given: the prompts.
-        position: forced tokens before it.
     """
-    rows, read = given.before(position)
-    values = torch.full((len(given.prompts), model.hf.get_output_embeddings().weight.shape[0]), nan)
+    lengths = torch.tensor([len(forced) for forced in given.forced])
+    read = [[*ids, *forced[:-1]] for ids, forced in zip(given.prompts, given.forced, strict=True)]
+    vocabulary = model.hf.get_output_embeddings().weight.shape[0]
+    values = torch.full((len(read), int(lengths.max()), vocabulary), nan)
     for batch in batches(read, -1, None, model.device, TEXTS_AT_ONCE):
-        with torch.no_grad(), model.unembed_only(_at(batch)):
-            logits = model.hf(**batch.inputs, use_cache=False).logits[:, 0]
-        values[torch.tensor(rows)[batch.indices]] = logits.float().log_softmax(-1).cpu()
+        steps = torch.arange(values.shape[1])
+        places = (batch.positions[:, None] + 1 - lengths[batch.indices, None] + steps).minimum(batch.positions[:, None])
+        with torch.no_grad(), model.unembed_only(partial(_at, places.to(model.device))):
+            logits = model.hf(**batch.inputs, use_cache=False).logits
+        ended = steps >= lengths[batch.indices, None]
+        values[batch.indices] = logits.float().log_softmax(-1).cpu().masked_fill_(ended[..., None], nan)
     return values
 
 
-def _at(batch: Batch) -> Callable[[Tensor], Tensor]:
-    return lambda hidden: batch.at_position(hidden)[:, None]
+def _at(
+    places: Int[Tensor, "batch position"], hidden: Float[Tensor, "batch pos d"]
+) -> Float[Tensor, "batch position d"]:
+    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], places]
 
 
 def kl(baseline: Float[Tensor, "prompt vocab"], cell: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
@@ -96,7 +103,7 @@ def margin(
         given: the prompts.
         position: forced tokens before it; at 0 nothing has begun yet.
         openings: of the baseline.
-        next_token: `log_probabilities` there.
+        next_token: of `log_probabilities`, there.
     """
     rows, read = given.before(position)
     values = torch.full((len(given.prompts),), nan, dtype=torch.float64)

@@ -19,7 +19,6 @@ from interp.model import HookedModel
 from probes.depth.forced import ANSWER, REFUSAL, Prefilled, kl, log_probabilities, margin, prefilled
 from probes.depth.settings import ALL, FIRST, HOLDS, LATER, POSITIONS, PREFILL
 from probes.harness.comparison import Comparison, Models, compare
-from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
 from probes.margin.openings import Openings, common_openings
@@ -107,15 +106,18 @@ def measure(
         raise InputError(f"{positions} positions of an answer", "at least 2: the first, and a later one")
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     refusal_openings = common_openings(comparison, openings)
-    given = list(_given(comparison, refusal_openings, prefill, positions))
-    observed = comparison.observe(partial(_observe, given=given, openings=refusal_openings, positions=positions))
-    reference = observed.pop(BASELINE)
+    options = {"openings": refusal_openings.describe(), "prefill": prefill, "positions": positions}
+    given = comparison.of_baseline(
+        "prefilled", lambda: list(_given(comparison, refusal_openings, prefill, positions)), **options
+    )
+    look = partial(_observe, given=given, openings=refusal_openings, positions=positions)
+    reference = comparison.of_baseline("depth", lambda: look(baseline), **options)
+    observed = comparison.observe_cells(look)
     rows = [row for cell, seen in observed.items() for row in _rows(cell, seen, reference)]
-    settings = {"openings": refusal_openings.describe(), "prefill": prefill, "positions": positions}
-    result = comparison.result("depth", rows, **settings)
+    result = comparison.result("depth", rows, **options)
     result.table = result.table.reindex(columns=list(COLUMNS))
     verdicts = [_verdict(cell, seen, reference, positions) for cell, seen in observed.items()]
-    return DepthResult(**vars(result), cells=comparison.result("depth_cells", verdicts, **settings))
+    return DepthResult(**vars(result), cells=comparison.result("depth_cells", verdicts, **options))
 
 
 def _given(comparison: Comparison, openings: Openings, prefill: str, positions: int) -> Iterator[tuple[str, Prefilled]]:
@@ -135,10 +137,10 @@ def _observe(
 ) -> Observed:
     seen = {}
     for side, prompts in given:
+        next_tokens = log_probabilities(model, prompts)
         for position in range(positions):
-            next_token = log_probabilities(model, prompts, position)
-            values = margin(model, prompts, position, openings, next_token)
-            seen[prompts.begun, side, position] = (values, next_token)
+            values = margin(model, prompts, position, openings, next_tokens[:, position])
+            seen[prompts.begun, side, position] = (values, next_tokens[:, position])
     return seen
 
 

@@ -64,7 +64,7 @@ def test_positions_are_those_of_the_answer_so_far(baseline: HookedModel) -> None
     """The second forced token, from a forward pass over one prompt and the first one."""
     given = Prefilled("refusal", baseline.token_ids(TEXTS), [[5, 9, 7]] * len(TEXTS))
     openings = lexicon_openings(baseline.tokenizer)
-    next_token = log_probabilities(baseline, given, 1)
+    next_token = log_probabilities(baseline, given)[:, 1]
     values = margin(baseline, given, 1, openings, next_token)
     for row, ids in enumerate(given.prompts):
         with torch.no_grad():
@@ -72,7 +72,7 @@ def test_positions_are_those_of_the_answer_so_far(baseline: HookedModel) -> None
         probabilities = logits.softmax(0)
         torch.testing.assert_close(next_token[row].double().exp(), probabilities, atol=1e-6, rtol=1e-4)
         assert values[row].item() == pytest.approx(torch.logit(probabilities[9]).item(), abs=1e-4)
-    first = margin(baseline, given, 0, openings, log_probabilities(baseline, given, 0))
+    first = margin(baseline, given, 0, openings, log_probabilities(baseline, given)[:, 0])
     np.testing.assert_allclose(first, margins(baseline, TEXTS, openings), atol=1e-5)
 
 
@@ -94,7 +94,7 @@ def test_the_baseline_goes_on_after_the_prefill(baseline: HookedModel) -> None:
 
 def test_an_answer_that_ended_before_has_no_number(baseline: HookedModel) -> None:
     given = Prefilled("refusal", baseline.token_ids(TEXTS), [[5, 9], [5], [5, 9], [5, 9]])
-    values = log_probabilities(baseline, given, 1)
+    values = log_probabilities(baseline, given)[:, 1]
     assert values.isnan().all(1).tolist() == [False, True, False, False]
 
 
