@@ -87,7 +87,12 @@ def measure(
     """
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     _check_before(before, comparison)
-    start, end = (observe(model, comparison.texts, batch_size) for model in (baseline, before))
+    unaligned = described(before.checkpoint)
+    start, end = comparison.of_baseline(
+        "beside before",
+        lambda: [observe(model, comparison.texts, batch_size) for model in (baseline, before)],
+        before=id(before) if unaligned is None else unaligned,
+    )
     if not any(projection.squares.sum() for projection in projections(start, start, end).values()):
         raise InputError(
             "The model from before alignment is the baseline itself",
@@ -103,7 +108,7 @@ def measure(
         return rows + [_row(place, projection, null[place]) for place, projection in back.items()]
 
     rows = comparison.observe_cells(look)
-    settings = {"before": described(before.checkpoint), "draws": draws, "seed": seed}
+    settings = {"before": unaligned, "draws": draws, "seed": seed}
     result = comparison.result("reversion", [{"cell": cell, **row} for cell in rows for row in rows[cell]], **settings)
     result.table = result.table.reindex(columns=list(COLUMNS))
     return result
