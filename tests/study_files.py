@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from interp.quantize.gguf_f16 import write_f16
@@ -37,6 +38,8 @@ force = true
   path = "cell"
   format = "dense"
 """
+Invoke = Callable[..., int]
+"""Runs a command with these arguments and returns its exit code."""
 PARTS = 10
 """Two cells by five steps."""
 PARTS_OF_EACH = 6

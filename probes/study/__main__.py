@@ -68,7 +68,7 @@ def run(
         from probes.study.reader import read_study
         from probes.study.run import run_study
         from probes.study.shards import Shard
-        from probes.study.terminal import exit_code, show, show_shard
+        from probes.study.terminal import show_run, show_shard
 
         study = read_study(file)
         path = _out(study, file, out)
@@ -77,10 +77,7 @@ def run(
             study_run = run_study(
                 study, path, shard=share, ray=ray, failed_only=failed_only, changed=changed, stop=stop
             )
-    if share is not None:
-        raise typer.Exit(show_shard(study_run, share))
-    show(study_run)
-    raise typer.Exit(exit_code(study_run))
+    raise typer.Exit(show_run(study_run) if share is None else show_shard(study_run, share))
 
 
 @app.command()
@@ -92,12 +89,10 @@ def merge(
     """Write matrix and report from what is there, for example when all shards are over. Exit codes as of `run`."""
     from probes.study.reader import read_study
     from probes.study.run import merge_study
-    from probes.study.terminal import exit_code, show
+    from probes.study.terminal import show_run
 
     study = None if where.is_dir() else read_study(where)
-    merged = merge_study(where if study is None else _out(study, where, out), study)
-    show(merged)
-    raise typer.Exit(exit_code(merged))
+    raise typer.Exit(show_run(merge_study(where if study is None else _out(study, where, out), study)))
 
 
 @app.command()

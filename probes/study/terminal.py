@@ -71,6 +71,12 @@ def _measured(status: pd.DataFrame) -> Exit:
     return Exit.MEASURED if done.all() else Exit.PARTLY_MEASURED
 
 
+def show_run(found: StudyRun) -> Exit:
+    """Print a whole run, and return its exit code."""
+    show(found)
+    return exit_code(found)
+
+
 def show_shard(found: StudyRun, shard: Shard) -> Exit:
     """Print what a shard has measured, and return its exit code."""
     _show_failures(found)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +41,9 @@ from probes.study.steps import BY_NAME
 from probes.study.workers import joined, model_claim
 from tests.killed_study import KILLS
 from tests.packed_files import edit
-from tests.study_files import PARTS, write_study
+from tests.study_files import PARTS, Invoke, write_study
 
 ROOT = Path(__file__).parents[3]
-Invoke = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +58,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(original: Path, tmp_path: Path) -> Path:
     """A copy that a test may change; times are kept, and a study does not look at the place."""
     return shutil.copytree(original, tmp_path / "study", copy_function=shutil.copy2)
-
-
-@pytest.fixture
-def invoke(monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.run(study_command.app)
-        return int(exit_.value.code or 0)
-
-    return run
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ import pytest
 from interp import claims, cli
 from interp.errors import InputError
 from interp.files import sha256
-from probes.study import __main__ as study_command
 from probes.study import checkpoints
 from probes.study import run as studies
 from probes.study.reader import parse_study, read_study
@@ -29,7 +28,7 @@ from probes.study.shards import Shard
 from probes.study.step import Step, StepContext
 from probes.study.workers import model_claim, roster
 from tests.killed_workers import KILLS, WORKERS
-from tests.study_files import PARTS_OF_EACH, write_models
+from tests.study_files import PARTS_OF_EACH, Invoke, write_models
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,20 +39,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = write_models(tmp_path_factory.mktemp("study"), 2)
     run_study(read_study(file), file.parent / "alone")
     return file.parent
-
-
-@pytest.fixture
-def invoke(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command; what would end the process raises SystemExit."""
-    monkeypatch.setattr(cli, "_leave", sys.exit)
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.run(study_command.app)
-        return int(exit_.value.code or 0)
-
-    return run
 
 
 @pytest.fixture
@@ -77,7 +62,7 @@ def _timeless(value: Any) -> Any:
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def test_two_shards_give_the_tables_of_one_worker(original: Path, tmp_path: Path, invoke: Any, capsys: Any) -> None:
+def test_two_shards_give_the_tables_of_one_worker(original: Path, tmp_path: Path, invoke: Invoke, capsys: Any) -> None:
     run = tmp_path / "run"
     for number in (1, 2):
         assert invoke("run", original / "study.toml", "--out", run, "--shard", f"{number}/2") == cli.Exit.MEASURED
@@ -95,7 +80,7 @@ def test_two_shards_give_the_tables_of_one_worker(original: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("no_report")
-def test_merging_tells_what_is_not_there(original: Path, tmp_path: Path, invoke: Any, capsys: Any) -> None:
+def test_merging_tells_what_is_not_there(original: Path, tmp_path: Path, invoke: Invoke, capsys: Any) -> None:
     run = tmp_path / "run"
     run_study(read_study(original / "study.toml"), run, shard=Shard(2, 2))
     assert invoke("merge", run) == cli.Exit.PARTLY_MEASURED
@@ -148,7 +133,7 @@ def test_which_shard(text: str, environment: dict[str, str], expected: Shard | s
 
 @pytest.mark.parametrize(("number", "finished"), [(signal.SIGUSR1, 3), (signal.SIGTERM, 2)])
 def test_a_scheduler_stops_a_worker(
-    original: Path, tmp_path: Path, invoke: Any, capsys: Any, monkeypatch: Any, number: int, finished: int
+    original: Path, tmp_path: Path, invoke: Invoke, capsys: Any, monkeypatch: Any, number: int, finished: int
 ) -> None:
     """In the third part: one signal lets it be finished, the other drops it; the same command goes on."""
     measured, begun, run = Step.results, [], tmp_path / "run"
@@ -172,7 +157,7 @@ def test_a_scheduler_stops_a_worker(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_only_what_failed_is_measured_again(original: Path, tmp_path: Path, monkeypatch: Any, invoke: Any) -> None:
+def test_only_what_failed_is_measured_again(original: Path, tmp_path: Path, monkeypatch: Any, invoke: Invoke) -> None:
     run, measured = tmp_path / "run", Step.results
 
     def broken(self: Step, context: StepContext, options: Mapping[str, Any]) -> Any:
@@ -189,7 +174,7 @@ def test_only_what_failed_is_measured_again(original: Path, tmp_path: Path, monk
     assert roster(run)["finished"].tolist() == [PARTS_OF_EACH - 1, 1]
 
 
-def test_a_shard_of_another_study_is_refused(original: Path, tmp_path: Path, invoke: Any, capsys: Any) -> None:
+def test_a_shard_of_another_study_is_refused(original: Path, tmp_path: Path, invoke: Invoke, capsys: Any) -> None:
     folder = shutil.copytree(original, tmp_path / "study", copy_function=shutil.copy2)
     (folder / "study.toml").write_text(
         (folder / "study.toml").read_text().replace("max_new_tokens = 4", "max_new_tokens = 5")
@@ -202,7 +187,7 @@ def test_a_shard_of_another_study_is_refused(original: Path, tmp_path: Path, inv
     assert invoke(*arguments) == cli.Exit.MEASURED
 
 
-def test_status_tells_of_workers(original: Path, tmp_path: Path, invoke: Any, capsys: Any) -> None:
+def test_status_tells_of_workers(original: Path, tmp_path: Path, invoke: Invoke, capsys: Any) -> None:
     run = shutil.copytree(original / "alone", tmp_path / "run")
     (worker,) = (file for file in (run / ".workers").glob("*.json") if file.name != "study.json")
     told = json.loads(worker.read_text())
