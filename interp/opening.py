@@ -86,11 +86,12 @@ def _row(checkpoint: Checkpoint, config: Any) -> Architecture:
 def _streamed(
     hf: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, device_map: object
 ) -> Streamed:
+    from interp.streaming.slot import Slot
     from interp.streaming.streamed import Streamed
 
     if device_map is not None:
         raise InputError("A streamed model is on one device", "no device_map", "Give a device instead")
-    return Streamed(hf, _row(checkpoint, hf.config), checkpoint, dtype, device)
+    return Streamed(Slot(hf, _row(checkpoint, hf.config), checkpoint, dtype, device))
 
 
 def usual_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:

@@ -61,7 +61,8 @@ class Slot:
         device: torch.device,
         ahead: bool | None = None,
     ) -> None:
-        self._hf, self._checkpoint, self._dtype, self.device = hf, checkpoint, dtype, device
+        self.hf, self.architecture, self.device = hf, architecture, device
+        self._checkpoint, self._dtype = checkpoint, dtype
         self._sources = sources(hf, checkpoint)
         self._parts = parts_of(hf, architecture)
         self._empty: dict[str, Tensor] = {n: t.detach() for n, t in hf.state_dict(keep_vars=True).items()}
@@ -93,7 +94,7 @@ class Slot:
         """Have the weights of no part in the model."""
         if self.held != ALWAYS:
             for name in self._parts[self.held]:
-                put(self._hf, name, self._empty[name])
+                put(self.hf, name, self._empty[name])
             self.held = ALWAYS
 
     def forget(self) -> None:
@@ -130,7 +131,7 @@ class Slot:
 
     def _fill(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         for name in self._parts[part]:
-            put(self._hf, name, tensors[name].to(self.device, non_blocking=True))
+            put(self.hf, name, tensors[name].to(self.device, non_blocking=True))
 
 
 def _move_buffers(hf: nn.Module, device: torch.device) -> None:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from interp.architectures import Architecture
 from interp.hooks import Hooks
 from interp.passes import LOGITS, Pass
 from interp.streaming.slot import Slot
 from interp.streaming.states import LIMIT
 from interp.streaming.walk import Walk
-
-if TYPE_CHECKING:
-    from interp.checkpoint import Checkpoint
 
 Key = tuple[bytes, bytes, bytes]
 """What determines every number of a pass, beside the model: tokens, mask, and the places that are kept."""
@@ -30,30 +25,12 @@ class Streamed:
     pass of the model works, too, and reads all of it.
 
     Args:
-        hf: the transformers model, on the meta device.
-        architecture: its row.
-        checkpoint: where the weights are.
-        dtype: in which they compute.
-        device: where they compute.
+        slot: holds the weights of one part of the model.
         limit: bytes of residual streams that wait in memory; what is beyond waits in files.
-        ahead: see `interp.streaming.slot.Slot`.
-
-    Raises:
-        InputError: the checkpoint does not belong to the model.
     """
 
-    def __init__(
-        self,
-        hf: Any,
-        architecture: Architecture,
-        checkpoint: Checkpoint,
-        dtype: torch.dtype,
-        device: torch.device,
-        limit: int = LIMIT,
-        ahead: bool | None = None,
-    ) -> None:
-        self._hf, self._architecture, self._limit = hf, architecture, limit
-        self.slot = Slot(hf, architecture, checkpoint, dtype, device, ahead)
+    def __init__(self, slot: Slot, limit: int = LIMIT) -> None:
+        self.slot, self._limit = slot, limit
         self._expected: list[Pass] = []
         self._known: dict[Key, dict[str, Tensor]] = {}
         self._uses: Counter[Key] = Counter()
@@ -117,7 +94,7 @@ class Streamed:
         if not passes:
             return
         try:
-            yield from Walk(self._hf, self._architecture, hooks, self._limit).run(passes)
+            yield from Walk(self.slot.hf, self.slot.architecture, hooks, self._limit).run(passes)
         finally:
             self.slot.forget()
 

@@ -15,6 +15,7 @@ from interp.checkpoint import Checkpoint
 from interp.errors import InputError, NotFinite
 from interp.loading import empty_model
 from interp.streaming import Streamed
+from interp.streaming.slot import Slot
 from tests.cells import q8_0
 from tests.packed_files import edit, write_awq, write_gptq
 from tests.tiny_models import CONFIGS, TEXTS
@@ -155,7 +156,7 @@ def test_residual_streams_wait_in_files(tiny: Callable[[str], Path], llama: Hook
     checkpoint = open_checkpoint(tiny("llama"))
     hf = empty_model(checkpoint.config, torch.float32)
     row = llama.architecture
-    small = Streamed(hf, row, checkpoint, torch.float32, CPU, limit=1000)
+    small = Streamed(Slot(hf, row, checkpoint, torch.float32, CPU), limit=1000)
     model = HookedModel(hf, llama.tokenizer, row, checkpoint, small)
     ours, theirs = (m.run_with_cache(TEXTS, batch_size=1) for m in (model, llama))
     assert_same(ours[0], theirs[0])  # type: ignore[arg-type]
@@ -166,7 +167,7 @@ def test_residual_streams_wait_in_files(tiny: Callable[[str], Path], llama: Hook
 def test_the_next_part_is_read_ahead(tiny: Callable[[str], Path], llama: HookedModel) -> None:
     checkpoint = open_checkpoint(tiny("llama"))
     hf = empty_model(checkpoint.config, torch.float32)
-    ahead = Streamed(hf, llama.architecture, checkpoint, torch.float32, CPU, ahead=True)
+    ahead = Streamed(Slot(hf, llama.architecture, checkpoint, torch.float32, CPU, ahead=True))
     assert_computes_the_same(HookedModel(hf, llama.tokenizer, llama.architecture, checkpoint, ahead), llama)
 
 
@@ -174,7 +175,7 @@ def test_the_parts_are_put_on_the_device(tiny: Callable[[str], Path]) -> None:
     """The meta device stands in for an accelerator: every weight and buffer of a part goes there."""
     checkpoint = open_checkpoint(tiny("llama"))
     hf = empty_model(checkpoint.config, torch.float32)
-    slot = Streamed(hf, checkpoint.architecture, checkpoint, torch.float32, torch.device("meta")).slot
+    slot = Slot(hf, checkpoint.architecture, checkpoint, torch.float32, torch.device("meta"))
     slot.hold("model.layers.1")
     assert {tensor.device.type for tensor in [*hf.parameters(), *hf.buffers()]} == {"meta"}
     assert hf.get_parameter("model.layers.1.mlp.up_proj.weight") is not slot._empty["model.layers.1.mlp.up_proj.weight"]
