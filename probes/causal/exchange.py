@@ -67,12 +67,7 @@ class Interventions:
 
     def margins(self, aim: Aim, by: By, chosen: Sequence[Part]) -> Float[Tensor, " prompt"]:
         """Margins with some parts exchanged; parts of one kind where activations are. Each set is measured once."""
-        key = (aim, by, frozenset(chosen))
-        if key not in self._outcomes:
-            self._outcomes[key] = self._kept(
-                [aim, by, *sorted(map(repr, key[2]))], lambda: self._measured(aim, by, chosen)
-            )
-        return self._outcomes[key]
+        return self._once([aim, by], chosen, lambda: self._measured(aim, by, chosen))
 
     def _measured(self, aim: Aim, by: By, selection: Sequence[Part]) -> Float[Tensor, " prompt"]:
         target, source = self.ends(aim)
@@ -80,6 +75,13 @@ class Interventions:
             with swapped_weights(target, source, self.parts, selection):
                 return self.runs.margins(target)
         return self.runs.margins(target, self._with_activations(aim, selection))
+
+    def _once(self, what: list[str], parts: Sequence[Part], compute: Callable[[], Tensor]) -> Tensor:
+        """What is measured of a set of parts, in whatever order it is given."""
+        key = (*what, distinct := frozenset(parts))
+        if key not in self._outcomes:
+            self._outcomes[key] = self._kept([*what, *sorted(map(repr, distinct))], compute)
+        return self._outcomes[key]
 
     def _kept(self, what: list[str], compute: Callable[[], Tensor]) -> Tensor:
         """A piece of what is measured on these prompts."""
@@ -91,12 +93,7 @@ class Interventions:
 
     def refused(self, aim: Aim, chosen: Sequence[Part]) -> Bool[Tensor, " prompt"]:
         """Whether the greedy answer to each prompt is a refusal, with the weights of some parts exchanged."""
-        key = (aim, "refused", frozenset(chosen))
-        if key not in self._outcomes:
-            self._outcomes[key] = self._kept(
-                [aim, "refused", *sorted(map(repr, key[2]))], lambda: self._answered(aim, chosen)
-            )
-        return self._outcomes[key]
+        return self._once([aim, "refused"], chosen, lambda: self._answered(aim, chosen))
 
     def _answered(self, aim: Aim, selection: Sequence[Part]) -> Bool[Tensor, " prompt"]:
         target, source = self.ends(aim)
