@@ -9,7 +9,6 @@ import typer
 
 from interp import cli
 from probes.harness import tables
-from probes.harness.following import following
 from probes.harness.options import Options, with_options
 from probes.quality.settings import MAX_NEW_TOKENS
 
@@ -44,10 +43,13 @@ def main(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where an answer is cut.")] = MAX_NEW_TOKENS,
 ) -> None:
     """Perplexity, KL, flips, ROUGE-L, BERTScore, coherence and repetition of every cell."""
+    from rich.console import Group
+    from rich.text import Text
+
     from interp.documents import read_text
     from interp.errors import InputError
     from interp.files import sha256
-    from probes.harness.names import BASELINE
+    from probes.harness.options import finish
     from probes.quality.probe import TASK_SIZE, default_task, measure, read_task
     from probes.quality.text_metrics import load_encoder
 
@@ -73,18 +75,11 @@ def main(
     )
     files = {"text_sha256": text, "references_sha256": references}
     result.settings = {**result.settings, **{name: sha256(file) for name, file in files.items() if file}}
-    written = result.write(options.out)
-    if options.as_json:
-        typer.echo(result.to_json())
-    else:
-        cli.console.print(tables.render("Quality", result.table, COLUMNS))
-        cli.console.print(f"Requests: {result.settings['task']['name']}", markup=False)
-        cli.console.print(f"BERTScore and coherence with: {result.settings['encoder']}", markup=False)
-    for warning in result.warnings:
-        cli.warn(warning)
-    cli.ending(written, following(result.probe, options.pair(), options.out))
-    if set(result.table.loc[result.table["reason"] == "", "cell"]) <= {BASELINE}:
-        raise typer.Exit(cli.Exit.NOTHING_MEASURED)
+    notes = (
+        f"Requests: {result.settings['task']['name']}",
+        f"BERTScore and coherence with: {result.settings['encoder']}",
+    )
+    finish(result, Group(tables.render("Quality", result.table, COLUMNS), *map(Text, notes)), options)
 
 
 if __name__ == "__main__":
