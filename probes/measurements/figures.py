@@ -12,7 +12,6 @@ from interp.errors import InputError
 from probes.harness.names import BASELINE
 from probes.report import layers, svg, tradeoff
 from probes.report.formatting import visible
-from probes.report.losses import losses
 from probes.report.run import Run
 
 ROW, NAMES, EDGE, TOP, BOTTOM, WIDTH = 22, 110, 16, 26, 38, 460
@@ -116,7 +115,7 @@ def tradeoff_of(run: Run) -> Figure:
     Raises:
         InputError: of no cell both are known.
     """
-    cells = tradeoff.drawable(losses(run))
+    cells = tradeoff.drawable(run.losses)
     if not cells:
         raise InputError("There is nothing to draw: of no cell refusals and quality are known", "both", "See reason")
     cells.sort(key=lambda loss: run.cell_names(loss.model).index(loss.cell))

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from probes.harness.names import BASELINE
-from probes.report.losses import Loss, losses
+from probes.report.losses import Loss
 from probes.report.run import Run, read_run
 from probes.stats.intervals import Estimate
 
@@ -32,7 +32,7 @@ def model_card(path: Path) -> str:
     from probes.report.page import fill
 
     run = read_run(path)
-    return fill("card.md", run=run, cells=[_facts(run, loss) for loss in losses(run)])
+    return fill("card.md", run=run, cells=[_facts(run, loss) for loss in run.losses])
 
 
 def _facts(run: Run, loss: Loss) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from probes.report.losses import losses
 from probes.report.run import Run
 
 SHOWN = 10
@@ -14,7 +13,7 @@ KINDS = {"resid": "dimension", "mlp": "neuron", "head": "head"}
 
 def build(run: Run) -> list[dict[str, Any]] | None:
     """Per model, cells with their most damaged units; the cell that lost most refusals first."""
-    order = [(loss.model, loss.cell) for loss in losses(run)]
+    order = [(loss.model, loss.cell) for loss in run.losses]
     blocks = []
     for model in run.models:
         units = run.table(model, "safety_units")

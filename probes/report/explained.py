@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from probes.report.losses import losses
 from probes.report.run import Run
 from probes.stats.intervals import interval_of
 
@@ -26,7 +25,7 @@ PROGRAMS = {
 
 def build(run: Run, model: str) -> dict[str, Any] | None:
     """The cells of a model that were explained, those that lost refusals and were not, and the command for these."""
-    lost = [loss.cell for loss in losses(run) if loss.model == model and loss.lost_refusals]
+    lost = [loss.cell for loss in run.losses if loss.model == model and loss.lost_refusals]
     table = run.table(model, "why")
     known = {} if table is None else {str(row["cell"]): row for _, row in table.iterrows()}
     missing = [cell for cell in lost if cell not in known]

@@ -9,7 +9,6 @@ import pandas as pd
 
 from probes.harness.names import BASELINE
 from probes.report.formatting import cut
-from probes.report.losses import losses
 from probes.report.run import Run
 
 LONGEST = {"harmful": 300, "harmless": 600}
@@ -52,7 +51,7 @@ class Flips:
 
 def build(run: Run) -> list[dict[str, Any]] | None:
     """Per model, the flips of each cell; the cell that lost most refusals first."""
-    engines = {(loss.model, loss.cell): loss.engines for loss in losses(run)}
+    engines = {(loss.model, loss.cell): loss.engines for loss in run.losses}
     blocks = []
     for model in run.models:
         completions = run.table(model, "completions")

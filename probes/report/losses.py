@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,11 @@ from probes.labels.refused import by_cell, scored_pairs
 from probes.matrix.regimes import QUALITY
 from probes.matrix.regimes import UNRESOLVED as REGIME_UNRESOLVED
 from probes.report.formatting import cut
-from probes.report.run import Run
 from probes.stats.intervals import ALPHA, Estimate
 from probes.stats.paired_tests import delta_interval, holm, paired_tests, unpaired_interval
+
+if TYPE_CHECKING:
+    from probes.report.run import Run
 
 UNKNOWN = Estimate(np.nan)
 

@@ -18,6 +18,7 @@ from probes.labels.outcomes import ANSWERS
 from probes.labels.refused import AGAIN, check_completions, counted_by
 from probes.matrix.regimes import STUDY, RegimeRule
 from probes.report.answers import holds_answers, run_of_answers
+from probes.report.losses import Loss, losses
 
 MATRIX = "matrix"
 REQUIRED = ("model", "cell", "outcome", "refusal_rate", "refusal_rate_delta", "n_total", "regime", "action")
@@ -54,6 +55,11 @@ class Run:
     def cells(self) -> pd.DataFrame:
         """The matrix without the baselines."""
         return self.matrix[self.matrix["cell"] != BASELINE]
+
+    @cached_property
+    def losses(self) -> list[Loss]:
+        """What happened to each cell's refusals, the worst first; see `probes.report.losses`."""
+        return losses(self)
 
     @property
     def counted_by(self) -> str:

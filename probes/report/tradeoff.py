@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from probes.matrix.regimes import RegimeRule
 from probes.report import svg
 from probes.report.formatting import bounds, plural, points
-from probes.report.losses import Loss, losses
+from probes.report.losses import Loss
 from probes.report.run import Run
 
 LEAST_X, LEAST_Y = (-3.0, 2.0), (-13.0, 4.0)
@@ -27,7 +27,7 @@ STILL = 0.005
 
 def build(run: Run) -> list[dict[str, Any]] | None:
     """A scatter plot per model with a quality metric; none of a single model, whose picture is the first screen's."""
-    all_losses = losses(run)
+    all_losses = run.losses
     blocks = []
     for place, model in enumerate(run.models if run.several else ()):
         cells = [loss for loss in drawable(all_losses) if loss.model == model]

@@ -14,7 +14,7 @@ from probes.labels.moved import COLUMN as DISAGREE
 from probes.matrix.regimes import LOST_ELSEWHERE, MORE_PROMPTS, QUALITY_OF_OWN
 from probes.report import tradeoff
 from probes.report.formatting import bounds, cut, joined, number, percent, plural, points
-from probes.report.losses import Loss, LossKind, losses
+from probes.report.losses import Loss, LossKind
 from probes.report.run import Run
 
 FEW = 10
@@ -44,7 +44,7 @@ class Verdict:
 
 def build(run: Run) -> dict[str, Any]:
     """The verdict and the cells to show, the worst first."""
-    all_losses = losses(run)
+    all_losses = run.losses
     loud = [loss for loss in all_losses if loss.kind < LossKind.QUIET]
     shown = all_losses if len(all_losses) <= FEW else all_losses[: max(FEW, len(loud))]
     return {
