@@ -83,11 +83,10 @@ def main(
         _measure_in_two(study, out)
     run = run_study(study, out)
     show(run)
-    late = any(not _is_explained(run, model) for model in run.study.models)
     lines = [line for model in run.study.models for line in _story(run, model)]
     for line in lines:
         cli.console.print(line, markup=False, highlight=False)
-    report = files.write(run.path)[0] if late else run.report  # written before what it is to show
+    report = files.write(run.path)[0] if _explained_since(run) else run.report
     cli.log.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(exit_code(run))
 
@@ -180,17 +179,20 @@ def _explained(run: StudyRun, model: Model, cells: Sequence[str]) -> Path:
     from probes.harness.names import BASELINE
 
     folder, paths = run.path / model.name, _paths(run, model, cells)
-    if not _holds(folder, paths):
-        key = _key(paths)
+    key = _key(paths)
+    if not (folder / KEY).exists() or (folder / KEY).read_text() != key:
         _measure(paths.pop(BASELINE), paths, folder)
         (folder / KEY).write_text(key)
     return folder
 
 
-def _is_explained(run: StudyRun, model: Model) -> bool:
-    """Whether the danger of a model, if there is any, is explained."""
-    cells = _to_explain(_danger(run, model))
-    return not cells or _holds(run.path / model.name, _paths(run, model, cells))
+def _explained_since(run: StudyRun) -> bool:
+    """Whether a cell was explained after the report was written, which then lacks it."""
+    if run.report is None:
+        return False
+    written = run.report.stat().st_mtime_ns
+    keys = [run.path / model.name / KEY for model in run.study.models]
+    return any(key.exists() and key.stat().st_mtime_ns > written for key in keys)
 
 
 def _paths(run: StudyRun, model: Model, cells: Sequence[str]) -> dict[str, Path]:
@@ -200,10 +202,6 @@ def _paths(run: StudyRun, model: Model, cells: Sequence[str]) -> dict[str, Path]
 
     places = located(run.study, model)
     return {name: place for name in (BASELINE, *cells) if isinstance(place := places[name], Path)}
-
-
-def _holds(folder: Path, paths: Mapping[str, Path]) -> bool:
-    return (folder / KEY).exists() and (folder / KEY).read_text() == _key(paths)
 
 
 def _key(paths: Mapping[str, Path]) -> str:
