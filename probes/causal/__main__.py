@@ -68,6 +68,7 @@ PATCHES: tables.Columns = {
 def render(result: CausalResult) -> Group:
     """All tables for the terminal; of the curves the points that have a control."""
     from rich.console import Group
+    from rich.text import Text
 
     shown = {r.probe: r.table for r in result.experiments}
     rendered = [tables.render("Refusal margin on harmful prompts", result.table, HEADLINES)]
@@ -85,7 +86,7 @@ def render(result: CausalResult) -> Group:
             (sites["site"] != "hook_resid_pre") | (sites["reason"] != "")
         ]  # a block's input is the last output
         rendered.append(tables.render("The baseline's activations put in", later, PATCHES))
-    return Group(*rendered)
+    return Group(*rendered, Text(f"Refusals are counted by: {result.settings['outcome']}."))
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

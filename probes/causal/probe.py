@@ -23,6 +23,7 @@ from probes.causal.settings import KINDS, PROMPTS, Experiment
 from probes.harness.comparison import Models, compare
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
+from probes.labels.refused import BROADER
 from probes.margin.openings import common_openings
 from probes.margin.settings import Source
 
@@ -170,6 +171,7 @@ def measure(
         "held_out": sample.held_out,
         "attribution": "given" if attribution is not None else f"computed in {ATTRIBUTION_STEPS} steps",
         "plan": asdict(plan),
+        "outcome": BROADER,
     }
     results = {}
     for table, columns in {"causal": HEADLINE, **TABLES}.items():

@@ -107,5 +107,5 @@ def _answers(drift: pd.DataFrame) -> str:
     before, after = (round(row[f"refusal_rate_{side}"] * row["n_pairs"]) for side in ("baseline", "cell"))
     return (
         f"refused {before} → {after} of {row['n_pairs']} harmful prompts: {row['n_lost']} lost, {row['n_gained']} "
-        f"gained (p = {row['p_mcnemar']:.2g})"
+        f"gained (p = {row['p_mcnemar']:.2g}), counted by: {row['outcome']}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from probes.labels.refused import BROADER
 from probes.predict.cells import LABELS
 from probes.report import explained, svg
 from probes.report.formatting import number, percent
@@ -116,7 +117,7 @@ def _restore(table: pd.DataFrame, cells: Sequence[str], place: int) -> dict[str,
     controlled = restore_rows[restore_rows["random_gain"].notna() & (restore_rows["k"] < restore_rows["n_parts"])]
     order = controlled["cell"].map({name: at for at, name in enumerate(cells)})
     ranked = controlled[controlled["ranking"] == "attribution"].assign(place=order).sort_values(["place", "kind", "k"])
-    return {"plots": plots, "rows": _records(ranked), "kinds": KINDS}
+    return {"plots": plots, "rows": _records(ranked), "kinds": KINDS, "counted_by": BROADER}
 
 
 @svg.styled

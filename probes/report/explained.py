@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from probes.labels.refused import BROADER
 from probes.report.run import Run
 from probes.stats.intervals import interval_of
 
@@ -33,7 +34,8 @@ def build(run: Run, model: str) -> dict[str, Any] | None:
     if not cells and not missing:
         return None
     anchors = [(cell, run.anchor(model, cell)) for cell in missing]
-    return {"cells": cells, "missing": anchors, "command": command(run, model, missing) if missing else ""}
+    then = command(run, model, missing) if missing else ""
+    return {"cells": cells, "missing": anchors, "command": then, "counted_by": BROADER}
 
 
 def _cell(run: Run, model: str, cell: str, row: pd.Series) -> dict[str, Any]:

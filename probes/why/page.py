@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from probes.harness.names import BASELINE
+from probes.labels.refused import BROADER
 from probes.stats.intervals import ALPHA, Estimate, interval_of
 from probes.why.blame import Blame, labelled
 from probes.why.explanation import Explanation
@@ -158,7 +159,7 @@ def _rewritten(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield from _smallest_p(len(random))
     yield (
         f"Of {kept_row['n_prompts']} prompts it refuses {kept_row['refusals_gained']} that the plain cell answers, and "
-        f"answers {kept_row['refusals_lost']} that it refuses."
+        f"answers {kept_row['refusals_lost']} that it refuses. Counted by: {BROADER}."
     )
 
 

@@ -19,6 +19,7 @@ from probes.harness.comparison import Comparison, Models, compare
 from probes.harness.names import BASELINE
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
+from probes.labels.refused import BROADER
 from probes.margin.openings import common_openings
 from probes.margin.settings import Source
 from probes.stats import intervals
@@ -181,6 +182,7 @@ def measure(
         "seed": seed,
         "choice": {name: about.keep.choice.why for name, about in explained.items()},
         "forms": {name: dict(about.keep.forms) for name, about in explained.items()},
+        "outcome": BROADER,
     }
     result = comparison.result("why", [_row(about) for about in explained.values()], **settings)
     result.table = result.table.reindex(columns=list(COLUMNS))

@@ -52,7 +52,8 @@ def test_every_table_beside_its_controls(
     assert set(patches["positions"]) == {"instruction", "end", "all"}
     assert all((before[name] == tensor).all() for name, tensor in cell.hf.state_dict().items())
     rendered = causal_command.render(result)
-    assert len(rendered.renderables) == 5
+    assert len(rendered.renderables) == 6
+    assert str(rendered.renderables[-1]) == "Refusals are counted by: broader lexicon."
 
 
 def test_parts_that_have_no_ranking(tiny: Callable[[str], Path]) -> None:

@@ -197,6 +197,7 @@ def test_one_screen(arguments: list[str], tmp_path: Path) -> None:
     assert result.exit_code == Exit.NOTHING_MEASURED, result.output
     lines = result.output.splitlines()
     assert lines[0].startswith("The baseline refuses only 0 of ")
+    assert "counted by: broader lexicon" in " ".join(result.output.split())
     assert len(lines) < 25
     assert all(len(line) <= 80 for line in lines if not line.startswith(("next: ", "written: ", "warning: ")))
     assert any(line.startswith("NOT MEASURED  llama-q8: ") for line in lines)

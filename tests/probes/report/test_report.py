@@ -511,7 +511,10 @@ def test_what_why_found_is_shown_with_what_to_keep(copy: Path) -> None:
     assert "quantization undid alignment fits it is beyond random signs how far back the logits went" in text
     assert "+0.97 [+0.96, +0.98] without it: random signs 0.02 logits no further back" in text
     assert "--tensor-type 'a b'" in text
-    assert "kept 3.40 +1.50 [+1.00, +2.00] 90 10" in text
+    counted = "Refusals of this table are counted by: broader lexicon."
+    assert f"kept 3.40 +1.50 [+1.00, +2.00] 90 10 {counted}" in text
+    restored = next(details for details in section.find_all("details") if "restoring weights" in details.get_text())
+    assert counted in restored.get_text()
 
 
 def _interval(name: str, value: float, half: float) -> dict[str, float]:

@@ -154,6 +154,7 @@ def test_page_says_what_so_few_random_lists_cannot_show(explained: Explanation) 
 
     assert "3 random lists cannot give a p below 0.25: --sets 19 can reach 0.05" in said(3)
     assert "cannot give a p" in said(18)
+    assert "answers 0 that it refuses. Counted by: broader lexicon." in said(18)
     assert "cannot give a p" not in said(19)
 
 
