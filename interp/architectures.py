@@ -11,6 +11,12 @@ from typing import Any
 
 from interp.errors import InputError
 
+UNEMBEDDING = "lm_head"
+"""The module that gives the logits. Its weight may be the embedding's, and is then stored once."""
+UNEMBEDDING_WEIGHT = f"{UNEMBEDDING}.weight"
+UNEMBEDDINGS = (UNEMBEDDING, "embed_out")
+"""The module as files call it: GPT-NeoX's has another name there."""
+
 
 @dataclass(frozen=True)
 class Experts:

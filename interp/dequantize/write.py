@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.architectures import UNEMBEDDING_WEIGHT
 from interp.dequantize.settings import SHARD_GB, ExportDtype
 from interp.errors import InputError, NotFinite
 from interp.experts import stored_together
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 NARROW = (torch.float16, torch.bfloat16)
 """Types of two bytes; what neither holds exactly goes to float32."""
-UNEMBEDDING = "lm_head.weight"
 Report = Callable[[int, int], object]
 """Called with the steps done and the steps in all: every tensor is written, and read again."""
 
@@ -75,7 +75,7 @@ def export(
     torch_dtype = _chosen(checkpoint, names, dtype)
     with atomic_directory(out) as directory:
         written = _write_weights(checkpoint, directory, torch_dtype, shard_gb, steps)
-        _write_config(beside, directory, torch_dtype, untied=UNEMBEDDING in names)
+        _write_config(beside, directory, torch_dtype, untied=UNEMBEDDING_WEIGHT in names)
         _write_tokenizer(like or checkpoint, beside, directory)
         _verify(directory, written, steps)
         record = _record(checkpoint, written, torch_dtype, round(time.monotonic() - started, 2))

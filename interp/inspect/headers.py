@@ -16,7 +16,7 @@ from typing import Any
 
 import gguf
 
-from interp.architectures import ARCHITECTURES, Architecture
+from interp.architectures import ARCHITECTURES, UNEMBEDDINGS, Architecture
 from interp.errors import InputError
 from interp.formats.gguf_header import read_header
 from interp.formats.names import DERIVED_GGUF, UNEMBEDDING, architecture_of, model_arch
@@ -33,9 +33,6 @@ QUANTIZATION_KEYS = (
     "num_experts",
 )
 """Of a config.json whose checkpoint is no plain dense one."""
-
-
-UNEMBEDDINGS = ("lm_head", "embed_out")
 
 
 READ_BY_TRANSFORMERS = ("llama", "qwen2", "qwen3")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from interp.architectures import UNEMBEDDINGS
 from interp.chat import render, template_source
 from interp.errors import InputError
 from interp.inspect.wording import lines, sized
@@ -19,7 +20,6 @@ REQUEST = "How are you?"
 """What is rendered to show a chat template."""
 MEMORY_DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of a parameter."""
-UNEMBEDDING = "lm_head"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def summarize(checkpoint: Checkpoint, request: str = REQUEST) -> Summary:
         parameters=parameters,
         context=_context(checkpoint),
         vocabulary=shapes[f"{embed}.weight"][0],
-        tied=not any(name.startswith(UNEMBEDDING) or name.startswith("embed_out") for name in shapes),
+        tied=not any(name.startswith(UNEMBEDDINGS) for name in shapes),
         linears=_linears(checkpoint),
         embedding_quantized=checkpoint.is_quantized(embed),
         tokenizer=tokenizer,

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from interp.architectures import UNEMBEDDING_WEIGHT
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.pairs.configs import config_differences, metadata_differences
@@ -21,8 +22,6 @@ RESCALED_ROUNDINGS = 4
 """A rescaled tensor was rounded after the division, and so were the norm and the factor it is compared through."""
 SHOWN = 3
 """How many differences an error names."""
-UNEMBEDDING = "lm_head.weight"
-"""Stored or not: a model without one multiplies by its embedding."""
 
 
 def weight_error(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path) -> pd.DataFrame:
@@ -177,7 +176,7 @@ def _require_same_model(baseline: Checkpoint, quantized: Checkpoint) -> None:
         )
     ours, theirs = baseline.shapes(), quantized.shapes()
     for name in dict.fromkeys([*ours, *theirs]):
-        tied = name == UNEMBEDDING and (name not in ours or name not in theirs)
+        tied = name == UNEMBEDDING_WEIGHT and (name not in ours or name not in theirs)
         if ours.get(name) != theirs.get(name) and not tied:
             raise InputError(
                 f"Not a quantization of this baseline: {name!r} has shape {ours.get(name)} in {baseline.path} and "
@@ -248,9 +247,9 @@ def _counterparts(baseline: Checkpoint, quantized: Checkpoint) -> list[tuple[str
     """What is compared with what: the same names, and an unembedding with the embedding that the other one uses."""
     ours, theirs = baseline.shapes(), quantized.shapes()
     pairs = [(name, name) for name in theirs if name in ours]
-    if (UNEMBEDDING in ours) != (UNEMBEDDING in theirs):
+    if (UNEMBEDDING_WEIGHT in ours) != (UNEMBEDDING_WEIGHT in theirs):
         embedding = f"{baseline.architecture.embed}.weight"
-        pairs.append((UNEMBEDDING, embedding) if UNEMBEDDING in ours else (embedding, UNEMBEDDING))
+        pairs.append((UNEMBEDDING_WEIGHT, embedding) if UNEMBEDDING_WEIGHT in ours else (embedding, UNEMBEDDING_WEIGHT))
     return pairs
 
 
