@@ -20,6 +20,7 @@ NAMES = (
     "interp.dequantize.export",
     "probes.refusal.ask.ask",
     "interp.generation.complete",
+    "interp.reading.ReadsTexts",
     "probes.harness.comparison.Cells",
     "probes.harness.comparison.compare",
     "probes.harness.prompts.PromptSet",
