@@ -20,10 +20,11 @@ from interp.errors import InputError
 from interp.files import child_search_path
 from interp.quantize.cells import need
 from probes.study.checkpoints import located
+from probes.study.keys import agreement
 from probes.study.measuring import Bars, Work, measure_all
 from probes.study.reader import parse_study
 from probes.study.schema import Model, Study
-from probes.study.state import Record, RunFolder, StudyPart, agreement, records
+from probes.study.state import Record, RunFolder, StudyPart, records
 from probes.study.step import Asked
 from probes.study.workers import AGREED, FOLDER, counted, joined
 

@@ -29,8 +29,9 @@ from interp.threads import fit_threads
 from probes.harness.comparison import Cells, remembering
 from probes.harness.names import BASELINE
 from probes.study.checkpoints import StageReport, before_alignment, located, open_cell, prepare
+from probes.study.keys import Keys
 from probes.study.schema import Model, Study
-from probes.study.state import Keys, PartStatus, Record, RunFolder, StudyPart, parts_of, reason_of, records
+from probes.study.state import PartStatus, Record, RunFolder, StudyPart, parts_of, reason_of, records
 from probes.study.step import Asked, StepContext
 from probes.study.steps import BY_NAME, options_of
 from probes.study.workers import Worker, holder

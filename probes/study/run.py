@@ -16,6 +16,7 @@ from probes.harness.options import check_writable
 from probes.harness.results import Result, read_result
 from probes.study.checkpoints import located
 from probes.study.cluster import measure_on_cluster
+from probes.study.keys import agreement
 from probes.study.measuring import Work, measure_all
 from probes.study.reader import parse_study
 from probes.study.schema import Study
@@ -27,7 +28,6 @@ from probes.study.state import (
     Record,
     RunFolder,
     StudyPart,
-    agreement,
     as_table,
     judge_records,
     read_state,

@@ -24,6 +24,7 @@ from probes.matrix.rows import add_regimes
 from probes.rtsi.index import RTSI
 from probes.rtsi.rows import cell_rows
 from probes.study.checkpoints import located
+from probes.study.keys import judges_key
 from probes.study.schema import Model, Study
 from probes.study.state import (
     JUDGES,
@@ -33,7 +34,6 @@ from probes.study.state import (
     StudyPart,
     judge_records,
     judged,
-    judges_key,
     read_marker,
     reason_of,
 )

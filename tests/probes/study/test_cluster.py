@@ -35,7 +35,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
 
 
 def test_what_a_model_needs_is_no_part_of_what_workers_agree_on(tmp_path: Path) -> None:
-    from probes.study.state import agreement
+    from probes.study.keys import agreement
     from probes.study.step import Asked
 
     file = write_models(tmp_path, 1)

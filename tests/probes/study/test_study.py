@@ -31,7 +31,7 @@ from probes.judges import probe as judges
 from probes.predict.cells import read_cells
 from probes.report import files
 from probes.study import __main__ as study_command
-from probes.study import measuring, state, terminal
+from probes.study import keys, measuring, state, terminal
 from probes.study import run as studies
 from probes.study.reader import read_study
 from probes.study.run import open_run, run_study, study_status
@@ -294,7 +294,7 @@ def test_a_model_that_another_worker_measures_is_left_to_it(
 
 def test_a_worker_with_another_study_is_refused_while_one_is_at_work(folder: Path, invoke: Invoke, capsys: Any) -> None:
     study = read_study(folder / "study.toml")
-    with joined(folder / "run", state.agreement(study, Asked.of(study))):
+    with joined(folder / "run", keys.agreement(study, Asked.of(study))):
         change(folder / "study.toml", "max_new_tokens = 4", "max_new_tokens = 5")
         change(folder / "harmless.txt", "milk", "a cow")
         before = unchanged(folder)
