@@ -16,6 +16,8 @@ UNEMBEDDING = "lm_head"
 UNEMBEDDING_WEIGHT = f"{UNEMBEDDING}.weight"
 UNEMBEDDINGS = (UNEMBEDDING, "embed_out")
 """The module as files call it: GPT-NeoX's has another name there."""
+MOST_EXPERTS = 2048
+"""Of a block; more are a damaged config, and each has names that are made before any tensor is looked at."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,20 @@ class Architecture:
         return self.experts is not None and block not in dense and (block + 1) % step == 0
 
     def expanded(self, config: Any) -> Architecture:
-        """The row of one model: with the linears of each of its experts where scales can move."""
+        """The row of one model: with the linears of each of its experts where scales can move.
+
+        Raises:
+            InputError: a number of experts that no model has, or more of them for a token than there are.
+        """
         if self.experts is None:
             return self
-        count = int(getattr(config, self.experts.count_key))
+        count, taken = getattr(config, self.experts.count_key), config.num_experts_per_tok
+        if not 1 <= taken <= count <= MOST_EXPERTS:
+            raise InputError(
+                f"config.json says {self.experts.count_key} = {count} and num_experts_per_tok = {taken}",
+                f"1 to {MOST_EXPERTS} experts, and no more for a token than there are",
+                "Restore the file as it was written",
+            )
         experts = [self.experts.linears(expert) for expert in range(count)]
         *norms, (last, readers) = self.scaled_by_norm
         every = (*readers, self.experts.router, *(name for inputs, _ in experts for name in inputs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,24 @@ def test_a_file_of_other_experts_than_the_config_says(tiny: Tiny, tmp_path: Path
 
     with pytest.raises(InputError, match=r"experts\.2\.up_proj\.weight' of .* has shape \[40, 32\]"):
         open_checkpoint(changed(tiny("olmoe"), tmp_path / "cell", narrower))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "count"),
+    [
+        ("qwen3_moe", "num_local_experts", 10**9),
+        ("gpt_oss", "num_local_experts", 10**9),
+        ("olmoe", "num_experts_per_tok", 7),
+        ("mixtral", "num_experts_per_tok", 0),
+    ],
+)
+def test_numbers_of_experts_that_cannot_be(name: str, key: str, count: int, tiny: Tiny, tmp_path: Path) -> None:
+    cell = Path(shutil.copytree(tiny(name), tmp_path / "cell"))
+    settings = json.loads((cell / "config.json").read_text())
+    assert key in settings
+    (cell / "config.json").write_text(json.dumps(settings | {key: count}))
+    with pytest.raises(InputError, match=f"= {count}"):
+        open_checkpoint(cell)
 
 
 def test_batches_of_a_mixture_are_its_single_texts(tmp_path: Path) -> None:
