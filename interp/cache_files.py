@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.batching import batches
 from interp.cache import ActivationCache, Rows, finite
-from interp.documents import checked, read_json_object
+from interp.documents import checked, read_json_object, require_file
 from interp.errors import InputError
 from interp.files import atomic_file
 from interp.hooks import Names
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 ABOUT, TEXTS, INDICES = "cache.json", "texts.safetensors", "indices"
+TEXT_DTYPES = {"tokens": torch.int64, "lengths": torch.int64, "mask": torch.bool}
+"""Tensor of the file of texts → its type."""
 
 
 class _About(BaseModel):
@@ -76,11 +78,15 @@ class StoredActivations(Mapping[str, Tensor]):
 
     def batches(self, names: Sequence[str] | None = None) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """File by file: which texts, and {name: [batch, …]} in the dtype they were computed in."""
-        from safetensors import safe_open
-
-        for number in range(len(self._about.passes)):
-            with safe_open(_file(self.directory, number), "pt") as file:
-                yield file.get_tensor(INDICES), {name: file.get_tensor(name) for name in names or self._about.names}
+        widths: dict[str, torch.Size] = {}
+        for number, texts in enumerate(self._about.passes):
+            file, mask = _file(self.directory, number), self._mask[texts]
+            stored = _tensors(file, [INDICES, *(names or self._about.names)])
+            indices = stored.pop(INDICES)
+            shapes = {name: mask.shape + widths.setdefault(name, t.shape[mask.ndim :]) for name, t in stored.items()}
+            if indices.tolist() != texts or any(t.shape != shapes[name] for name, t in stored.items()):
+                raise _damaged(file, f"it holds other texts or positions than {ABOUT} says")
+            yield indices, stored
 
 
 def write_cache(
@@ -122,8 +128,6 @@ def read_cache(directory: str | Path) -> ActivationCache:
         >>> cache = read_cache("caches/harmful")
         >>> cache["blocks.3.hook_resid_post"].shape
     """
-    from safetensors.torch import load_file
-
     directory = Path(directory)
     about = checked(_About, _read_about(directory), str(directory / ABOUT))
     missing = [n for n in range(len(about.passes)) if not _file(directory, n).is_file()]
@@ -133,9 +137,38 @@ def read_cache(directory: str | Path) -> ActivationCache:
             "all of them",
             "Call write_cache again with the same arguments: it goes on where it was",
         )
-    stored = load_file(directory / TEXTS)
-    token_ids = [ids.tolist() for ids in stored["tokens"].split(stored["lengths"].tolist())]
-    return ActivationCache(StoredActivations(directory, about, stored["mask"]), stored["mask"], token_ids)
+    stored = _tensors(directory / TEXTS, TEXT_DTYPES)
+    tokens, lengths, mask = stored.values()
+    if {name: tensor.dtype for name, tensor in stored.items()} != TEXT_DTYPES:
+        raise _damaged(directory / TEXTS, "its tensors are of other types")
+    texts = sorted(text for one in about.passes for text in one)
+    if not mask.ndim or lengths.shape != mask.shape[:1] or texts != list(range(len(mask))):
+        raise _damaged(directory / TEXTS, f"it holds other texts than {ABOUT} says")
+    if tokens.ndim != 1 or (lengths < 0).any() or lengths.sum() != len(tokens):
+        raise _damaged(directory / TEXTS, "the lengths of its texts are not those of its tokens")
+    token_ids = [ids.tolist() for ids in tokens.split(lengths.tolist())]
+    return ActivationCache(StoredActivations(directory, about, mask), mask, token_ids)
+
+
+def _tensors(file: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors of one file of a cache.
+
+    Raises:
+        InputError: it is damaged, or lacks one of them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    require_file(file, "a file of a cache")
+    try:
+        with safe_open(file, "pt") as stored:
+            return {name: stored.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _damaged(file: Path, why: str) -> InputError:
+    do = "Write the cache again into another directory"
+    return InputError(f"{file} is damaged: {why}", "what HookedModel.write_cache wrote", do)
 
 
 def _read_about(directory: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interp import HookedModel, complete, load, read_cache
@@ -351,6 +352,30 @@ def test_an_interrupted_cache_goes_on_where_it_was(
     cache = model.write_cache(TEXTS, RESID, tmp_path / "cache", batch_size=1)
     assert "00000.safetensors" not in saved
     assert_close(cache[RESID], model.activations(TEXTS, RESID)[RESID])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("texts.safetensors", lambda tensors: {"mask": tensors["mask"]}),
+        ("texts.safetensors", lambda tensors: tensors | {"lengths": tensors["lengths"] + 1}),
+        ("texts.safetensors", lambda tensors: tensors | {"lengths": tensors["lengths"].double()}),
+        ("texts.safetensors", lambda tensors: tensors | {"mask": tensors["mask"][1:]}),
+        ("00001.safetensors", lambda tensors: tensors | {"indices": torch.tensor([0, 1])}),
+        ("00001.safetensors", lambda tensors: tensors | {RESID: tensors[RESID][:, 1:].contiguous()}),
+        ("00001.safetensors", lambda tensors: {"indices": tensors["indices"]}),
+        ("00001.safetensors", None),
+    ],
+)
+def test_a_damaged_cache_is_refused(model: HookedModel, tmp_path: Path, name: str, change: Any) -> None:
+    cache = model.write_cache(TEXTS, RESID, tmp_path / "cache", batch_size=1)
+    file = tmp_path / "cache" / name
+    if change is None:
+        file.write_bytes(file.read_bytes()[:-8])
+    else:
+        save_file(change(load_file(file)), file)
+    with pytest.raises(InputError, match=rf"{name} is damaged"):
+        read_cache(tmp_path / "cache") if name == "texts.safetensors" else cache[RESID]
 
 
 def test_another_cache_is_never_overwritten(model: HookedModel, tmp_path: Path) -> None:
