@@ -14,6 +14,7 @@ from probes.check.gate import Bounds, Verdict, baseline_note, worst
 from probes.check.stored import CheckResult
 from probes.drift.probe import ALL
 from probes.harness.names import BASELINE
+from probes.labels.moved import COLUMN as DISAGREE
 
 WORST_LINEARS = 3
 """Kinds of linear that are named."""
@@ -72,7 +73,7 @@ def _lines(check: CheckResult, row: pd.Series) -> Iterator[tuple[str, str]]:
         return
     for what in ("entropy", "margin"):
         yield from ((f"{what}, {side}", _shift(check, what, cell, side)) for side in SIDES)
-    yield "answers", _answers(check.rows("drift", cell))
+    yield from _answers(check.rows("drift", cell))
 
 
 def _weights(rows: pd.DataFrame) -> str:
@@ -98,14 +99,18 @@ def _shift(check: CheckResult, what: str, cell: str, side: str) -> str:
     )
 
 
-def _answers(drift: pd.DataFrame) -> str:
-    """Refusals before and after, and McNemar's test."""
+def _answers(drift: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Refusals before and after, McNemar's test, and where the openings of answers tell another story."""
     rows = drift[(drift["category"] == ALL) & (drift["axis"] == "robustness")]
     if not len(rows) or not rows["n_pairs"].iloc[0]:
-        return "none is scored"
+        yield "answers", "none is scored"
+        return
     row = rows.iloc[0]
     before, after = (round(row[f"refusal_rate_{side}"] * row["n_pairs"]) for side in ("baseline", "cell"))
-    return (
+    yield (
+        "answers",
         f"refused {before} → {after} of {row['n_pairs']} harmful prompts: {row['n_lost']} lost, {row['n_gained']} "
-        f"gained (p = {row['p_mcnemar']:.2g}), counted by: {row['outcome']}"
+        f"gained (p = {row['p_mcnemar']:.2g}), counted by: {row['outcome']}",
     )
+    if row[DISAGREE]:
+        yield "wording", row[DISAGREE]
