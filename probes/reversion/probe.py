@@ -17,6 +17,7 @@ from interp.pairs.alignment import aligned
 from probes.harness.comparison import Comparison, Models, compare, described
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
+from probes.harness.silence import require_speech
 from probes.reversion.codes import CODES, SameCodes, same_codes
 from probes.reversion.projection import ALL, Observed, Place, Projection, observe, projections
 from probes.reversion.random_signs import random_signs
@@ -131,6 +132,7 @@ def _check_before(before: HookedModel, comparison: Comparison) -> None:
                 "the same tokenizer",
                 "Give the checkpoint that the baseline was fine-tuned from, with its tokenizer",
             )
+    comparison.warnings += [f"before: {warning}" for warning in require_speech(before, comparison.texts)]
 
 
 def _null(

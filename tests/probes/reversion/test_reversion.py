@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from interp import HookedModel, load
-from interp.errors import InputError
+from interp.errors import InputError, SaysNothing
 from interp.organisms.training import SHIPPED
 from probes import Cells, reversion
 from probes.harness.results import read_result
@@ -101,6 +101,10 @@ def test_the_cell_is_as_it_was(baseline: HookedModel, tiny: Callable[[str], Path
 def test_models_that_are_not_from_before_alignment(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match="the baseline itself"):
         measured(baseline, load(tiny("llama")), shifted(tiny, 1))
+    silent = load(tiny("llama"))
+    silent.hf.get_input_embeddings().weight.data.zero_()
+    with pytest.raises(SaysNothing, match="the model says nothing"):
+        measured(baseline, silent, shifted(tiny, 1))
     with pytest.raises(InputError, match="other layers"):
         measured(baseline, load(tiny("qwen3")), shifted(tiny, 1))
 
