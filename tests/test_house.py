@@ -82,6 +82,12 @@ def test_a_command_is_a_folder_of_its_name() -> None:
         assert {f"probes.{name}", f"probes.{name}.__main__"} <= set(MODULES)
 
 
+def test_every_folder_is_in_the_layout() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    layout = set(re.findall(r"[a-z_]+", text.partition("## Layout")[2].partition("```")[2].partition("```")[0]))
+    assert not {name.split(".")[1] for name in MODULES if name.count(".") > 1} - layout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_import_from_faces(page: Path) -> None:
     faces = {name for name, file in MODULES.items() if file.name == "__init__.py"}

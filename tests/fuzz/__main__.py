@@ -23,6 +23,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from transformers.utils import logging
 
+from tests.fuzz import checkpoints, documents, worker  # noqa: F401 — the first two register their readers
 from tests.fuzz.targets import MAKERS
 from tests.fuzz.worker import Outcome, Reader, damage, outcomes, read
 
@@ -34,9 +35,11 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=10_000, help="for each reader")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="for each reader, at most")
+    parser.add_argument("--limit", type=float, default=worker.SECONDS, help="seconds for each input")
     parser.add_argument("--readers", default=",".join(MAKERS), help="comma-separated")
     parser.add_argument("--show", nargs=2, metavar=("READER", "NUMBER"), help="read one input, without limits")
     arguments = parser.parse_args()
+    worker.SECONDS = arguments.limit
     with tempfile.TemporaryDirectory(prefix="seeds-") as temporary:
         if arguments.show:
             name, number = arguments.show

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from interp.checkpoint import Checkpoint
 from tests.gguf_files import to_llama_cpp
-from tests.packed_files import AWQ_ORDER, bitsandbytes_dense, blocks, e4m3, fp4_dense
+from tests.packed_files import AWQ_ORDER, bitsandbytes_dense, blocks, e2m1, e4m3, fp4_dense
 
 PACKED_BESIDE = (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".SCB", ".biases")
 """Suffixes of a module that are there where the weight itself is stored quantized."""
@@ -98,6 +99,35 @@ def dense_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str 
         if not same(tensor, arrays[name]):
             return f"{name} is not what the file holds"
     return None
+
+
+def wrapped_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """A tensor of the language model is what the file holds under the wrapper's name for it."""
+    arrays = safetensors_arrays(directory)
+    for name, tensor in tensors.items():
+        names = (f"language_model.{name}", name.replace("model.", "model.language_model.", 1), name)
+        if not any(same(tensor, arrays[stored]) for stored in names if stored in arrays):
+            return f"{name} is not what the file holds"
+    return None
+
+
+def stacked_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """An expert's linear is its part of the tensor of all experts, turned, or what its MXFP4 blocks stand for."""
+    arrays = safetensors_arrays(directory)
+    for name, tensor in tensors.items():
+        expert = re.fullmatch(r"(.*\.experts)\.([0-9]+)\.(\w+)\.weight", name)
+        if not same(tensor, arrays[name] if expert is None else _of_expert(arrays, *expert.groups())):
+            return f"{name} is not what the file holds"
+    return None
+
+
+def _of_expert(arrays: Arrays, module: str, number: str, linear: str) -> NDArray[Any]:
+    stored = f"{module}.{linear}"
+    if stored in arrays:
+        return arrays[stored][int(number)].T
+    packed, powers = (arrays[f"{stored}_{part}"][int(number)] for part in ("blocks", "scales"))
+    with np.errstate(over="ignore"):
+        return e2m1(packed.reshape(len(packed), -1)) * np.repeat(power(powers), 32, axis=1)
 
 
 def packed_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str | None:
