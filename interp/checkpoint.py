@@ -50,7 +50,7 @@ class Checkpoint:
 
     @property
     def format(self) -> str:
-        """ "dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "mxfp4", "gguf"."""
+        """The name of the format, as `interp.formats.reader.Reader` lists them: "dense", "awq", "gptq", "gguf", …"""
         return self._reader.format
 
     @property

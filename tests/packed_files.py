@@ -30,6 +30,19 @@ def pack_columns(codes: Codes, bits: int) -> torch.Tensor:
     return _plain(pack_rows(codes.T, bits).T)
 
 
+PLANES = {5: ((4, 0), (1, 4)), 6: ((4, 0), (2, 4)), 7: ((4, 0), (2, 4), (1, 6)), 3: ((2, 0), (1, 2))}
+"""Bits of a code → width of each plane and where in the code it begins; GPTQModel's `utils/planar_packing.py`."""
+
+
+def pack_planes(codes: Codes, bits: int) -> torch.Tensor:
+    """Columns of codes, 32 after 32: for each plane its words, as streams of so many bits."""
+    blocks = []
+    for start in range(0, len(codes), 32):
+        block = codes[start : start + 32]
+        blocks += [pack_rows((block >> offset) & ((1 << width) - 1), width) for width, offset in PLANES[bits]]
+    return torch.cat(blocks)
+
+
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """With the strides of a tensor read from a file, for axes of length 1 too."""
     return tensor.clone(memory_format=torch.contiguous_format)
@@ -41,13 +54,20 @@ def pack_awq_gemm(codes: Codes) -> torch.Tensor:
 
 
 def gptq_tensors(
-    codes: Codes, zeros: Codes, scales: NDArray[np.float16], g_idx: Codes, bits: int, version: int
+    codes: Codes,
+    zeros: Codes,
+    scales: NDArray[np.float16],
+    g_idx: Codes,
+    bits: int,
+    version: int,
+    planar: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Codes [in, out], zeros and scales [groups, out], as GPTQ stores them."""
     stored = (zeros - 1) % (1 << bits) if version == 1 else zeros
+    pack = pack_planes if planar and bits in PLANES else pack_rows
     return {
-        "qweight": pack_rows(codes, bits),
-        "qzeros": pack_columns(stored, bits),
+        "qweight": pack(codes, bits),
+        "qzeros": _plain(pack(stored.T, bits).T),
         "scales": torch.from_numpy(scales),
         "g_idx": torch.from_numpy(g_idx.astype(np.int32)),
     }
@@ -91,17 +111,20 @@ def write_packed(
     return directory
 
 
-def write_gptq(directory: Path, group_size: int = 16, bits: int = 4, version: int = 1, **settings: Any) -> Path:
-    """A GPTQ checkpoint of random codes."""
+def write_gptq(
+    directory: Path, group_size: int = 16, bits: int = 4, version: int = 1, planar: bool = False, **settings: Any
+) -> Path:
+    """A GPTQ checkpoint of random codes; in planes, linears without whole words of 32 codes stay as they are."""
+
+    def pack(n_in: int, n_out: int) -> dict[str, torch.Tensor]:
+        if planar and (n_in % 32 or n_out % 32):
+            return {"weight": torch.ones(n_out, n_in, dtype=torch.float16)}
+        linear = random_linear(n_in, n_out, n_in if group_size == -1 else group_size, bits)
+        return gptq_tensors(*linear, bits, version, planar)
+
     quantization = {"quant_method": "gptq", "bits": bits, "group_size": group_size, "sym": False, "desc_act": False}
-    label = {"checkpoint_format": "gptq" if version == 1 else "gptq_v2"}
-    return write_packed(
-        directory,
-        lambda n_in, n_out: gptq_tensors(
-            *random_linear(n_in, n_out, n_in if group_size == -1 else group_size, bits), bits, version
-        ),
-        quantization | label | settings,
-    )
+    label = {"checkpoint_format": "gptq_p" if planar else "gptq" if version == 1 else "gptq_v2"}
+    return write_packed(directory, pack, quantization | label | settings)
 
 
 def write_awq(directory: Path, group_size: int = 16, **settings: Any) -> Path:
@@ -325,6 +348,45 @@ def write_fp4(directory: Path, kind: str, **settings: Any) -> Path:
         return fp4_tensors(n_in, n_out, kind)
 
     return write_packed(directory, pack, fp4_settings(kind) | settings)
+
+
+def hqq_tensors(n_in: int, n_out: int, axis: int = 1) -> dict[str, torch.Tensor]:
+    """Random codes of four bits in groups of 16 as `HQQLinear.state_dict` holds them, float16."""
+    random = np.random.default_rng(0)
+    count = n_in * n_out
+    grid = (count // 16, 16) if axis == 1 else (16, count // 16)
+    codes = random.integers(0, 16, grid)
+    words = (codes[: len(codes) // 2] << 4) | codes[len(codes) // 2 :]
+    groups = (grid[0], 1) if axis == 1 else (1, grid[1])
+    settings = {"nbits": 4, "group_size": 16, "axis": axis}
+    truths = {"view_as_float": 0, "quant_scale": 0, "quant_zero": 0, "channel_wise": 1, "encoded_state_dict": 1}
+    texts = {"packing": "4bit_u8", "compute_dtype": "torch.float16"}
+    return {
+        "W_q": torch.from_numpy(words.astype(np.uint8)),
+        "scale": random_scales(groups, torch.float16),
+        "zero": torch.from_numpy(random.uniform(0, 15, groups).astype(np.float16)),
+        "shape": torch.tensor([n_out, n_in]),
+        **{key: torch.tensor(value, dtype=torch.int32) for key, value in settings.items()},
+        **{key: torch.tensor(value, dtype=torch.uint8) for key, value in truths.items()},
+        **{key: torch.tensor(list(value.encode()), dtype=torch.uint8) for key, value in texts.items()},
+    }
+
+
+def hqq_dense(tensors: Mapping[str, NDArray[Any]], shape: tuple[int, int]) -> NDArray[np.float16]:
+    """(q - z)·s of the grid of codes, the high halves of all bytes before the low ones."""
+    codes = np.concatenate([tensors["W_q"] >> 4, tensors["W_q"] & 15]).astype(np.float16)
+    return ((codes - tensors["zero"]) * tensors["scale"]).reshape(shape)
+
+
+def write_hqq(directory: Path, axis: int = 1, **settings: Any) -> Path:
+    """A checkpoint as transformers 4 saves one that hqq quantized."""
+    weights = {"nbits": 4, "group_size": 16, "axis": axis, "channel_wise": True} | settings
+    quantization = {
+        "quant_method": "hqq",
+        "quant_config": {"weight_quant_params": weights},
+        "skip_modules": ["lm_head"],
+    }
+    return write_packed(directory, lambda n_in, n_out: hqq_tensors(n_in, n_out, axis), quantization)
 
 
 def mlx_tensors(n_in: int, n_out: int, bits: int = 4) -> dict[str, torch.Tensor]:

@@ -30,6 +30,8 @@ PACKINGS = {
 UNROUNDED = (None, 16, 32)
 """Bits of activations that are not quantized."""
 TAKEN = ("bits", "group_size", "sym")
+BITS = (2, 3, 4, 8)
+"""Those that AutoRound packs; of GPTQ there are more."""
 
 
 def translate(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +50,8 @@ def translate(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     for what, value, right in (
         ("packing_format", packing, isinstance(packing, str) and packing in PACKINGS),
         ("data_type", kind := settings.get("data_type", "int"), kind == "int"),
-        ("act_bits", bits := settings.get("act_bits"), bits in UNROUNDED),
+        ("bits", bits := _widths(settings), all(width in BITS for width in bits)),
+        ("act_bits", rounded := settings.get("act_bits"), rounded in UNROUNDED),
         ("rotation_config", rotation := settings.get("rotation_config"), not rotation),
     ):
         if not right:
@@ -74,10 +77,18 @@ def own_settings(settings: Mapping[str, Any], translated: dict[str, Any], module
     return translated | {key: own[key] for key in TAKEN if own.get(key) is not None}
 
 
+def _widths(settings: Mapping[str, Any]) -> list[object]:
+    """The bits of all linears, and of those that have their own, as far as they are said."""
+    extra = settings.get("extra_config")
+    own = [module for module in extra.values() if isinstance(module, dict)] if isinstance(extra, dict) else []
+    return [given["bits"] for given in (settings, *own) if given.get("bits") is not None]
+
+
 def _refused(directory: Path, key: str, value: object) -> InputError:
     expected = {
         "packing_format": " or ".join(map(repr, PACKINGS)),
         "data_type": "'int'",
+        "bits": " or ".join(map(str, BITS)),
         "act_bits": "16, since rounded activations are not measured",
         "rotation_config": "none, since a rotated weight is not the model's own",
     }

@@ -6,12 +6,13 @@ Layouts: AutoAWQ 0.2.9, `awq/modules/linear/{gemm,gemv,gemv_fast}.py`. All compu
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float16, Int16, Int32, UInt8
+from jaxtyping import Float, Float16, Int, Int16, Int32, UInt8
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.formats.grouped import scale_codes
 from interp.formats.packed import FLOATS, INTEGERS, PackedFormat, PackedModule, Quantization, TensorRule
-from interp.formats.packing import unpack_columns, unpack_rows
+from interp.formats.packing import bytes_of, spread, unpack_columns
 
 BITS = 4
 CODES_PER_WORD = 8
@@ -25,9 +26,13 @@ def gemm(
     qweight: Int32[Tensor, "in words"], qzeros: Int32[Tensor, "groups words"], scales: Float[Tensor, "groups out"]
 ) -> Float[Tensor, "out in"]:
     """Dense weight of the GEMM layout, packed along the output in AWQ's nibble order."""
-    group_size = qweight.shape[0] // scales.shape[0]
-    codes, zeros = _nibbles(qweight), _nibbles(qzeros)
-    return _scaled(codes, zeros, scales.T.contiguous(), group_size)
+    words = qweight.T.contiguous()  # to turn the words is less work than to turn the weights
+    zeros, scales = _nibbles(qzeros.T), scales.T.contiguous()
+
+    def codes(outputs: slice) -> UInt8[Tensor, "rows in"]:
+        return _nibbles(words[outputs.start // CODES_PER_WORD : outputs.stop // CODES_PER_WORD])
+
+    return scale_codes(codes, zeros.to(scales.dtype), scales, _groups(words.shape[1], scales.shape[1]))
 
 
 def gemv(
@@ -39,9 +44,9 @@ def gemv(
     """Dense weight of the GEMV layout, packed along the input in linear order; scales and zeros are padded."""
     n_in = qweight.shape[1] * CODES_PER_WORD
     groups = n_in // group_size
-    codes = unpack_columns(qweight, BITS, n_in)
-    zeros = unpack_columns(qzeros, BITS, groups)
-    return _scaled(codes, zeros, scales[:, :groups], group_size)
+    rows, scales = bytes_of(qweight), scales[:, :groups].contiguous()
+    zeros = unpack_columns(qzeros, BITS, groups).to(scales.dtype)
+    return scale_codes(lambda outputs: spread(rows[outputs], BITS), zeros, scales, _groups(n_in, groups))
 
 
 def gemv_fast(
@@ -59,21 +64,17 @@ def gemv_fast(
     return torch.addcmul(shift, codes.reshape(n_out, n_in).double(), scale).half()
 
 
-def _nibbles(words: Int32[Tensor, "rows words"]) -> UInt8[Tensor, "columns rows"]:
-    codes = unpack_rows(words.T, BITS, words.shape[1] * CODES_PER_WORD)
-    ordered = codes.view(words.shape[1], CODES_PER_WORD, words.shape[0])[:, NIBBLE_OF_COLUMN]
-    return ordered.reshape(-1, words.shape[0])
+def _nibbles(words: Int32[Tensor, "words in"]) -> UInt8[Tensor, "out in"]:
+    """The codes of eight outputs in each row of words, one row of bytes for each."""
+    codes = torch.empty(words.shape[0], CODES_PER_WORD, words.shape[1], dtype=torch.uint8, device=words.device)
+    for output, nibble in enumerate(NIBBLE_OF_COLUMN):
+        codes[:, output] = (words >> (BITS * nibble)).bitwise_and_(0xF)
+    return codes.view(-1, words.shape[1])
 
 
-def _scaled(
-    codes: UInt8[Tensor, "out in"],
-    zeros: UInt8[Tensor, "out groups"],
-    scales: Float[Tensor, "out groups"],
-    group_size: int,
-) -> Float[Tensor, "out in"]:
-    """(q - z)·s with one multiplication in the dtype of the scales."""
-    grouped = codes.to(scales.dtype).reshape(codes.shape[0], -1, group_size)  # small integers: exact, so is q - z
-    return grouped.sub_(zeros.to(scales.dtype)[..., None]).mul_(scales[..., None]).reshape(codes.shape)
+def _groups(n_in: int, groups: int) -> Int[Tensor, " in"]:
+    """The group of each input: consecutive ones of one size."""
+    return torch.arange(n_in) // (n_in // groups)
 
 
 def _deinterleaved(qweight: Int16[Tensor, "quarter in"]) -> Int16[Tensor, "out in"]:

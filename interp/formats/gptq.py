@@ -1,6 +1,7 @@
-"""GPTQ: groups of 2, 3, 4 or 8 bits, version 1 and 2, with and without act-order.
+"""GPTQ: groups of 2 to 8 bits, version 1 and 2, in one stream or in planes, with and without act-order.
 
-Layout: AutoGPTQ 0.7.1 and GPTQModel 7.7, `nn_modules/qlinear`. w = s[g_idx]·(q - z[g_idx]) in float16.
+Layouts: AutoGPTQ 0.7.1 and GPTQModel 7.7, `nn_modules/qlinear` and `utils/planar_packing.py`.
+w = s[g_idx]·(q - z[g_idx]) in float16.
 """
 
 from __future__ import annotations
@@ -13,11 +14,25 @@ from jaxtyping import Float, Int, Int32, UInt8
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.formats.grouped import scale_codes
 from interp.formats.packed import FLOATS, INTEGERS, PackedFormat, PackedModule, Quantization, TensorRule
-from interp.formats.packing import packed_length, unpack_columns, unpack_rows
+from interp.formats.packing import (
+    PLANES,
+    WORD_BITS,
+    bytes_of,
+    nibbles_of_three,
+    packed_length,
+    spread,
+    spread_planes,
+    unpack_columns,
+)
 
-BITS = (2, 3, 4, 8)
-VERSIONS: dict[str, Literal[1, 2]] = {"gptq": 1, "gptq_v2": 2}
+BITS = (2, 3, 4, 5, 6, 7, 8)
+IN_PLANES = (5, 6, 7)
+"""Bits that exist in planes only, whatever the layout is called; three bits exist both ways, of the others both are one
+and the same."""
+PLANAR = "gptq_p"
+VERSIONS: dict[str, Literal[1, 2]] = {"gptq": 1, "gptq_v2": 2, PLANAR: 2}
 """`checkpoint_format` in the config; version 1 stores z - 1, version 2 stores z."""
 
 
@@ -28,6 +43,7 @@ def dequantize_gptq(
     g_idx: Int[Tensor, " in"],
     bits: int,
     version: Literal[1, 2],
+    planar: bool = False,
 ) -> Float[Tensor, "out in"]:
     """Dense weight s[g_idx]·(q - z[g_idx]), with one multiplication in the dtype of the scales.
 
@@ -38,21 +54,34 @@ def dequantize_gptq(
         g_idx: the group of each input.
         bits: of a code.
         version: 1 where the file stores z - 1, 2 where it stores z.
+        planar: the codes lie in planes, which those of 5, 6 and 7 bits always do.
     """
-    weight = unpack_rows(qweight, bits, g_idx.shape[0]).to(scales.dtype)  # small integers: exact, so is q - z
-    zeros = _zero_points(unpack_columns(qzeros, bits, scales.shape[1]), bits, version).to(scales.dtype)
-    group = g_idx.long()
-    if _consecutive(group, scales.shape[0]):  # broadcasting is twice as fast as gathering
-        weight.view(scales.shape[0], -1, scales.shape[1]).sub_(zeros[:, None]).mul_(scales[:, None])
-    else:
-        weight.sub_(zeros[group]).mul_(scales[group])
-    return weight.T.contiguous()
+    n_in, n_out = g_idx.shape[0], scales.shape[1]
+    planes = _in_planes(bits, planar)
+    zeros = _zero_points(_stored_codes(qzeros, bits, n_out, planes), bits, version)
+    words = nibbles_of_three(qweight) if bits == 3 and not planes else qweight  # four bits lie within a byte
+    rows = bytes_of(words.T)  # to turn the words is less work than to turn the weights
+    width = 4 if bits == 3 else bits
+
+    def codes(outputs: slice) -> UInt8[Tensor, "rows in"]:
+        packed = rows[outputs]
+        return (spread_planes(packed, bits) if planes else spread(packed, width))[:, :n_in]
+
+    by_output = (values.T.contiguous() for values in (zeros.to(scales.dtype), scales))
+    return scale_codes(codes, *by_output, g_idx.long())
 
 
-def _consecutive(group: Int[Tensor, " in"], n_groups: int) -> bool:
-    """Whether the groups follow one another and are all of one size."""
-    size, rest = divmod(group.shape[0], n_groups)
-    return rest == 0 and size > 0 and torch.equal(group, torch.arange(group.shape[0], device=group.device) // size)
+def _in_planes(bits: int, planar: bool) -> bool:
+    """Whether the codes must be read plane by plane; of one plane they are a stream."""
+    return bits in IN_PLANES or (planar and len(PLANES[bits]) > 1)
+
+
+def _stored_codes(
+    words: Int32[Tensor, "rows words"], bits: int, count: int, planes: bool
+) -> UInt8[Tensor, "rows {count}"]:
+    if planes:
+        return spread_planes(bytes_of(words), bits)[:, :count]
+    return unpack_columns(words, bits, count)
 
 
 def _zero_points(stored: UInt8[Tensor, "groups out"], bits: int, version: Literal[1, 2]) -> Tensor:
@@ -80,7 +109,7 @@ def _bits(module: PackedModule) -> int:
     if declared not in (0, *BITS):
         raise InputError(
             f"{module.shards.directory} is GPTQ with {declared} bits",
-            "2, 3, 4 or 8 bits",
+            "2 to 8 bits",
             "Other widths are not supported",
         )
     if declared:
@@ -185,6 +214,8 @@ def _version(module: PackedModule, stored: UInt8[Tensor, "groups out"], bits: in
         InputError: a layout that is neither version, or nothing at all that tells the version.
     """
     label = _label(module)
+    if bits in IN_PLANES:  # GPTQModel, which alone writes them, stores z and trusts no label
+        return 2, None
     labelled = VERSIONS[label]
     seen = contradicted_version(stored, bits) if module.flag("sym", default=True) else None
     if seen is None and not module.settings:
@@ -225,7 +256,21 @@ def _stored_zeros(module: PackedModule, bits: int) -> tuple[Int32[Tensor, "group
         raise module.malformed("scales", f"shape {list(scales.shape)}", f"[groups, {n_out}]")
     module.expect_shape("qzeros", (scales.shape[0], packed_length(n_out, bits)))
     qzeros = module.read("qzeros")
-    return qzeros, unpack_columns(qzeros, bits, n_out)
+    return qzeros, _stored_codes(qzeros, bits, n_out, _planar(module, bits))
+
+
+def _planar(module: PackedModule, bits: int) -> bool:
+    """Whether the codes lie in planes, which takes whole words of 32 codes.
+
+    Raises:
+        InputError: they would, and the weight has no multiple of 32 inputs and outputs.
+    """
+    planes = _in_planes(bits, _label(module) == PLANAR)
+    if planes and (module.shape[0] % WORD_BITS or module.shape[1] % WORD_BITS):
+        raise module.malformed(
+            "qweight", f"{bits} bits in planes", f"multiples of 32 for a weight of [out, in] = {list(module.shape)}"
+        )
+    return planes
 
 
 def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
@@ -236,11 +281,17 @@ def dequantize(module: PackedModule) -> Float[Tensor, "out in"]:
     qzeros, stored = _stored_zeros(module, bits)
     version, _ = _version(module, stored, bits)
     scales = module.read("scales")
-    return dequantize_gptq(module.read("qweight"), qzeros, scales, _groups(module, scales.shape[0]), bits, version)
+    groups, planes = _groups(module, scales.shape[0]), _planar(module, bits)
+    return dequantize_gptq(module.read("qweight"), qzeros, scales, groups, bits, version, planes)
+
+
+def verify(module: PackedModule) -> None:
+    """Raise an InputError unless a linear's width is known, and its layout can hold it."""
+    _planar(module, _bits(module))
 
 
 def describe(module: PackedModule) -> Quantization:
-    """Bits, group size, order and version, from the tensors where they decide."""
+    """Bits, group size, order and version, from the tensors where they decide; "planar" is version 2 in planes."""
     bits = _bits(module)
     _, stored = _stored_zeros(module, bits)
     version, warning = _version(module, stored, bits)
@@ -250,7 +301,7 @@ def describe(module: PackedModule) -> Quantization:
         "group_size": module.number("group_size", default=int(torch.bincount(groups).max())),
         "symmetric": module.flag("sym", default=contradicted_version(stored, bits) is not None),
         "act_order": bool((groups.diff() < 0).any()),
-        "version": version,
+        "version": "planar" if _planar(module, bits) else version,
     }
     return Quantization(facts, [warning] if warning else [])
 
@@ -266,4 +317,5 @@ GPTQ = PackedFormat(
     },
     dequantize,
     describe,
+    verify,
 )

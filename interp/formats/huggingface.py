@@ -24,6 +24,7 @@ from interp.formats.compressed_fp4 import MXFP4, NVFP4
 from interp.formats.compressed_plain import COMPRESSED_PLAIN
 from interp.formats.float8 import FLOAT8
 from interp.formats.gptq import GPTQ
+from interp.formats.hqq import HQQ
 from interp.formats.mlx import MLX
 from interp.formats.model_config import (
     check_config,
@@ -52,10 +53,14 @@ PACKED_FORMATS: dict[str, Layouts] = {
     "modelopt": (MODELOPT_NVFP4, MODELOPT_FP8),
     "mlx": (MLX,),
     "mxfp4": (STACKED_MXFP4,),
+    "hqq": (HQQ,),
 }
 """The layouts of each `quant_method`, the first that fits a module being its own. To support another format, add it."""
 REFUSED_SUFFIXES = {
     "act.scales": "AWQ with scaled activations",
+    "zero_scale": "HQQ with scales that were kept apart (offload_meta)",
+    "scale_q": "HQQ with quantized scales",
+    "zero_q": "HQQ with quantized zero points",
     "pre_quant_scale": "ModelOpt with scaled inputs (AWQ or SmoothQuant)",
 }
 RENAMED = {"lm_head.weight": ("embed_out.weight",)}

@@ -16,8 +16,8 @@ class Reader(ABC):
     """The dense tensors of one stored model, under Hugging Face names, read one at a time.
 
     Attributes:
-        format: "dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "mxfp4" or
-            "gguf".
+        format: "dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "mxfp4", "hqq"
+            or "gguf".
         architecture: the row of `interp.architectures`.
         config: the transformers config without its quantization; None for a GGUF.
         quantization: what is known of the quantization (bits, group_size, symmetric, act_order, version, writer).

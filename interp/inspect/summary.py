@@ -28,8 +28,8 @@ class Summary:
 
     Attributes:
         path: of the directory or file.
-        format: "dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "mxfp4" or
-            "gguf".
+        format: "dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "mxfp4", "hqq"
+            or "gguf".
         bits_per_weight: of the linears inside the blocks: codes, scales, zero points and order.
         writer: who quantized it, as far as the files say; None where they do not.
         quantization: what else is known of it: bits, group size, symmetric, version …; empty if dense.

@@ -33,13 +33,14 @@ class Cell(_Table):
         path: a directory, a .gguf file or a hub id.
         name: of the cell; by default the last part of the path, where that can be a name.
         format: checked when the checkpoint is opened: dense, awq, gptq, compressed-tensors, fp8, bitsandbytes,
-            modelopt, mlx, mxfp4 or gguf.
+            modelopt, mlx, mxfp4, hqq or gguf.
     """
 
     path: str
     name: str = Field(default="", pattern=NAME)
     format: (
-        Literal["dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "mxfp4", "gguf"]
+        Literal["dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes"]
+        | Literal["modelopt", "mlx", "mxfp4", "hqq", "gguf"]
         | None
     ) = None
 

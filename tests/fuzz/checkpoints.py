@@ -35,6 +35,7 @@ from tests.packed_files import (
     write_float8,
     write_fp4,
     write_gptq,
+    write_hqq,
     write_mlx,
     write_packed,
 )
@@ -153,6 +154,7 @@ PACKED: dict[str, Callable[[Path], list[Path]]] = {
     "bitsandbytes": _bitsandbytes_seeds,
     "fp4": _fp4_seeds,
     "mlx": _mlx_seeds,
+    "hqq": lambda root: [_written(write_hqq(root / str(axis), axis)) for axis in (0, 1)],
     "autoround": _autoround_seeds,
 }
 """Packed format → what writes checkpoints of it, each with the quantization config as it was written beside."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from interp.checkpoint import Checkpoint
 from tests.gguf_files import to_llama_cpp
-from tests.packed_files import AWQ_ORDER, bitsandbytes_dense, blocks, e2m1, e4m3, fp4_dense
+from tests.packed_files import AWQ_ORDER, bitsandbytes_dense, blocks, e2m1, e4m3, fp4_dense, hqq_dense
 
 PACKED_BESIDE = (".weight_scale", ".weight_scale_inv", ".weight.absmax", ".SCB", ".biases")
 """Suffixes of a module that are there where the weight itself is stored quantized."""
@@ -232,6 +232,10 @@ def _mlx(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) ->
     return codes.astype(module["scales"].dtype) * module["scales"][:, group] + module["biases"][:, group]
 
 
+def _hqq(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
+    return hqq_dense(module, shape)
+
+
 def _modelopt(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
     return fp4_dense(module)
 
@@ -263,6 +267,7 @@ _DEQUANTIZE = {
     "bitsandbytes": _bitsandbytes,
     "modelopt": _modelopt,
     "mlx": _mlx,
+    "hqq": _hqq,
 }
 
 

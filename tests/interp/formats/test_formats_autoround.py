@@ -100,7 +100,8 @@ def test_other_bits_and_groups_of_one_linear(tmp_path: Path) -> None:
         ({"act_bits": 8}, "act_bits = '8'.*rounded activations are not measured"),
         ({"rotation_config": {"hadamard": "quarot"}}, "rotation_config = .*a rotated weight"),
         ({"sym": "yes"}, "gives sym as 'yes'"),
-        ({"bits": 5}, "GPTQ with 5 bits"),
+        ({"bits": 5}, r"bits = '\[5\]'"),
+        ({"extra_config": {NAME: {"bits": 6}}}, r"bits = '\[4, 6\]'"),
         ({"packing_format": "auto_round:auto_awq"}, r"qweight' of .* has shape"),
     ],
 )

@@ -61,9 +61,27 @@ def test_every_width_version_and_order(
     assert torch.equal(weight, dense(codes, zeros, scales, g_idx))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@given(
+    bits=st.integers(2, 8),
+    n_in=st.integers(1, 4),
+    n_out=st.integers(1, 2),
+    group_size=st.integers(1, 100),
+    act_order=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_width_in_planes(bits: int, n_in: int, n_out: int, group_size: int, act_order: bool, seed: int) -> None:
+    codes, zeros, scales, g_idx = random_linear(32 * n_in, 32 * n_out, group_size, bits, seed)
+    if act_order:
+        g_idx = np.random.default_rng(seed).permutation(g_idx)
+    packed = gptq_tensors(codes, zeros, scales, g_idx, bits, 2, planar=True)
+    weight = dequantize_gptq(**packed, bits=bits, version=2, planar=True)
+    assert torch.equal(weight, dense(codes, zeros, scales, g_idx))
+
+
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("desc_act", [False, True])
-def test_layers_that_gptqmodel_packs_and_dequantizes_itself(bits: int, desc_act: bool) -> None:
+def test_layers_that_gptqmodel_packs_and_dequantizes_itself(bits: int, desc_act: bool, planar: bool) -> None:
     pytest.importorskip("gptqmodel")
     from gptqmodel.nn_modules.qlinear.torch import TorchLinear
 
@@ -85,10 +103,11 @@ def test_layers_that_gptqmodel_packs_and_dequantizes_itself(bits: int, desc_act:
         bias=True,
         pack_dtype=torch.int32,
         register_buffers=True,
+        format="gptq_p" if planar else "gptq_v2",
     )
     theirs.pack_original(linear, scales, zeros, g_idx)
     theirs.post_init()
-    ours = dequantize_gptq(theirs.qweight, theirs.qzeros, theirs.scales, theirs.g_idx, bits, 2)
+    ours = dequantize_gptq(theirs.qweight, theirs.qzeros, theirs.scales, theirs.g_idx, bits, 2, planar)
     assert torch.equal(ours, theirs.dequantize_weight().T.half())
 
 
@@ -129,6 +148,18 @@ def test_checkpoints(bits: int, version: int, group_size: int, tmp_path: Path) -
         assert torch.equal(ck.weight(name), expected.float())
         assert ck.is_quantized(name)
     assert ck.tensor("model.norm.weight").dtype is ck.compute_dtype is torch.float16
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+def test_checkpoints_in_planes(bits: int, tmp_path: Path) -> None:
+    ck = open_checkpoint(write_gptq(tmp_path, bits=bits, version=2, planar=True))
+    assert (ck.quantization["bits"], ck.quantization["version"]) == (bits, "planar" if bits in (3, 5, 6, 7) else 2)
+    expected = dense(*random_linear(32, 32, 16, bits))
+    assert torch.equal(ck.tensor(f"{Q_PROJ}.weight"), expected)
+    if bits in (5, 6, 7):  # whatever the label says, as in GPTQModel
+        for label in ("gptq", "gptq_v2", None):
+            again = open_checkpoint(set_quantization(tmp_path, checkpoint_format=label))
+            assert torch.equal(again.tensor(f"{Q_PROJ}.weight"), expected)
 
 
 def test_group_index_of_zeros_means_absent(tmp_path: Path) -> None:
@@ -303,7 +334,9 @@ def test_a_packed_vector_and_a_damaged_packed_copy_are_refused(tmp_path: Path) -
 
 
 def test_unknown_widths_and_layouts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="GPTQ with 5 bits"):
+    with pytest.raises(InputError, match="GPTQ with 9 bits"):
+        open_checkpoint(write_gptq(tmp_path, bits=9))
+    with pytest.raises(InputError, match="5 bits in planes"):  # a down projection of 48 inputs
         open_checkpoint(write_gptq(tmp_path, bits=5))
     with pytest.raises(InputError, match="layout 'marlin'"):
         open_checkpoint(write_gptq(tmp_path, checkpoint_format="marlin"))
