@@ -67,8 +67,7 @@ def dequantize_gptq(
         packed = rows[outputs]
         return (spread_planes(packed, bits) if planes else spread(packed, width))[:, :n_in]
 
-    by_output = (values.T.contiguous() for values in (zeros.to(scales.dtype), scales))
-    return scale_codes(codes, *by_output, g_idx.long())
+    return scale_codes(codes, zeros.to(scales.dtype).T.contiguous(), scales.T.contiguous(), g_idx.long())
 
 
 def _in_planes(bits: int, planar: bool) -> bool:
