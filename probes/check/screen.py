@@ -14,6 +14,7 @@ from probes.check.gate import Bounds, Verdict, baseline_note, worst
 from probes.check.stored import CheckResult
 from probes.drift.probe import ALL
 from probes.harness.names import BASELINE
+from probes.harness.results import checkpoints_of
 from probes.labels.moved import COLUMN as DISAGREE
 
 WORST_LINEARS = 3
@@ -49,7 +50,7 @@ def _command(check: CheckResult, name: str, cells: Sequence[str], *options: obje
     """A command line on the same baseline and some of the cells."""
     paths = check.table.set_index("cell")["path"]
     quantized = [word for cell in cells for word in ("--quantized", f"{cell}={paths[cell]}")]
-    baseline = (check.settings.get(BASELINE) or {}).get("path", "PATH")
+    baseline = checkpoints_of(check.settings)[0].get("path", "PATH")
     return invocation(f"probes.{name}", "--baseline", baseline, *quantized, *options)
 
 

@@ -135,6 +135,18 @@ class Result:
         return parquet, document
 
 
+def checkpoints_of(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """How settings describe the baseline and each cell by name; empty where they do not, or in another form.
+
+    Args:
+        settings: of a result, which may come from anywhere.
+    """
+    baseline, cells = settings.get(BASELINE), settings.get("cells")
+    by_name = cells.items() if isinstance(cells, Mapping) else ()
+    described = {str(name): dict(cell) for name, cell in by_name if isinstance(cell, Mapping)}
+    return dict(baseline) if isinstance(baseline, Mapping) else {}, described
+
+
 def join_cells(parts: Sequence[Result]) -> Result:
     """One result of several of one probe that each hold the baseline and some cells: the baseline's rows once.
 

@@ -12,7 +12,7 @@ import pandas as pd
 from interp.errors import InputError, what_lies_beside
 from probes.harness.engine_marks import across_engines, marked
 from probes.harness.names import BASELINE, CONTROL, derived_name
-from probes.harness.results import read_result
+from probes.harness.results import checkpoints_of, read_result
 from probes.labels.completions import completions_of
 from probes.labels.outcomes import HOW, REQUIRED, outcomes_file, pair, read_outcomes
 from probes.labels.per_prompt import per_prompt
@@ -44,8 +44,7 @@ class Answers:
     @property
     def described(self) -> Mapping[str, Mapping[str, Any]]:
         """Cell → what is known of its checkpoint: path, format, sha256; empty of a server or a bare table."""
-        cells = self.settings.get("cells", {})
-        about = {str(name): dict(cell) for name, cell in cells.items() if isinstance(cell, Mapping)}
+        _, about = checkpoints_of(self.settings)
         return {name: {"path": _path(cell), **cell} for name, cell in about.items() if _path(cell)}
 
     def pair(self) -> list[str]:
@@ -119,6 +118,6 @@ def _with_prompts(outcomes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _model(settings: Mapping[str, Any], file: Path) -> str:
-    baseline = (settings.get("cells") or {}).get(BASELINE)
-    known = derived_name(_path(baseline)) if isinstance(baseline, Mapping) and _path(baseline) else ""
+    path = _path(checkpoints_of(settings)[1].get(BASELINE, {}))
+    known = derived_name(path) if path else ""
     return known or file.resolve().parent.name or "model"

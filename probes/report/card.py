@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from probes.harness.names import BASELINE
+from probes.harness.results import checkpoints_of
 from probes.report.losses import Loss
 from probes.report.run import Run, read_run
 from probes.stats.intervals import Estimate
@@ -62,6 +63,4 @@ def _rate(row: pd.Series, name: str) -> Estimate | None:
 
 
 def _sha256(settings: Mapping[str, Any], cell: str) -> str:
-    cells = settings.get("cells")
-    described = cells.get(cell) if isinstance(cells, Mapping) else None
-    return str(described.get("sha256", "")) if isinstance(described, Mapping) else ""
+    return str(checkpoints_of(settings)[1].get(cell, {}).get("sha256", ""))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from probes.harness.results import checkpoints_of
 from probes.labels.refused import BROADER
 from probes.report.run import Run
 from probes.stats.intervals import interval_of
@@ -92,21 +93,18 @@ def command(run: Run, model: str, cells: Sequence[str]) -> str:
     A path below the current folder or the user's home is told from there: the page is shared. Of another only its two
     last parts are told.
     """
-    settings = _settings(run, model)
-    paths = {cell: str(described.get("path", "")) for cell, described in settings["cells"].items()}
+    baseline, described = checkpoints_of(_settings(run, model))
+    paths = {cell: str(about.get("path", "")) for cell, about in described.items()}
     quantized = [f"--quantized {shlex.quote(cell)}={portable(paths[cell])}" for cell in cells if paths.get(cell)]
-    baseline = portable(str(settings["baseline"].get("path", "")) or "BASELINE")
-    return " ".join(["python -m probes.why --baseline", baseline, *quantized, "--out", portable(str(run.path / model))])
+    original = portable(str(baseline.get("path", "")) or "BASELINE")
+    return " ".join(["python -m probes.why --baseline", original, *quantized, "--out", portable(str(run.path / model))])
 
 
-def _settings(run: Run, model: str) -> dict[str, Mapping[str, Any]]:
-    """Baseline and cells as the first result that names them describes them."""
+def _settings(run: Run, model: str) -> Mapping[str, Any]:
+    """The first settings that describe the cells."""
     matrix = run.tables["matrix"].settings.get(model)
     every = [matrix if isinstance(matrix, Mapping) else {}, *(result.settings for result in run.models[model].values())]
-    named = next((s for s in every if isinstance(s.get("cells"), Mapping)), {})
-    baseline, cells = named.get("baseline"), named.get("cells")
-    described = {str(name): cell for name, cell in (cells or {}).items() if isinstance(cell, Mapping)}
-    return {"baseline": baseline if isinstance(baseline, Mapping) else {}, "cells": described}
+    return next((settings for settings in every if isinstance(settings.get("cells"), Mapping)), {})
 
 
 def portable(path: str) -> str:

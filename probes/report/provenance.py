@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from probes.harness.names import BASELINE
-from probes.harness.results import Result
+from probes.harness.results import Result, checkpoints_of
 from probes.report.run import Run
 
 _FOLDERS = re.compile(r"(?<![\w.:/~-])/(?:[^\s/:'\"]+/)+(?=[^\s/])")
@@ -53,12 +53,11 @@ def _model(name: str, results: Mapping[str, Result], settings: Mapping[str, Any]
         settings = next(
             (r.settings for r in results.values() if isinstance(r.settings.get("cells"), Mapping)), settings
         )
-    baseline, cells = settings.get("baseline"), settings.get("cells")
-    checkpoints = {BASELINE: baseline} if isinstance(baseline, Mapping) else {}
-    checkpoints |= dict(cells) if isinstance(cells, Mapping) else {}
+    baseline, cells = checkpoints_of(settings)
+    checkpoints = ({BASELINE: baseline} if baseline else {}) | cells
     return {
         "model": name,
-        "checkpoints": [(cell, _checkpoint(c)) for cell, c in checkpoints.items() if isinstance(c, Mapping)],
+        "checkpoints": [(cell, _checkpoint(about)) for cell, about in checkpoints.items()],
         "prompts": [p for p in _mapping(settings.get("prompts")).values() if isinstance(p, Mapping)],
         "template": settings.get("template", ""),
         "template_sha256": settings.get("template_sha256", ""),

@@ -16,7 +16,7 @@ import pandas as pd
 
 from interp.errors import InputError
 from probes.depth.settings import LATER
-from probes.harness.results import Result, read_result
+from probes.harness.results import Result, checkpoints_of, read_result
 from probes.stats.intervals import ALPHA, Estimate, interval_columns, interval_of
 from probes.why.doubt import Doubt
 from probes.why.keep_list import KeepList
@@ -72,11 +72,10 @@ def measured_beside(folder: Path | None, baseline: str, cell: str) -> Mapping[st
     found = {}
     for name in RESULTS:
         result = _read(folder / f"{name}.json")
-        if result is None or (result.settings.get("baseline") or {}).get("sha256") != baseline:
+        of_baseline, of_cells = checkpoints_of({} if result is None else result.settings)
+        if result is None or of_baseline.get("sha256") != baseline:
             continue
-        names = [
-            name for name, about in result.settings.get("cells", {}).items() if (about or {}).get("sha256") == cell
-        ]
+        names = [name for name, about in of_cells.items() if about.get("sha256") == cell]
         rows = result.table[result.table["cell"].isin(names)]
         if len(rows):
             found[name] = rows

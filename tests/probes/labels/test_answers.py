@@ -143,6 +143,13 @@ def test_answers_that_cannot_be_compared(tmp_path: Path, cells: dict[str, str], 
         read_answers(tmp_path)
 
 
+@pytest.mark.parametrize("cells", [None, [1], "AWQ", {"baseline": "a path"}, {"baseline": {"settings": ["a path"]}}])
+def test_cells_that_are_described_in_another_form_are_not_described(cells: object, tmp_path: Path) -> None:
+    Result("refusal", outcomes(), {"cells": cells}).write(tmp_path / "run")
+    answers = read_answers(tmp_path / "run")
+    assert (answers.model, answers.described) == ("run", {})
+
+
 def test_a_folder_without_answers_says_what_to_do(tmp_path: Path) -> None:
     for app in (matrix, rtsi, report):
         problem = CliRunner().invoke(app, [str(tmp_path)]).exception
