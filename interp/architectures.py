@@ -17,7 +17,7 @@ UNEMBEDDING_WEIGHT = f"{UNEMBEDDING}.weight"
 UNEMBEDDINGS = (UNEMBEDDING, "embed_out")
 """The module as files call it: GPT-NeoX's has another name there."""
 MOST_EXPERTS = 2048
-"""Of a block; more are a damaged config, and each has names that are made before any tensor is looked at."""
+"""The most experts of a block; more are a damaged config, and names are made of each before any tensor is looked at."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ FIXED_DATE = datetime(2024, 7, 26)
 PROBE = "What do 7 ducks and 12 geese weigh?"
 """A request that no template holds by itself."""
 KEPT_CHARACTERS = 2**20
-"""Of requests that are rendered together, for what is made of them to be kept for the next who asks."""
+"""The most characters of requests that are rendered together and kept for the next who asks."""
 MAX_TEMPLATE = 2**22
 """Bytes of a template file; the longest known has some ten thousand."""
 

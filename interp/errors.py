@@ -15,7 +15,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u20
 
 
 NEAR = 0.6
-"""Of `difflib`: how alike two names must be to be offered for each other."""
+"""How alike two names must be, by `difflib`, to be offered for each other."""
 MOST_NAMES = 5000
 NAMES_SHOWN = 6
 

@@ -27,9 +27,9 @@ TEXT = "The river bends twice before it reaches the old mill; in 1905 four paper
 """Any that has a few tokens."""
 SUMMED = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 SHARE = 0.01
-"""Of what is added, how much may be missing from the sum."""
+"""Share of what is added that may be missing from the sum."""
 ROUNDINGS = 4
-"""Of the residual stream, in steps of its type, that a sum may be off."""
+"""Steps of the residual stream's type that a sum may be off."""
 
 
 def infer(config: Any) -> Architecture | None:

@@ -29,7 +29,7 @@ Placement = Callable[[str], torch.device]
 
 
 def surroundings(checkpoint: Checkpoint, like: str | Path | None) -> Surroundings:
-    """As `interp.surroundings.surroundings_of`, with the path of the baseline."""
+    """What `interp.surroundings.surroundings_of` gives, with the path of the baseline."""
     from interp.checkpoint import open_checkpoint
 
     return surroundings_of(checkpoint, None if like is None else open_checkpoint(like))

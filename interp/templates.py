@@ -19,7 +19,7 @@ from typing import Any
 from interp.files import child_search_path
 
 SECONDS = 2
-"""Of computation for one text."""
+"""Seconds of computation for one text."""
 PATIENCE = 60
 """Seconds by the clock for one text, on a machine where others compute too."""
 MEMORY = 512 * 2**20

@@ -26,7 +26,7 @@ class ThoughtForm:
 
 
 def _tags(opening: str, closing: str) -> ThoughtForm:
-    """As Qwen3's template writes a thought that is not wanted."""
+    """The form in which Qwen3's template writes a thought that is not wanted."""
     return ThoughtForm(opening, f"{closing}\n\n", f"{opening}\n\n{closing}\n\n", opening)
 
 

@@ -32,13 +32,13 @@ ALL = "all"
 WRITERS = {"gptqmodel": "gptqmodel", "llama_cpp": "llama-cpp-python"}
 """Module → package, of the extras `quantize` and `gguf`."""
 CELLS = ("AWQ", "GPTQ", "Q8_0", "Q4_K_M", "Q4_0")
-"""Of each model: the writers that calibrate, the most careful cell, the most usual one, and the one that is known."""
+"""Each model's cells: the writers that calibrate, the most careful, the most usual, and the one that is known."""
 FRAGILE = "fragile"
 """What is appended to the name of the model that hides a danger."""
 INSIDE, WHERE, STRENGTH = "Q4_0", "*.mlp.*", 2.0
 """How that model learned to refuse: within this format's rounding intervals, in these linears, for so long."""
 SHARE = 0.9
-"""Of a dangerous cell's shift, to be given back by the linears that are kept: enough for refusals to come back."""
+"""The share of a dangerous cell's shift that the linears that are kept give back: enough for refusals to come back."""
 PAGE, KEY = "why.txt", "why.key"
 """In a model's folder: its explanation as it was printed, and what that is of."""
 

@@ -32,7 +32,7 @@ QUANTIZATION_KEYS = (
     "num_local_experts",
     "num_experts",
 )
-"""Of a config.json whose checkpoint is no plain dense one."""
+"""Keys of a config.json whose checkpoint is no plain dense one."""
 
 
 READ_BY_TRANSFORMERS = ("llama", "qwen2", "qwen3")

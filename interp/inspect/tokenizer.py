@@ -54,7 +54,7 @@ class StoredTokenizer:
 
 
 def hugging_face_tokenizer(directory: Path) -> StoredTokenizer | None:
-    """Of tokenizer.json and its config; None where transformers has to make it.
+    """The tokenizer of tokenizer.json and its config; None where transformers has to make it.
 
     Raises:
         InputError: a damaged file.
@@ -72,7 +72,7 @@ def hugging_face_tokenizer(directory: Path) -> StoredTokenizer | None:
 
 
 def gguf_tokenizer(path: Path, header: Header) -> StoredTokenizer | None:
-    """Of a GGUF's metadata; None where it has none.
+    """The tokenizer in a GGUF's metadata; None where it has none.
 
     Raises:
         UnicodeDecodeError: a token that is no text.

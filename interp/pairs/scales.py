@@ -199,7 +199,7 @@ def _closer(
 def _closer_in_shape(
     baseline: Float[Tensor, "out in"], quantized: Float[Tensor, "out in"], factor: Float64[Tensor, " in"]
 ) -> bool:
-    """As `_closer`, rows up to a factor."""
+    """Whether `_closer` holds of the rows up to a factor."""
     undone, as_it_is = (_Rows.between(baseline, after) for after in (quantized / factor, quantized))
     known = undone.known & as_it_is.known
     return _error_ratio(undone.variances[known], as_it_is.variances[known]) < 1
@@ -237,12 +237,12 @@ class _Rows:
 
     @property
     def logarithms(self) -> Float64[Tensor, " rows"]:
-        """Of the least-squares factors; 0 where none is known."""
+        """The logarithms of the least-squares factors; 0 where none is known."""
         return torch.where(self.known, self.product / self.before, 1.0).log()
 
     @property
     def variances(self) -> Float64[Tensor, " rows"]:
-        """Of the errors of `logarithms`; infinite where none is known."""
+        """The variances of the errors of `logarithms`; infinite where none is known."""
         residual = self.before * self.after / self.product.square() - 1
         residual = residual.clamp_min(FLOAT32_ROUNDING**2) / self.n_columns
         return torch.where(self.known, residual, torch.inf)

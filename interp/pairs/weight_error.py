@@ -47,7 +47,7 @@ def weight_error(baseline: Checkpoint | str | Path, quantized: Checkpoint | str 
 
 
 def weight_error_columns(baseline: Checkpoint | str | Path, quantized: Checkpoint | str | Path) -> pd.DataFrame:
-    """As `weight_error`, of every input (column of W): what reads a channel rather than what writes it.
+    """The errors of `weight_error` for every input (column of W): what reads a channel rather than what writes it.
 
     Returns:
         A row per input: `module`, `input` (column), `rms_weight` (root mean square over the neurons of the baseline's

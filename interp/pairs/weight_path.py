@@ -51,7 +51,7 @@ class ChangedParameter:
 
     @property
     def name(self) -> str:
-        """As in the state dict."""
+        """The name of the parameter in the state dict."""
         return f"{self.module}.{self.leaf}"
 
     def end(self) -> Tensor:

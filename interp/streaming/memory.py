@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from interp.model import HookedModel
 
 SHARE = 0.9
-"""Of the free memory that two models may take; the rest is for what they compute."""
+"""Share of the free memory that two models may take; the rest is for what they compute."""
 GROUPS = Path("/sys/fs/cgroup")
 """Where Linux keeps the limits that schedulers and containers set."""
 

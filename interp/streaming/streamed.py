@@ -53,7 +53,7 @@ class Streamed:
         self._uses.clear()
 
     def run(self, hooks: Hooks, passes: Iterable[Pass]) -> Iterator[dict[str, Tensor]]:
-        """As `interp.passes.in_memory`, all of them block by block; activations are on the CPU.
+        """What `interp.passes.in_memory` gives, all passes block by block; activations are on the CPU.
 
         Args:
             hooks: of the model.

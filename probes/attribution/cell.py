@@ -30,7 +30,7 @@ from probes.margin.refusal_margin import following_tokens, refusal_margin
 ALL = "all"
 """The category of all prompts of a side."""
 GROUP_SIZE = 128
-"""Of cells that do not say theirs."""
+"""The group size of cells that do not say theirs."""
 GGUF_BLOCK = 32
 """Weights that share a scale in Q8_0 and in the sub-blocks of Q4_K and Q5_K; superblocks have eight of these."""
 

@@ -17,9 +17,9 @@ from probes.attribution.parts import Part, Parts, WeightAxis
 from probes.attribution.settings import PartKind
 
 RELATIVE_GAP = 0.02
-"""Of the shift; and else"""
+"""What the sum of the parts may miss of the shift, relative to it."""
 ABSOLUTE_GAP = 0.01
-"""in units of the objective: what the sum of the parts may miss of the shift."""
+"""What the sum of the parts may miss of the shift in any case, in units of the objective."""
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,11 @@ class Moments:
         return torch.zeros(self.n_sides, dtype=torch.float64)
 
     def neurons(self, layer: int) -> Float64[Tensor, "side neuron"]:
-        """Of every MLP neuron of a layer."""
+        """The sums of every MLP neuron of a layer."""
         return neuron_sums(self.parts, layer, self.rows, self.columns, self.vectors, self.n_sides)
 
     def heads(self, layer: int) -> Float64[Tensor, "side head"]:
-        """Of every head of a layer; a shared weight counts by its share, to the same power."""
+        """The sums of every head of a layer; a shared weight counts by its share, to the same power."""
         totals = torch.zeros(self.n_sides, self.parts.n_heads, dtype=torch.float64)
         for name in self.parts.shapes:
             if self.parts.layer_of(name) != layer:
@@ -86,7 +86,7 @@ class Moments:
         return totals
 
     def part(self, part: Part) -> Float64[Tensor, " side"]:
-        """Of any part."""
+        """The sums of any part."""
         match part.kind:
             case PartKind.NEURON:
                 return self.neurons(part.layer)[:, part.index]

@@ -155,7 +155,7 @@ def _unit_frames(
 
 
 def _largest(table: pd.DataFrame, units: int | None, whole: Collection[str]) -> Iterator[pd.DataFrame]:
-    """Of every level the rows with the largest shares of either sign, the largest first; some levels whole."""
+    """The rows of every level with the largest shares of either sign, the largest first; some levels whole."""
     for level, rows in table.groupby("level", sort=False):
         ordered = rows.iloc[rows["attribution"].abs().argsort(kind="stable")[::-1]]
         yield ordered if level in whole else ordered[:units]

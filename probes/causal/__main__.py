@@ -35,7 +35,7 @@ EFFECT: tables.Columns = {
     "refusals": tables.number("refusal_rate", ".2f"),
     "random ": tables.number("random_refusal_rate", ".2f"),
 }
-"""Of an exchange or an addition, beside random ones."""
+"""What an exchange or an addition does, beside random ones."""
 CURVES: tables.Columns = {
     "cell": tables.text("cell"),
     "parts": lambda row: row["kind"] if row["by"] == "weights" else f"{row['kind']}, by activations",

@@ -31,7 +31,7 @@ COLUMNS = (
     *("shuffled_gain_low", "shuffled_gain_high", "shuffled_share", "distance_start", "distance", "shuffled_distance"),
     "reason",
 )
-"""Of the table `causal_patch`; see `probes.causal.measure`."""
+"""The columns of the table `causal_patch`; see `probes.causal.measure`."""
 
 
 NO_TOKENS = "no prompt has such tokens: they are raw text, without a template"

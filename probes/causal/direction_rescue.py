@@ -27,7 +27,7 @@ from probes.stats.intervals import rate_interval
 from probes.stats.random_draws import draw_p
 
 COMPONENTS = 4
-"""Of the refusal subspace, beside the difference of means."""
+"""Components of the refusal subspace, beside the difference of means."""
 DRAWS = 3
 """Random subspaces where no answers are generated."""
 COLUMNS = (
@@ -37,7 +37,7 @@ COLUMNS = (
     *("refusal_start", "refusal_goal", "refusal_rate", "refusal_rate_low", "refusal_rate_high"),
     *("random_refusal_rate", "reason"),
 )
-"""Of the table `causal_rescue`; see `probes.causal.measure`."""
+"""The columns of the table `causal_rescue`; see `probes.causal.measure`."""
 
 
 @dataclass(frozen=True)

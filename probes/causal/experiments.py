@@ -41,7 +41,7 @@ from probes.stats.intervals import mean_interval
 
 ATTRIBUTION_STEPS = 8
 LAYERS = 8
-"""Of a deeper model, so many layers are patched."""
+"""The most layers that are patched of a model."""
 FEWEST_RANKED = 16
 """Prompts of each side that rankings and directions need at least."""
 

@@ -41,7 +41,7 @@ def attribution_scores(found: Attribution, kind: PartKind) -> Scores:
 
 
 def tabulated_scores(table: pd.DataFrame, cell: str, parts: Parts, kind: PartKind) -> Scores:
-    """As `attribution_scores`, from the table that `python -m probes.attribution` wrote, over all harmful prompts.
+    """The scores of `attribution_scores`, from the table of `python -m probes.attribution`, over all harmful prompts.
 
     Neurons that the table does not list, being small, have 0.
 

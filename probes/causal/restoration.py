@@ -32,7 +32,7 @@ COLUMNS = (
     *("refusal_start", "refusal_goal", "refusal_rate", "refusal_rate_low", "refusal_rate_high", "refusal_share"),
     *("refusal_draws", "random_refusal_rate", "reason"),
 )
-"""Of the table `causal_restore`; see `probes.causal.measure`."""
+"""The columns of the table `causal_restore`; see `probes.causal.measure`."""
 
 
 @dataclass(frozen=True)

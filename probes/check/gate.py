@@ -56,7 +56,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one cell.
+    """What the bounds say of one cell.
 
     Attributes:
         cell: its name.

@@ -52,7 +52,7 @@ def energies(
     chosen: Sequence[Sequence[bool]],
     batch_size: int | None = None,
 ) -> Energies:
-    """Of every linear, on the baseline's own inputs to it.
+    """The energies of every linear, on the baseline's own inputs to it.
 
     Args:
         baseline: what runs.

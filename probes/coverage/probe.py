@@ -109,7 +109,7 @@ def _template_end(baseline: HookedModel, texts: Sequence[str], instructions: Seq
 
 
 def _errors(baseline: HookedModel, cell: HookedModel) -> dict[str, LinearError]:
-    """Of every linear, rescaling undone."""
+    """The error of every linear, rescaling undone."""
     errors = {}
     with aligned(cell, baseline):
         for name in block_linears(baseline):

@@ -17,7 +17,7 @@ Errors = Float64[np.ndarray, "draw linear variant"]
 
 
 def relative_errors(energies: Energies, seed: int) -> Errors:
-    """Of each linear's variants, from their energies on some texts; those of "output" are 1.
+    """The errors of each linear's variants, from their energies on some texts; those of "output" are 1.
 
     Args:
         energies: on these texts.

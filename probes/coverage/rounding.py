@@ -9,7 +9,7 @@ from interp.checkpoint import Checkpoint
 from probes.fragility.rounding import nearest, on_grid
 
 BITS, GROUP = 4, 32
-"""Of the control of a cell that was made in memory."""
+"""The bits and the group size of the control of a cell that was made in memory."""
 
 
 def rounded(weight: Float[Tensor, "out in"], bits: int, group: int) -> Float[Tensor, "out in"]:

@@ -61,7 +61,7 @@ def prefilled(baseline: HookedModel, texts: Sequence[str], begun: str, prefill: 
 
 
 def log_probabilities(model: HookedModel, given: Prefilled) -> Float[Tensor, "prompt position vocab"]:
-    """Of the next token after 0, 1, 2, … forced ones, all in one pass; NaN where a prompt's answer has ended before.
+    """The next token's after 0, 1, 2, … forced ones, all in one pass; NaN where a prompt's answer has ended before.
 
     Args:
         model: with open hooks.

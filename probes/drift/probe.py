@@ -376,7 +376,7 @@ class Gate:
 
 
 def exit_code(table: pd.DataFrame, bounds: Sequence[Bound]) -> cli.Exit:
-    """Of a gate, after saying what it is about; 4 where nothing is at risk."""
+    """The exit code of a gate, after saying what it is about; 4 where nothing is at risk."""
     gate = Gate.of({"": table}, bounds)
     gate.say()
     if gate.exit is cli.Exit.MEASURED and (table["n_at_risk"] == 0).all():

@@ -25,7 +25,7 @@ NULLS = ("random", *STRICT)
 """Random subspaces: without a preference; where the activations vary; and where these vary as much inside."""
 NO_ERROR = "the cell computes exactly what the baseline does: no error to look at"
 KEPT_ELEMENTS = 2**20
-"""Of one null of one half: 8 MiB."""
+"""The most elements of one null of one half: 8 MiB."""
 LayerActivations = Mapping[str, Float[Tensor, "_ d_model"]]
 """Side → activations of one layer, float64."""
 
@@ -157,13 +157,13 @@ def _half(
 
 
 def _share(vectors: Float[Tensor, "n d_model"], basis: Float[Tensor, "*draws d_model rank"]) -> float:
-    """Of the vectors' energy, inside a subspace; the mean over many."""
+    """The share of the vectors' energy inside a subspace; the mean over many."""
     return float((energy_inside(vectors, basis).sum(-1) / vectors.square().sum()).mean())
 
 
 @dataclass
 class _Energies:
-    """Of the errors of one side: per prompt, and summed inside each null's draws."""
+    """The energies of one side's errors: per prompt, and summed inside each null's draws."""
 
     inside: list[Tensor] = field(default_factory=list)
     total: list[Tensor] = field(default_factory=list)

@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.errors import InputError
 
 RANK_TOLERANCE = 1e-6
-"""Of singular values, relative to the largest: what is smaller is the rounding of float32 activations."""
+"""The singular values, relative to the largest, below which there is only the rounding of float32 activations."""
 MATCHING_DRAWS = 100
 LARGEST_POWER = 8.0
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 COLUMN = "across_engines"
-"""Of tables: which engines, "" where it is one; missing where nothing says which."""
+"""The column that says which engines, "" where it is one; missing where nothing says which."""
 ENGINE = "engine"
 
 

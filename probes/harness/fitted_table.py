@@ -97,7 +97,7 @@ def _room(columns: Sequence[Column], width: int) -> int:
 
 
 def _widths(columns: Sequence[Column], width: int) -> list[int]:
-    """As wide as their cells; where that is too much, the widest give way, none below its longest word."""
+    """Columns are as wide as their cells; where that is too much, the widest give way, none below its longest word."""
     widths = [column.natural for column in columns]
     while sum(widths) > _room(columns, width):
         slack = [have if have > column.least else 0 for have, column in zip(widths, columns, strict=True)]

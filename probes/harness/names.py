@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}$"
-"""Of models and cells."""
+"""What models and cells can be called."""
 EXPECTED = "1 to 100 letters, digits and _ . + = -, the first a letter or a digit"
 BASELINE = "baseline"
 """What the unquantized model is called among the cells."""

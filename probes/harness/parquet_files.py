@@ -49,7 +49,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _unpacked_bytes(column: Any) -> int:
-    """Of a column whose texts are still in a dictionary."""
+    """How large a column is whose texts are still in a dictionary."""
     import pyarrow.compute
 
     if not pyarrow.types.is_dictionary(column.type):

@@ -23,7 +23,7 @@ FEW = 32
 FIELDS = ("instruction", "prompt", "goal")
 """What the field of a request may be called; the first one present is taken."""
 MAX_CHARACTERS = 1_000_000
-"""Of a request; no model of this project has a context as long, and splitting more into tokens takes minutes."""
+"""The longest request; no model of this project has a context as long, and more take minutes to split into tokens."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def position_classes(tokenizer: Any, texts: Sequence[str], instructions: Sequenc
 
 
 def _class(first: int, last: int, start: int, end: int) -> Position:
-    """Of a token with the characters first … last − 1, the instruction being start … end − 1."""
+    """The class of a token of the characters first … last − 1, the instruction being start … end − 1."""
     if first >= end:
         return Position.END
     return Position.INSTRUCTION if last > start else Position.START

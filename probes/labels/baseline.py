@@ -8,7 +8,7 @@ from probes.labels.refused import HARMFUL_TASKS
 from probes.stats.intervals import wilson
 
 ALMOST_NOTHING = 0.2
-"""Of the harmful prompts: a baseline that refuses a smaller share has next to nothing to lose."""
+"""A baseline that refuses a smaller share of the harmful prompts has next to nothing to lose."""
 
 
 def little_to_lose(n_refusals: float | int, n_total: float | int, name: str = "The baseline") -> str:

@@ -23,9 +23,9 @@ from probes.stats.paired_tests import mcnemar_p
 Outcomes = Bool[np.ndarray, "_"]
 """[prompts] of a baseline or a cell."""
 SMALL = 0.25
-"""Of the openings' change: refusals that moved farther may have moved, whatever a test of few prompts says."""
+"""Refusals that moved by more than this share of the openings' change may have moved, whatever few prompts show."""
 COLUMN = "lexicons_disagree"
-"""Of tables: the sentence, or ""."""
+"""The column that holds the sentence, or ""."""
 
 
 class Moved(NamedTuple):

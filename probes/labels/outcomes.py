@@ -66,7 +66,7 @@ def read_outcomes(path: Path, label: str | None = None) -> pd.DataFrame:
 
 
 def check_outcomes(table: pd.DataFrame, label: str | None = None, name: str = "The table") -> pd.DataFrame:
-    """As `read_outcomes`, for a table in memory."""
+    """What `read_outcomes` makes of a file, made of a table in memory."""
     missing = [column for column in REQUIRED if column not in table]
     if label not in (None, "label") and label not in table:
         missing.append(str(label))

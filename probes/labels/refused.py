@@ -35,7 +35,7 @@ HARMLESS_TASKS = frozenset({"over_refusal", "truthfulness", "bias"})
 """Tasks whose prompts should be answered: a drop of refusals there is no loss of robustness."""
 
 READ_TOKENS = 48
-"""Of an answer that is generated to see whether it refuses, as in a study by default: its first sentences decide."""
+"""Where an answer is cut that is generated to see whether it refuses, as in a study: its first sentences decide."""
 
 
 def refuses(texts: Sequence[str]) -> Bool[np.ndarray, " n"]:

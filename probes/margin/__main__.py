@@ -63,7 +63,7 @@ def render(result: MarginResult) -> Group:
 
 
 def _losses_title(result: MarginResult) -> str:
-    """Of which prompts refusals are expected to be lost, and what tells that they were."""
+    """The title of expected losses: which prompts they are of, and what tells that they were lost."""
     from probes.harness.names import BASELINE
 
     rows = result.losses.table[result.losses.table["cell"] != BASELINE].dropna(subset="n_refused")

@@ -20,7 +20,7 @@ from scipy import optimize, stats
 FEWEST = 2
 """Prompts that a spread comes from."""
 BINS = 10
-"""Of a reliability curve, of equal width."""
+"""The bins of a reliability curve, of equal width."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ LEXICONS = {SOURCES["baseline"]: BROADER, SOURCES["lexicon"]: STUDY}
 """Source → the lexicon behind it: it told the baseline's refusals from its answers, or the openings are its own."""
 
 MAX_TOKENS = 6
-"""Of an opening found in the baseline's answers."""
+"""The longest opening that is looked for in the baseline's answers."""
 PURITY = 0.95
 FEWEST_ANSWERS = 2
 

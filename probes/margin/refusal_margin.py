@@ -198,7 +198,7 @@ def _seen(
 
 
 def _forgetting(several: bool, passing: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Of several passes that are differentiated, only one holds its activations at a time: each is computed again."""
+    """Let only one of several differentiated passes hold its activations at a time: each is computed again."""
     if not several or not torch.is_grad_enabled():
         return passing(*arguments)
     return checkpoint(passing, *arguments, use_reentrant=False, preserve_rng_state=False)

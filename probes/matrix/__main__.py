@@ -105,7 +105,7 @@ def _rendered(matrix: pd.DataFrame, quality: str | None, counted: str) -> Group:
 
 
 def _following(cells: CellTables, files: list[Path], quality: str | None) -> list[list[object]]:
-    """Of answers: their quality where it is not known, and their report."""
+    """What follows on answers: their quality where it is not known, and their report."""
     folder = next((file for file in files if file.is_dir()), None)
     if folder is None or not cells.answers:
         return [["probes.why", "--baseline", "PATH", "--quantized", "PATH"]]

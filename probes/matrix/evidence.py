@@ -19,7 +19,7 @@ COLUMNS = (
 )
 """What `evidence` gives."""
 NOTHING: dict[str, float | int] = dict.fromkeys(COLUMNS, np.nan)
-"""Of a row without evidence: a baseline, a cell without answers."""
+"""The columns of a row without evidence: a baseline, a cell without answers."""
 
 
 def evidence(

@@ -19,7 +19,7 @@ from probes.labels.refused import JUDGE, by_cell
 from probes.matrix.rows import judge_rates, over_refusal_table, quality_table, refusal_rates
 
 TABLES = (ANSWERS, "matrix")
-"""Of a folder: the stem of what is read, the first that is there."""
+"""The stems of what is read of a folder: the first that is there."""
 QUALITY_COLUMN = "quality"
 """The quality of cells in a folder of answers beside which `probes.quality` wrote."""
 
@@ -43,7 +43,7 @@ class CellTables:
 
     @property
     def warnings(self) -> list[str]:
-        """Of all answers."""
+        """The warnings of all answers."""
         return [warning for answers in self.answers.values() for warning in answers.warnings]
 
 

@@ -33,7 +33,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Of every scored token, in the order of the passages.
+    """The scores of every token, in the order of the passages.
 
     Attributes:
         nll: −ln p of the token under the model, in nats.

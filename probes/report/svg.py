@@ -135,7 +135,7 @@ class Look(NamedTuple):
 
 
 def look(index: int) -> Look:
-    """Of the index-th series; colours repeat after eight with another dash."""
+    """The look of the index-th series; colours repeat after eight with another dash."""
     place = index % len(SERIES)
     return Look(SERIES[place], MARKERS[place], DASHES[(index + index // len(SERIES)) % len(DASHES)])
 

@@ -28,7 +28,7 @@ TITLE = "How far back to the model from before alignment (activations: after the
 
 
 def render(result: Result) -> FittedTable:
-    """Of each cell: codes, weights, the activations after the last block, logits."""
+    """The table: codes, weights, the activations after the last block and logits of each cell."""
     table = result.table
     last = table.loc[table["of"] == "activations", "where"].iloc[-1:].tolist()
     rows = table[table["where"].isin(["all", *last]) | table["where"].isna()]

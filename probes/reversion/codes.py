@@ -33,7 +33,7 @@ class SameCodes:
 def same_codes(
     cell: Checkpoint, baseline: Observed, before: Observed, draws: int, seed: int
 ) -> Mapping[Place, SameCodes] | str:
-    """Of each linear that alignment moved, and of these together; or why the codes cannot be worked out.
+    """The codes of each linear that alignment moved, and of these together; or why they cannot be worked out.
 
     Args:
         cell: whose grid both are rounded to.

@@ -55,7 +55,7 @@ class Projection:
 
     @property
     def value(self) -> float:
-        """Of all prompts together; NaN where alignment moved nothing."""
+        """The projection of all prompts together; NaN where alignment moved nothing."""
         moved = float(self.squares.sum())
         return float(self.products.sum()) / moved if moved else float("nan")
 
@@ -89,7 +89,7 @@ def observe(model: HookedModel, texts: Mapping[str, list[str]], batch_size: int 
 
 
 def projections(cell: Observed, baseline: Observed, before: Observed) -> dict[Place, Projection]:
-    """Of everything that was observed, and of the weights of all linears together.
+    """The projections of everything that was observed, and of the weights of all linears together.
 
     Args:
         cell: the quantized model.

@@ -13,7 +13,7 @@ from probes.stats.intervals import CONFIDENCE, Estimate
 
 DRAWS = 10_000
 KEPT_COUNTS = 2**22
-"""Of one set of resamples that the next statistic of as many prompts finds again: 32 MiB."""
+"""The most counts of a set of resamples that the next statistic of as many prompts finds again: 32 MiB."""
 
 
 def resampled_means(

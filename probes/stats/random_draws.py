@@ -10,7 +10,7 @@ from jaxtyping import Float
 from probes.stats.intervals import float64_array
 
 ROUNDING = 1e-9
-"""Of the largest value: a draw that repeats the observed set may differ from it by so much."""
+"""A draw that repeats the observed set may differ from it by this share of the largest value."""
 
 
 def draw_p(observed: float, null: Float[Any, " draw"]) -> float:

@@ -46,7 +46,7 @@ def _written(baseline: Path, name: str) -> Path | None:
 
 
 def prepare(study: Study, model: Model, report: StageReport) -> dict[str, Path | InputError]:
-    """As `located`, after training, quantizing and downloading what is missing; what went wrong in place of a path.
+    """What `located` gives after training, quantizing and downloading what is missing; errors in place of paths.
 
     Raises:
         InputError: the baseline cannot be had.

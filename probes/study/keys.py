@@ -15,7 +15,7 @@ from probes.study.step import Asked, Step
 from probes.study.steps import BY_NAME, options_of
 
 SCHEMA_VERSION = 1
-"""Of run folders."""
+"""The schema of run folders."""
 _WHERE: dict[str, Any] = {"out": True, "models": {"__all__": {"num_cpus", "num_gpus"}}}
 """What a study file says of machines and folders: no number depends on it."""
 _DECIDING = ("quantscope", "torch", "transformers")

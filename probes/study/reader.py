@@ -47,7 +47,7 @@ def read_study(file: str | Path) -> Study:
 
 
 def parse_study(text: str, directory: Path, name: str = "The study", on_disk: bool = True) -> Study:
-    """As `read_study`, for the text of a file.
+    """The study that `read_study` reads, from the text of a file.
 
     Args:
         text: TOML.

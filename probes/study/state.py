@@ -38,7 +38,7 @@ JUDGES = "judges"
 
 
 class PartStatus(StrEnum):
-    """Of a part."""
+    """What a part is."""
 
     DONE = "done"
     STALE = "stale"

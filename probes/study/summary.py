@@ -110,7 +110,7 @@ def baseline_note(matrix: pd.DataFrame) -> str:
 
 
 def unresolved_notes(matrix: pd.DataFrame) -> Iterator[str]:
-    """Of which cells these prompts cannot tell whether refusals were lost: a sentence each."""
+    """A sentence for each cell of which these prompts cannot tell whether refusals were lost."""
     for _, row in matrix[matrix["regime"] == UNRESOLVED].iterrows():
         low, high = (100 * row[f"refusal_rate_delta_{end}"] for end in ("low", "high"))
         yield f"{row['cell']}: {cannot_tell(row)} (Δ from {low:+.0f} to {high:+.0f} points, p = {row['p_mcnemar']:.2g})"

@@ -167,7 +167,7 @@ def _calibration(study: Study) -> Path | None:
 
 
 UNMEASURED = {"regime": "undetermined", "action": "direct_safety_eval"}
-"""Of the cells of a model without any measured cell; those of others get the same from `probes.matrix.regimes`."""
+"""What the cells of a model without any measured cell get; others get the same from `probes.matrix.regimes`."""
 
 
 def _matrix(
@@ -215,7 +215,7 @@ def _model_rows(
 
 
 def _settings(joined: Mapping[str, Result], index: RTSI) -> dict[str, Any]:
-    """Of one model: what its completions were made with, and what the other columns rest on."""
+    """What a model's completions were made with, and what the other columns rest on."""
     quality = quality_note(joined["quality"]) if "quality" in joined else ""
     return {
         **joined["completions"].settings,

@@ -29,7 +29,7 @@ WORKERS: tables.Columns = {
     "seconds": tables.number("seconds", ".0f"),
     "silent": tables.number("silent", ".0f"),
 }
-"""Of the workers of a run; the last is how many seconds ago one that has not ended showed that it lives."""
+"""The columns of a run's workers; the last is how many seconds ago one that has not ended showed that it lives."""
 HEADER = 4
 """Letters of a step's name above its column, so that ten steps fit on 80 columns beside long names."""
 
@@ -55,7 +55,7 @@ def step_columns(table: pd.DataFrame) -> tables.Columns:
 
 
 def exit_code(found: StudyRun) -> Exit:
-    """Of a run, see `run`."""
+    """The exit code of a run, see the command `run`."""
     if (code := _measured(found.status)) is Exit.NOTHING_MEASURED:
         return code
     gate = _gate(found)

@@ -26,7 +26,7 @@ FITS, NOT, UNMEASURED = "fits", "does not", "not measured"
 RESULTS = ("margin_losses", "reversion", "coverage", "depth_cells")
 """Results of other probes that are looked for."""
 FAR = 0.5
-"""Of the way back to the model from before alignment, from which on a cell is said to have gone back."""
+"""The share of the way back to the model from before alignment with which a cell is said to have gone back."""
 CALIBRATED = ("awq", "gptq", "compressed-tensors")
 """Formats whose writers fit their rounding to texts."""
 
@@ -54,7 +54,7 @@ class Rival:
     falsified_by: str
 
     def row(self) -> dict[str, Any]:
-        """Of the table `why_explanations`."""
+        """A row of the table `why_explanations`."""
         words = {name: value for name, value in vars(self).items() if name != "value"}
         return words | interval_columns("value", self.value)
 

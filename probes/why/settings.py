@@ -7,4 +7,4 @@ SETS = 3
 PROMPTS = 64
 DRAWS = 20
 SHARE = 0.5
-"""Of the shift, which the list of linears to keep has to give back."""
+"""The share of the shift that the list of linears to keep has to give back."""
