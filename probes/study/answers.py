@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from interp.quantize.cells import content_key
-from probes.harness.comparison import compare
+from probes.harness.comparison import checked, compare
 from probes.harness.names import BASELINE
 from probes.harness.results import Result
 from probes.labels.completions import completions_of
@@ -33,12 +33,18 @@ def completions(context: StepContext) -> list[Result]:
     measured and judges are asked (`probes.study.tables`).
 
     `refusal`: one row per (cell, task, sample_id), for all tasks, as `probes.refusal` writes them.
+
+    Raises:
+        InputError: the cell is no quantization of the baseline; see also `ask_through_inspect`.
     """
+    pair_warnings: tuple[str, ...] = ()
     if context.study.behaviour.runner == DIRECT:
         outcomes, settings = _direct(context)
     else:
+        pair_warnings = checked(*context.checkpoints, context.model.forced)
         outcomes, settings = ask_through_inspect(context)
     unread, warnings = unread_by((str(cell), rows["response"]) for cell, rows in outcomes.groupby("cell", sort=False))
+    warnings = [*(f"{context.cell}: {warning}" for warning in pair_warnings), *warnings]
     return [
         Result(
             "completions",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from inspect_ai.model import ModelAPI
 from rich.console import Console
 
 from interp import claims, cli
-from interp.checkpoint import Checkpoint
+from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.opening import load
 from probes import direction, entropy, neurons
@@ -31,12 +32,12 @@ from probes.judges import probe as judges
 from probes.predict.cells import read_cells
 from probes.report import files
 from probes.study import __main__ as study_command
-from probes.study import keys, measuring, state, terminal
+from probes.study import answers, keys, measuring, state, terminal
 from probes.study import run as studies
 from probes.study.reader import read_study
 from probes.study.run import open_run, run_study, study_status
 from probes.study.state import PartStatus
-from probes.study.step import Asked
+from probes.study.step import Asked, StepContext
 from probes.study.steps import BY_NAME
 from probes.study.workers import joined, model_claim
 from tests.killed_study import KILLS
@@ -415,6 +416,14 @@ def test_inspect_gives_the_same_answers(folder: Path) -> None:
         run.table("completions").sort_values(key, ignore_index=True), direct.sort_values(key, ignore_index=True)
     )
     assert len(list((folder / "inspected" / "tiny" / "inspect").glob("*/run.json"))) == 3
+
+
+def test_inspect_is_not_asked_about_what_is_no_pair(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    pair = open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "cell")
+    study, model = Mock(behaviour=Mock(runner="inspect")), Mock(forced=False)
+    with pytest.raises(InputError, match="not a quantization of this baseline"):
+        answers.completions(Mock(spec=StepContext, study=study, checkpoints=pair, model=model, cell="dense"))
 
 
 def test_a_damaged_table_is_measured_again(folder: Path, opened: list[str]) -> None:
