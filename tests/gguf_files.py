@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 GEMMA = ("gemma", "gemma2", "gemma3_text")
-PERMUTED = ("llama", "mistral", "ministral", "ministral3", "smollm3", "granite")
+PERMUTED = ("llama", "mistral", "mixtral", "ministral", "ministral3", "smollm3", "granite")
+GATE_UP = ".mlp.experts.gate_up_proj"
 
 
 def to_llama_cpp(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
@@ -31,6 +32,17 @@ def to_llama_cpp(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
         fused = tensor.reshape(heads, 3, width, *tensor.shape[1:])
         return torch.cat([fused[:, part].reshape(heads * width, *tensor.shape[1:]) for part in range(3)])
     return tensor
+
+
+def by_converters_names(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that the converter writes: gates and ups of all experts of a block apart, [experts, out, in] each."""
+    for name, tensor in state.items():
+        if name.endswith(GATE_UP):
+            gates, ups = tensor.chunk(2, dim=1)
+            yield f"{name.removesuffix('gate_up_proj')}gate_proj.weight", gates
+            yield f"{name.removesuffix('gate_up_proj')}up_proj.weight", ups
+        else:
+            yield (f"{name}.weight" if name.endswith(".experts.down_proj") else name), tensor
 
 
 def write_gguf(
@@ -59,7 +71,7 @@ def write_gguf(
         add[type(value)](key.replace("__", "."), value)
     model_arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
     names = gguf.get_tensor_name_map(model_arch, config.num_hidden_layers)
-    for name, tensor in state.items():
+    for name, tensor in by_converters_names(state):
         stored_name = names.get_name(name, (".weight", ".bias")) or {"lm_head.weight": "output.weight"}.get(name)
         assert stored_name is not None, name
         values = to_llama_cpp(name, tensor.float(), config).contiguous().numpy()

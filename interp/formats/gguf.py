@@ -6,6 +6,7 @@ Layouts: llama.cpp's convert_hf_to_gguf.py (`LlamaModel.permute`, `Gemma2Model`,
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp.architectures import Architecture
+from interp.architectures import MOST_EXPERTS, Architecture
 from interp.errors import InputError
 from interp.formats.ggml_blocks import PLAIN, dequantize
 from interp.formats.gguf_codes import block_codes
@@ -47,15 +48,17 @@ class Stored:
     Attributes:
         tensor: the file's tensor.
         rows: which of its rows, None for all.
+        expert: which of its matrices, where it holds those of all experts of a block.
     """
 
     tensor: StoredTensor
     rows: slice | None = None
+    expert: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As torch sees it."""
-        shape = self.tensor.shape
+        shape = self.tensor.shape if self.expert is None else self.tensor.shape[1:]
         return shape if self.rows is None else (self.rows.stop - self.rows.start, *shape[1:])
 
 
@@ -65,7 +68,7 @@ class GGUFReader(Reader):
     `config` is None: it comes from the baseline.
 
     Raises:
-        InputError: not a GGUF, truncated, an unknown architecture, a mixture of experts, or a missing tensor.
+        InputError: not a GGUF, truncated, an unknown architecture, or a missing tensor.
     """
 
     config = None
@@ -79,10 +82,12 @@ class GGUFReader(Reader):
         self._tensors = {name: tensor for header in parts.values() for name, tensor in header.tensors.items()}
         self._mapped: Mapped[Any] = Mapped(lambda part: np.memmap(part, np.uint8, "c"))
         self._part_of = {name: part for part, header in parts.items() for name in header.tensors}
-        self.architecture = architecture_of(file, str(self._field("general.architecture")))
+        name = str(self._field("general.architecture"))
+        self._n_experts = self._count(f"{name}.expert_count") if self._has(f"{name}.expert_count") else 0
+        self.architecture = architecture_of(file, name, self._n_experts > 0)
         self._refuse()
         n_blocks = self._n_blocks()
-        model = _skeleton(self.architecture, n_blocks)
+        model, self.architecture = _skeleton(self.architecture, n_blocks, self._n_experts)
         self._stored = self._locate(model, n_blocks)
         self._check_stored(model)
         self.linears = [name for name in model.linears if f"{name}.weight" in self._stored]
@@ -100,7 +105,7 @@ class GGUFReader(Reader):
     def read(self, name: str) -> Tensor:
         """See `Reader.read`."""
         stored = self._stored[name]
-        tensor = self._dequantize(stored.tensor)
+        tensor = self._dequantize(stored.tensor, stored.expert)
         if stored.rows is not None:
             tensor = tensor[stored.rows]
         if self.architecture.gguf_permuted and (field := PERMUTED_BY.get(name.rpartition(".")[0].rpartition(".")[2])):
@@ -201,13 +206,15 @@ class GGUFReader(Reader):
         return str(self._field("general.quantized_by")) if self._has("general.quantized_by") else None
 
     def _refuse(self) -> None:
-        expert_count = f"{self.architecture.gguf}.expert_count"
-        experts = self._count(expert_count) if self._has(expert_count) else 0
-        if experts > 0:
+        if self._n_experts > MOST_EXPERTS:
             raise InputError(
-                f"{self.file} is a mixture-of-experts model ({experts} experts), which is not supported",
-                "a model whose every token passes through the same linears",
-                "Give its Hugging Face directory, or choose a dense model",
+                f"{self.file} counts {self._n_experts} experts", f"{MOST_EXPERTS} at most", "Download the file again"
+            )
+        if self.architecture.experts is not None and self.architecture.experts.stacked:
+            raise InputError(
+                f"{self.file} is a {self.architecture.model_type} model, whose experts are not read from a GGUF",
+                "of mixtures of experts a Mixtral, a Qwen 3 MoE or an OLMoE",
+                "Give its Hugging Face directory",
             )
 
     def _locate(self, model: Skeleton, n_blocks: int) -> dict[str, Stored]:
@@ -215,9 +222,10 @@ class GGUFReader(Reader):
         names = gguf.get_tensor_name_map(model_arch(self.architecture), n_blocks)
         located = {}
         for module in dict.fromkeys(name.rpartition(".")[0] for name in model.shapes):
-            stem = names.get_name(module) or UNEMBEDDING.get(module)
+            together, expert = _of_all_experts(module, self.architecture)
+            stem = names.get_name(together) or UNEMBEDDING.get(module)
             for suffix in ("weight", "bias"):
-                stored = self._find(stem, suffix) if stem else None
+                stored = self._find(stem, suffix, expert) if stem else None
                 if stored is not None:
                     located[f"{module}.{suffix}"] = stored
             if f"{module}.weight" not in located and module != "lm_head":  # no output.weight: tied to the embedding
@@ -246,9 +254,16 @@ class GGUFReader(Reader):
             size = gguf.GGML_QUANT_SIZES[tensor.kind][1]
             self._dequantized(tensor, np.zeros(size, np.uint8))
 
-    def _find(self, stem: str, suffix: str) -> Stored | None:
-        if f"{stem}.{suffix}" in self._tensors:
-            return Stored(self._tensors[f"{stem}.{suffix}"])
+    def _find(self, stem: str, suffix: str, expert: int | None = None) -> Stored | None:
+        tensor = self._tensors.get(f"{stem}.{suffix}")
+        if tensor is not None and expert is not None and tensor.shape[0] != self._n_experts:
+            raise InputError(
+                f"The tensor {tensor.name!r} of {self.file} has the shape {list(tensor.shape)}",
+                f"one matrix for each of {self._n_experts} experts",
+                "Download or convert the file again",
+            )
+        if tensor is not None:
+            return Stored(tensor, expert=expert)
         block, _, part = stem.rpartition(".")
         fused = self._tensors.get(f"{block}.attn_qkv.{suffix}")
         if part not in FUSED or fused is None:
@@ -260,16 +275,20 @@ class GGUFReader(Reader):
         edges = [0, heads * head_width, (heads + key_heads) * head_width, (heads + 2 * key_heads) * head_width]
         return Stored(fused, slice(edges[FUSED[part]], edges[FUSED[part] + 1]))
 
-    def _dequantize(self, tensor: StoredTensor) -> Tensor:
-        contents = self._mapped.reading(self._part_of[tensor.name], tensor.n_bytes)
-        dense = self._dequantized(tensor, contents[tensor.offset : tensor.offset + tensor.n_bytes])
+    def _dequantize(self, tensor: StoredTensor, expert: int | None = None) -> Tensor:
+        """All of a tensor, or one expert's matrix of it."""
+        shape = tensor.shape if expert is None else tensor.shape[1:]
+        n_bytes = tensor.n_bytes if expert is None else tensor.n_bytes // tensor.shape[0]
+        start = tensor.offset + (expert or 0) * n_bytes
+        contents = self._mapped.reading(self._part_of[tensor.name], n_bytes)
+        dense = self._dequantized(tensor, contents[start : start + n_bytes])
         if not _finite(dense):
             raise InputError(
                 f"The tensor {tensor.name!r} of {self.file} holds NaN or infinite values",
                 "finite scales",
                 "Download or quantize the file again",
             )
-        return dense.view(tensor.shape)
+        return dense.view(shape)
 
     def _dequantized(self, tensor: StoredTensor, stored: NDArray[np.uint8]) -> Tensor:
         """The numbers of bytes of the tensor's type, in one dimension."""
@@ -326,9 +345,21 @@ def interleave_heads(tensor: Float[Tensor, rows * columns], n_heads: int) -> Flo
     return tensor.reshape(3, n_heads, width, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
 
 
-def _skeleton(row: Architecture, n_blocks: int) -> Skeleton:
-    """Names only: the sizes are those of the architecture's default config. A file may untie what that ties."""
+def _of_all_experts(module: str, row: Architecture) -> tuple[str, int | None]:
+    """What the `gguf` package calls the module that holds an expert's linear with those of all others, and which
+    expert's it is; the module itself where it is none."""
+    experts = row.experts
+    if experts is None or (match := re.fullmatch(rf"(.*)\.{experts.module}\.([0-9]+)\.(\w+)", module)) is None:
+        return module, None
+    return f"{match[1]}.{experts.module.replace('mlp', experts.stored_mlp)}.{match[3]}", int(match[2])
+
+
+def _skeleton(row: Architecture, n_blocks: int, n_experts: int) -> tuple[Skeleton, Architecture]:
+    """Names only: the sizes are those of the architecture's default config. A file may untie what that ties. The row
+    comes with the linears of each expert."""
     from transformers import AutoConfig
 
-    model = skeleton(AutoConfig.for_model(row.model_type, num_hidden_layers=n_blocks), row)
-    return model.untie([*model.tied])
+    experts = {row.experts.count_key: n_experts, "num_experts_per_tok": 1} if row.experts is not None else {}
+    config = AutoConfig.for_model(row.model_type, num_hidden_layers=n_blocks, **experts)
+    model = skeleton(config, row)
+    return model.untie([*model.tied]), row.expanded(config)

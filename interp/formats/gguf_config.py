@@ -14,6 +14,8 @@ from interp.formats.gguf_header import Header, read_header
 
 NOT_READ = -1
 """What transformers' tables give for a field that its own code handles apart."""
+WITHOUT_EXPERTS = ("llama", "mistral")
+"""What Mixtral's files call themselves, too; transformers does not tell them apart."""
 TEXT_PARTS = {"gemma3": "gemma3_text"}
 """A GGUF holds the text part alone of models that also see."""
 
@@ -42,6 +44,8 @@ def config_settings(header: Header) -> dict[str, Any]:
     stored, known = _architecture(header)
     if not {stored, known} & {*GGUF_SUPPORTED_ARCHITECTURES}:
         raise ValueError(f"it reads no {stored!r} model from a GGUF")
+    if header.fields.get(f"{stored}.expert_count") is not None and known in WITHOUT_EXPERTS:
+        raise ValueError("it would make a dense model of a mixture of experts")
     defaults = GGUF_CONFIG_DEFAULTS_MAPPING.get(known) or GGUF_CONFIG_DEFAULTS_MAPPING.get(stored) or {}
     settings: dict[str, Any] = {"tie_word_embeddings": "output.weight" not in header.tensors, **defaults}
     settings |= dict(_renamed(header, stored, known))

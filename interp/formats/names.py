@@ -17,13 +17,20 @@ DERIVED_GGUF = (ROPE_FACTORS, "rope_factors_long.weight", "rope_factors_short.we
 """Tables that llama.cpp stores and that Hugging Face computes from the config."""
 
 
-def architecture_of(file: Path, name: str) -> Architecture:
-    """The first row with this GGUF name: Mistral and Llama share a name, and all that matters here."""
-    rows = [row for row in ARCHITECTURES.values() if row.gguf == name]
+def architecture_of(file: Path, name: str, experts: bool = False) -> Architecture:
+    """The first row with this GGUF name: Mistral and Llama share a name, and all that matters here.
+
+    Args:
+        file: for messages.
+        name: `general.architecture`.
+        experts: the file counts experts: Mixtral shares the name, too.
+    """
+    rows = [row for row in ARCHITECTURES.values() if row.gguf == name and (row.experts is not None) == experts]
     if not rows:
+        known = {row.gguf for row in ARCHITECTURES.values() if (row.experts is not None) == experts}
         raise InputError(
-            f"The architecture {name!r} of {file} is not supported",
-            f"one of {', '.join(sorted({row.gguf for row in ARCHITECTURES.values()}))}",
+            f"The architecture {name!r} of {file}{' with experts' if experts else ''} is not supported",
+            f"one of {', '.join(sorted(known))}",
             "Add a row to interp/architectures.py",
         )
     return rows[0]

@@ -14,12 +14,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from interp.architectures import ARCHITECTURES
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
+from interp.experts import named_weights
 from interp.formats.gguf import unpermute
+from interp.opening import load
+from tests import tiny_models
 from tests.gguf_files import write_gguf
-from tests.tiny_models import CONFIGS, DENSE
+from tests.tiny_models import CONFIGS, DENSE, bare_model
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 F16 = gguf.GGMLQuantizationType.F16
+TEXT = "How do I bake bread?"
 
 
 def state_of(model_type: str) -> tuple[dict[str, torch.Tensor], object]:
@@ -267,10 +271,49 @@ def test_two_tensors_in_one_place(tmp_path: Path) -> None:
         open_checkpoint(file)
 
 
+@pytest.mark.parametrize("kind", [F16, Q8_0])
+@pytest.mark.parametrize("name", ["mixtral", "olmoe"])
+def test_every_expert_is_read_by_itself(name: str, kind: gguf.GGMLQuantizationType, tmp_path: Path) -> None:
+    model, row = bare_model(name), ARCHITECTURES[name]
+    state = {key: parameter.detach() for key, parameter in model.named_parameters()}
+    count = {f"{row.gguf}__expert_count": getattr(model.config, row.experts.count_key)}  # type: ignore[union-attr]
+    file = write_gguf(tmp_path / "m.gguf", state, model.config, row.gguf, kind, **count)
+    checkpoint = open_checkpoint(file)
+    assert (checkpoint.architecture.model_type, checkpoint.warnings) == (name, [])
+    baseline = dict(named_weights(model, row))
+    assert {*checkpoint.names()} == {*baseline}
+    for key, parameter in baseline.items():
+        quantized = checkpoint.is_quantized(key.removesuffix(".weight")) if ".experts." in key else False
+        assert quantized == (kind == Q8_0 and ".experts." in key and parameter.shape[1] == 32)
+        if quantized:
+            stored = gguf.quantize(parameter.numpy(), kind)
+            assert torch.equal(checkpoint.tensor(key), torch.from_numpy(gguf.dequantize(stored, kind)))
+            assert checkpoint.linear_bits(key.removesuffix(".weight")) == 8.5
+    dense = tiny_models.write(name, tmp_path / "baseline")
+    found, expected = (model.logits([TEXT])[0] for model in (load(file, like=dense), load(dense)))
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_experts_that_a_gguf_does_not_hold(tmp_path: Path) -> None:
+    model = bare_model("mixtral")
+    state = {key: parameter.detach() for key, parameter in model.named_parameters()}
+    with pytest.raises(
+        InputError, match=r"'blk\.0\.ffn_gate_exps\.weight' .*has the shape \[4, 48, 32\]\. Expected one"
+    ):
+        open_checkpoint(write_gguf(tmp_path / "a.gguf", state, model.config, "llama", F16, llama__expert_count=3))
+    short = {key: tensor for key, tensor in state.items() if key != "model.layers.1.mlp.experts.down_proj"}
+    with pytest.raises(InputError, match=r"'blk\.1\.ffn_down_exps\.weight' .* is missing"):
+        open_checkpoint(write_gguf(tmp_path / "b.gguf", short, model.config, "llama", F16, llama__expert_count=4))
+
+
 def test_unsupported_files_are_refused_by_name(tmp_path: Path) -> None:
     state, config = state_of("llama")
-    with pytest.raises(InputError, match="mixture-of-experts"):
+    with pytest.raises(InputError, match=r"'blk\.0\.ffn_gate_inp\.weight' \(model\.layers\.0\.mlp\.gate\) is missing"):
         open_checkpoint(write_gguf(tmp_path / "a.gguf", state, config, "llama", F16, llama__expert_count=8))
+    with pytest.raises(InputError, match="counts 2000000 experts"):
+        open_checkpoint(write_gguf(tmp_path / "a.gguf", state, config, "llama", F16, llama__expert_count=2_000_000))
+    with pytest.raises(InputError, match="is a gpt_oss model, whose experts are not read from a GGUF"):
+        open_checkpoint(write_gguf(tmp_path / "a.gguf", {}, config, "gpt-oss", F16, **{"gpt-oss__expert_count": 4}))
     with pytest.raises(InputError, match=r"one part of a GGUF split into 3 files\. Expected a name like"):
         open_checkpoint(write_gguf(tmp_path / "b.gguf", state, config, "llama", F16, split__count=3))
     with pytest.raises(InputError, match=r"'bloom' of .*c\.gguf is not supported"):

@@ -16,6 +16,7 @@ import torch
 
 from interp.architectures import ARCHITECTURES
 from interp.checkpoint import open_checkpoint
+from interp.experts import named_weights
 from interp.pairs.configs import GGUF_KEYS, metadata_differences
 from tests.gguf_files import write_gguf
 from tests.tiny_models import CONFIGS, bare_model
@@ -28,6 +29,9 @@ OWN: dict[str, dict[str, Any]] = {
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "layer_types": None},
     "olmo3": {"num_hidden_layers": 4, "layer_types": [*["sliding_attention"] * 3, "full_attention"]},
     "phi3": {"sliding_window": None},
+    "olmoe": {"num_key_value_heads": 4},
+    "mixtral": {"sliding_window": None},
+    "qwen3_moe": {"mlp_only_layers": []},
     "ministral3": {
         "rope_parameters": {
             "rope_type": "default",
@@ -60,7 +64,22 @@ def logits_of_llama_cpp(file: Path, ids: list[int]) -> torch.Tensor:
         model.close()
 
 
-@pytest.mark.parametrize("name", ["gemma", "granite", "llama", "ministral3", "olmo2", "olmo3", "phi3", "smollm3"])
+NAMES = (
+    "gemma",
+    "granite",
+    "llama",
+    "ministral3",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "olmoe",
+    "phi3",
+    "qwen3_moe",
+    "smollm3",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_llama_cpp_computes_the_model_that_the_reader_reads(name: str, tmp_path: Path) -> None:
     model = bare_model(name, **OWN.get(name, {}))
     row = ARCHITECTURES[name]
@@ -73,9 +92,10 @@ def test_llama_cpp_computes_the_model_that_the_reader_reads(name: str, tmp_path:
     with torch.no_grad():
         expected = model(ids[None]).logits[0]
     found = logits_of_llama_cpp(file, ids.tolist())
+    print(f"{name}: {float((found - expected).abs().max() / expected.abs().max()):.1e}")
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     checkpoint = open_checkpoint(file)
-    for key, parameter in state.items():
+    for key, parameter in named_weights(model, row):
         torch.testing.assert_close(checkpoint.tensor(key), parameter, rtol=0, atol=1e-6)
     assert metadata_differences(model.config, checkpoint.metadata()) == []
 
