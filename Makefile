@@ -14,7 +14,7 @@ INSTALL = @sh scripts/install.sh $(PYTHON) $(VENV)
 # uv does not compile what it installs: without bytecode every command would compile PyTorch anew, for 7 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-all real test test-real fuzz lint types docs setup lock clean
+.PHONY: demo demo-all real test test-real legacy fuzz lint types docs setup lock clean
 
 demo: $(DEMO_READY)  ## of two tiny chat models, find the cell that lost its refusals, explain it, repair it
 	$(BIN)/python -m probes.demo --out $(DEMO)
@@ -32,6 +32,8 @@ test-real: $(READY)  ## the tests of the real model, which `make test` skips (an
 test: lint types  ## lint, types and all tests
 	@echo "== tests"
 	$(BIN)/python -m pytest
+
+legacy: .venv-legacy/.ready  ## AutoAWQ and AutoGPTQ, which the study used, in an environment of their own
 
 fuzz: $(READY)  ## damage every reader's input ten thousand times
 	$(BIN)/python -m tests.fuzz
@@ -61,10 +63,15 @@ $(DEMO_READY): pyproject.toml constraints.txt
 	$(INSTALL) '$(DEMO_EXTRAS)' $(TORCH)
 	@touch $@
 
+.venv-legacy/.ready: constraints-legacy.txt scripts/install_legacy.sh
+	@echo "== setting up .venv-legacy (once): PyTorch, transformers 4, AutoAWQ and AutoGPTQ"
+	@sh scripts/install_legacy.sh $(PYTHON) .venv-legacy
+	@touch $@
+
 lock: $(READY)  ## resolve the newest allowed versions into constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --upgrade --no-header --no-annotate --python-version 3.11 --all-extras \
 		pyproject.toml --output-file constraints.txt
 	echo "uv==$$($(BIN)/uv --version | cut -d' ' -f2)" >> constraints.txt
 
 clean:
-	rm -rf $(VENV) runs site .cache
+	rm -rf $(VENV) .venv-legacy runs site .cache

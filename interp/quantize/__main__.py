@@ -42,6 +42,14 @@ def main(
         ),
     ] = None,
     bits: Annotated[int, typer.Option(help="Of GPTQ: 2, 3, 4 or 8; AWQ has 4.")] = BITS,
+    writer: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="autoawq for AWQ, autogptq for GPTQ, the writers of 2024 (`make legacy`); give it again for both.",
+            show_default="gptqmodel",
+        ),
+    ] = [],  # noqa: B006
 ) -> None:
     """Write the quantized cells of a baseline, those that are not up to date."""
     import sys
@@ -50,10 +58,11 @@ def main(
     from interp.quantize.calibration import calibration_of
     from interp.quantize.cells import read_record
     from interp.quantize.settings import KINDS
-    from interp.quantize.write import check_cells, write_cells
+    from interp.quantize.write import check_cells, check_writers, write_cells
 
     cell_names = [cell.strip() for cell in cells.split(",") if cell.strip()]
     check_cells(cell_names)
+    check_writers(writer, cell_names)
     texts = calibration_of(baseline, calibration) if set(cell_names) - set(KINDS) else []
     with Stages() as stages:
         written = write_cells(
@@ -67,6 +76,7 @@ def main(
             keep=keep,
             group_size=group_size,
             bits=bits,
+            writers=writer,
         )
     for cell, path in written.items():
         print(f"{cell}\t{path}")

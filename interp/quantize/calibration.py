@@ -106,3 +106,12 @@ def _calibration_text(record: Any, where: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"{where} has no calibration text", "an object with a field `text`", "Correct that line")
     return text
+
+
+def token_rows(tokenizer: Any, texts: Sequence[str], longest: int) -> list[list[int]]:
+    """Token ids of each text, cut at `longest`, with exactly one BOS: texts that carry it already get no second one."""
+    rows = []
+    for text in texts:
+        rendered = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        rows.append(tokenizer(text, add_special_tokens=not rendered)["input_ids"][:longest])
+    return rows

@@ -47,14 +47,9 @@ def gptqmodel_job(
         MissingExtra: GPTQModel is not installed.
     """
     need("gptqmodel", "gptqmodel", "quantize", "Writing AWQ and GPTQ")
-    if not any(text.strip() for text in calibration):
-        raise InputError(f"{cell} needs calibration texts and got none", "texts like those the model will see")
     settings = {"bits": BITS} | settings
-    _check_bits(cell, settings["bits"])
-    _check_groups(checkpoint, settings["group_size"])
-    texts = {"calibration_texts": len(calibration), "calibration_sha256": text_hash(calibration)}
-    builtin = {"calibration": BuiltinChats.NAME} if isinstance(calibration, BuiltinChats) else {}
-    described = settings | texts | builtin | ({"keep": list(keep)} if keep else {})
+    check_settings(cell, checkpoint, calibration, settings)
+    described = settings | described_texts(calibration) | ({"keep": list(keep)} if keep else {})
     used = versions("gptqmodel", "torch", "transformers")
     key = content_key(cell=cell, baseline=content_hash(checkpoint.path), settings=described, versions=used)
     request: dict[str, Any] = {"method": cell.lower(), "source": str(checkpoint.path.resolve())}
@@ -62,19 +57,34 @@ def gptqmodel_job(
 
     def fill(weights: Path, log: Path, report: JobReport | None) -> Outcome:
         reply = process.run(request | settings | {"out": str(weights.resolve())}, log, report)
-        return reply, _fold_notes(reply["folds"], checkpoint.architecture)
+        return reply, fold_notes("GPTQModel", reply["folds"], checkpoint.architecture)
 
     return Job(CellRecord(mixed_name(cell, keep), "GPTQModel", used, described, key), out, fill)
 
 
-def _fold_notes(folds: Sequence[Sequence[Any]], architecture: Architecture) -> list[str]:
+def described_texts(calibration: Sequence[str]) -> dict[str, Any]:
+    """What a cell's record says of the texts it was calibrated on."""
+    texts = {"calibration_texts": len(calibration), "calibration_sha256": text_hash(calibration)}
+    return texts | ({"calibration": BuiltinChats.NAME} if isinstance(calibration, BuiltinChats) else {})
+
+
+def fold_notes(writer: str, folds: Sequence[Sequence[Any]], architecture: Architecture) -> list[str]:
+    """What a reader of results must know of the scales that AWQ moved; [] where the writer was right."""
     unsound = unsound_folds(folds, architecture)
     if not unsound:
         return []
     return [
-        f"GPTQModel's AWQ moved scales in ways that change what {architecture.model_type!r} computes, before any "
+        f"{writer}'s AWQ moved scales in ways that change what {architecture.model_type!r} computes, before any "
         f"rounding ({', '.join(unsound)}); this cell's damage is the writer's as well as quantization's"
     ]
+
+
+def check_settings(cell: str, checkpoint: Checkpoint, calibration: Sequence[str], settings: dict[str, Any]) -> None:
+    """Raise `InputError` where texts, bits or group size are none that "AWQ" or "GPTQ" can be written with."""
+    if not any(text.strip() for text in calibration):
+        raise InputError(f"{cell} needs calibration texts and got none", "texts like those the model will see")
+    _check_bits(cell, settings["bits"])
+    _check_groups(checkpoint, settings["group_size"])
 
 
 def _check_bits(cell: str, bits: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from interp.quantize.calibration import token_rows
 from interp.quantize.process import JobReport, serve
 
 BATCH_SIZE = 8
@@ -29,16 +30,6 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
     aware = not job["act_order"] and job["group_size"] > 0
     own = {"sym": True, "desc_act": job["act_order"], "act_group_aware": aware}
     return common | own | {"quant_method": "gptq", "format": "gptq"}
-
-
-def _tokenize(tokenizer: Any, texts: list[str], longest: int) -> list[dict[str, list[int]]]:
-    """Token ids with exactly one BOS: texts that carry the template's own BOS get no second one."""
-    rows = []
-    for text in texts:
-        rendered = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids = tokenizer(text, add_special_tokens=not rendered)["input_ids"][:longest]
-        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids)})
-    return rows
 
 
 @contextmanager
@@ -74,11 +65,12 @@ def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:
     model = GPTQModel.load(job["source"], settings, dtype=torch.float16, trust_remote_code=False)
     config = model.model.config
     model.layer_callback = lambda layer_idx, submodule_finalized: report(layer_idx + 1, config.num_hidden_layers)
-    rows = _tokenize(model.tokenizer, job["calibration"], config.max_position_embeddings)
+    ids = token_rows(model.tokenizer, job["calibration"], config.max_position_embeddings)
+    rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids]
     with _recorded_folds() as folds:
         model.quantize(rows, batch_size=BATCH_SIZE, calibration_data_min_length=0)
     model.save(job["out"])
-    return {"folds": sorted(folds), "calibration_tokens": sum(len(row["input_ids"]) for row in rows)}
+    return {"folds": sorted(folds), "calibration_tokens": sum(map(len, ids))}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -35,11 +35,15 @@ class WriterProcess:
     Args:
         module: a module whose `__main__` calls `serve`.
         environment: variables set for the child only.
+        command: what starts the child instead, where it has an interpreter of its own; `module` is then only its name.
     """
 
-    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, environment: Mapping[str, str] | None = None, command: Sequence[str] | None = None
+    ) -> None:
         self.module = module
         self.environment = dict(environment or {})
+        self.command = list(command or [sys.executable, "-m", module])
 
     def __enter__(self) -> WriterProcess:
         self._resources = ExitStack()
@@ -55,7 +59,7 @@ class WriterProcess:
         # GPTQModel writes `logs/` into its working directory.
         directory = self._resources.enter_context(tempfile.TemporaryDirectory(prefix="quantscope-writer-"))
         process = subprocess.Popen(
-            [sys.executable, "-m", self.module],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

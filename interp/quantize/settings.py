@@ -21,3 +21,5 @@ OF_BITS = {
 """Cells whose name says how many bits they have, such as GPTQ-3bit → the writer's cell, and its bits."""
 NAMES = (*CELLS, *OF_BITS)
 """What may be asked for."""
+WRITERS = {"autoawq": "AWQ", "autogptq": "GPTQ"}
+"""The writers of 2024, which need an environment of their own (`make legacy`), and the cell that each writes."""

@@ -12,9 +12,10 @@ from interp.quantize.cells import Job, need
 from interp.quantize.gguf_f16 import check_convertible
 from interp.quantize.gguf_jobs import check_file, f16_job, gguf_job, llama_cpp_process
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, gptqmodel_process, group_size_for, usual_group_size
+from interp.quantize.legacy_jobs import legacy_job, legacy_process
 from interp.quantize.mixed_precision import checked, mixed_name
 from interp.quantize.process import JobReport
-from interp.quantize.settings import BITS, KINDS, LADDER, NAMES, OF_BITS
+from interp.quantize.settings import BITS, KINDS, LADDER, NAMES, OF_BITS, WRITERS
 
 CellProgress = Callable[[str, float], None]
 """Called with a cell and the share of it that is done, 0 to 1; at 1 it is there."""
@@ -121,6 +122,7 @@ def write_cells(
     keep: Sequence[str] = (),
     group_size: int | None = None,
     bits: int = BITS,
+    writers: Sequence[str] = (),
 ) -> dict[str, Path]:
     """Write the cells of a baseline into `out/<cell>`, those that are not up to date, and return what to open for each.
 
@@ -138,9 +140,12 @@ def write_cells(
         group_size: of AWQ and GPTQ, input channels per scale; by default the largest of 128, 64, 32 that divides every
             linear's inputs. Another one goes to a directory of its own, `out/GPTQ-g32`.
         bits: of GPTQ: 2, 3, 4 or 8; others than 4 go to a directory of their own, `out/GPTQ-3bit`.
+        writers: "autoawq" for AWQ, "autogptq" for GPTQ, instead of GPTQModel: the writers of 2024, which need an
+            environment of their own (`make legacy`). Their cells go to `out/AWQ-autoawq` and `out/GPTQ-autogptq`.
 
     Raises:
-        InputError: no such linear to keep; as for the single writers; cells finished before the error are kept.
+        InputError: no such linear to keep; a writer that cannot be had, or writes none of the cells; as for the single
+            writers; cells finished before the error are kept.
         MissingExtra: a cell's writer is not installed.
 
     Example:
@@ -150,6 +155,7 @@ def write_cells(
     check_cells(cells)
     checkpoint = _dense(baseline)
     keep = checked(checkpoint, keep) if keep else []
+    writer_of = check_writers(writers, cells, keep)
     kinds = [cell for cell in cells if cell in KINDS]
     if kinds:
         _check_ladder(checkpoint, f16, converter)
@@ -162,15 +168,20 @@ def write_cells(
             progress(cell, 1.0)
         written[cell] = job.result
 
-    with gptqmodel_process() as gptqmodel, llama_cpp_process() as llama_cpp:
+    with gptqmodel_process() as gptqmodel, legacy_process() as legacy, llama_cpp_process() as llama_cpp:
         packed = [cell for cell in cells if cell not in KINDS]
         jobs = {}
         for name in packed:
             cell, its_bits = OF_BITS.get(name, (name, bits))
             settings: dict[str, Any] = {"group_size": _group_size(checkpoint, group_size), "bits": its_bits}
             settings |= {"act_order": False} if cell == "GPTQ" else {}
-            place = out / mixed_name(_called(cell, checkpoint, group_size, its_bits), keep)
-            jobs[name] = gptqmodel_job(gptqmodel, cell, checkpoint, place, calibration, settings, keep)
+            called = _called(cell, checkpoint, group_size, its_bits)
+            if writer := writer_of.get(cell):
+                place = out / f"{called}-{writer}"
+                jobs[name] = legacy_job(legacy, writer, checkpoint, place, calibration, settings)
+            else:
+                place = out / mixed_name(called, keep)
+                jobs[name] = gptqmodel_job(gptqmodel, cell, checkpoint, place, calibration, settings, keep)
         for cell, job in jobs.items():
             finish(cell, job)
         file = f16 or (gguf_f16(baseline, out / "F16", converter) if kinds else out)
@@ -203,6 +214,30 @@ def check_cells(cells: Sequence[str]) -> None:
     if unknown := set(cells) - set(NAMES):
         wrong = sorted(unknown)[0]
         raise InputError(f"There is no cell {wrong!r}", f"some of {', '.join(NAMES)}", did_you_mean(wrong, NAMES))
+
+
+def check_writers(writers: Sequence[str], cells: Sequence[str], keep: Sequence[str] = ()) -> dict[str, str]:
+    """Which cells are written by another writer than GPTQModel: "AWQ" → "autoawq".
+
+    Raises:
+        InputError: no such writer, one that writes none of the cells, or one that would have to keep linears.
+    """
+    wanted = {OF_BITS.get(name, (name, BITS))[0] for name in cells}
+    for writer in writers:
+        if writer not in WRITERS:
+            raise InputError(
+                f"There is no writer {writer!r}", f"some of {', '.join(WRITERS)}", did_you_mean(writer, WRITERS)
+            )
+        if WRITERS[writer] not in wanted:
+            raise InputError(
+                f"The writer {writer!r} writes none of the cells {', '.join(cells)}",
+                f"the cell {WRITERS[writer]} among them",
+            )
+    if writers and keep:
+        raise InputError(
+            f"{writers[0]} cannot keep single linears in float16", "the default writer, which can", "Leave --writer out"
+        )
+    return {WRITERS[writer]: writer for writer in writers}
 
 
 def _dense(source: Path) -> Checkpoint:
