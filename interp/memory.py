@@ -1,9 +1,21 @@
-"""Memory that was freed goes back to the system."""
+"""How much may be held beside a model's weights, and giving back to the system what was freed."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+
+SMALLEST = 2**28
+"""Bytes of activations that no machine lacks: small models are not cut into small batches."""
+
+
+def spare_memory(model: HookedModel) -> int:
+    """Bytes that may be held beside the weights: half as many as they have, where that is not very few."""
+    return max(sum(parameter.nbytes for parameter in model.hf.parameters()) // 2, SMALLEST)
 
 
 def give_back() -> None:

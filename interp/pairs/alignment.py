@@ -46,12 +46,18 @@ def aligned(cell: HookedModel, baseline: HookedModel) -> Iterator[Scales]:
     try:
         for name, weight in named_weights(cell.hf, cell.architecture):
             if name.rpartition(".")[0] in {*scales.inputs, *scales.outputs, *scales.norms}:
-                originals.append((weight, weight.clone()))
+                originals.append((weight, _stored(weight)))
                 weight.copy_(_undone(weight, name, scales, cell.architecture))
         yield scales
     finally:
         for weight, original in originals:
             weight.copy_(original)
+
+
+def _stored(weight: Tensor) -> Tensor:
+    """A copy, in float16 where that holds every number, as it does of what AWQ's kernels compute with."""
+    half = weight.half()
+    return half if torch.equal(half.to(weight.dtype), weight) else weight.clone()
 
 
 def function_preserving(scales: Scales, architecture: Architecture, config: Any) -> Scales:

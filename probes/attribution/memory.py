@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from interp.memory import spare_memory
 from interp.model import HookedModel
 
-SMALLEST = 2**28
-"""Bytes of activations that no machine lacks: small models are not cut into small batches."""
 BLOCK = 2**22
 """Numbers of a matrix that are worked on at a time."""
 SAVED = 1.5
@@ -26,11 +25,6 @@ def differentiable_tokens(model: HookedModel) -> int:
     blocks = f"{model.architecture.blocks}."
     widths = sum(sum(p.shape) for name, p in model.hf.named_parameters() if name.startswith(blocks) and p.ndim == 2)
     return max(1, int(spare_memory(model) / (SAVED * widths * model.hf.dtype.itemsize)))
-
-
-def spare_memory(model: HookedModel) -> int:
-    """Bytes that may be held beside the weights: half as many as they have, where that is not very few."""
-    return max(sum(parameter.nbytes for parameter in model.hf.parameters()) // 2, SMALLEST)
 
 
 def row_blocks(matrix: Tensor) -> Iterator[slice]:

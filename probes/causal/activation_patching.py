@@ -94,13 +94,12 @@ def patch_rows(
     own = [torch.arange(len(donors)) for donors in shuffled]
 
     def in_layer(layer: int) -> list[Tensor]:
-        sites = [f"blocks.{layer}.{site}" for site in SITES]
-        recording = models.runs.record(models.baseline, sites)
+        return [margins for site in SITES for margins in at_site(f"blocks.{layer}.{site}")]
+
+    def at_site(site: str) -> list[Tensor]:
+        recording = models.runs.record(models.baseline, [site])  # of one site: all prompts' are held
         return [
-            _patched(models, recording, site, spans[name], donors)
-            for site in sites
-            for name in CLASSES
-            for donors in (own, shuffled)
+            _patched(models, recording, site, spans[name], donors) for name in CLASSES for donors in (own, shuffled)
         ]
 
     asked = text_hash(models.texts)

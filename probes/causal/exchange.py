@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -15,14 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, as_tensor
 
 from interp.generation import complete
+from interp.memory import spare_memory
 from interp.model import HookedModel
 from interp.quantize.cells import text_hash
-from probes.attribution.parts import Part, Parts, WeightAxis, linear_weight
+from probes.attribution.parts import Part, Parts, WeightAxis
 from probes.attribution.settings import PartKind
 from probes.causal.settings import By
 from probes.harness.pieces import kept
 from probes.labels.refused import READ_TOKENS, refuses
-from probes.margin.refusal_margin import ActivationEdit, MarginRuns, Recording, changed, replayed
+from probes.margin.refusal_margin import ActivationEdit, MarginRuns, accompanied, changed
 
 
 class Aim(StrEnum):
@@ -50,7 +51,6 @@ class Interventions:
     texts: Sequence[str]
     parts: Parts
     _outcomes: dict[Any, Tensor] = field(default_factory=dict)
-    _recordings: dict[Any, Recording] = field(default_factory=dict)
 
     def ends(self, aim: Aim) -> tuple[HookedModel, HookedModel]:
         """The model that is changed, and the one that it is changed towards."""
@@ -74,7 +74,7 @@ class Interventions:
         if by is By.WEIGHTS:
             with swapped_weights(target, source, self.parts, selection):
                 return self.runs.margins(target)
-        return self.runs.margins(target, self._with_activations(aim, selection))
+        return self._with_activations(aim, selection)
 
     def _once(self, what: list[str], parts: Sequence[Part], compute: Callable[[], Tensor]) -> Tensor:
         """What is measured of a set of parts, in whatever order it is given."""
@@ -100,15 +100,24 @@ class Interventions:
         with swapped_weights(target, source, self.parts, selection):
             return refused(target, self.texts)
 
-    def _with_activations(self, aim: Aim, selection: Sequence[Part]) -> Callable[[int], AbstractContextManager[None]]:
-        """For each batch, the context in which activations of the source replace the target's own."""
+    def _with_activations(self, aim: Aim, selection: Sequence[Part]) -> Float[Tensor, " prompt"]:
+        """Margins of the target while activations of the source, which reads the same, replace its own."""
         target, source = self.ends(aim)
-        kind = selection[0].kind
-        if (aim, kind) not in self._recordings:
-            sites = [site for part in self.parts.every(kind) for site in sites_of(part)]
-            self._recordings[aim, kind] = self.runs.record(source, list(dict.fromkeys(sites)))
-        recording = self._recordings[aim, kind]
-        return lambda number: changed(target, _changes(recording, number, selection))
+        sites = list(dict.fromkeys(site for part in selection for site in sites_of(part)))
+        with accompanied(target, source, sites) as activations, changed(target, _changes(activations, selection)):
+            return self._runs_beside(source, len(sites)).margins(target)
+
+    def _runs_beside(self, source: HookedModel, n_sites: int) -> MarginRuns:
+        """The prompts in batches of which the activations at so many sites fit beside the models."""
+        n_tokens = max(1, spare_memory(source) // (n_sites * _widest(source) * source.hf.dtype.itemsize))
+        if n_tokens >= max(batch.inputs["input_ids"].numel() for batch in self.runs.batches):
+            return self.runs
+        return MarginRuns.of(source, self.texts, self.runs.openings, budget=n_tokens)
+
+
+def _widest(model: HookedModel) -> int:
+    """Channels of the widest activation inside a block."""
+    return max(max(shape) for shape in Parts.of(model).shapes.values())
 
 
 def refused(
@@ -142,50 +151,55 @@ def sites_of(part: Part) -> list[str]:
             return [part.module]
 
 
-def _changes(recording: Recording, number: int, selection: Sequence[Part]) -> dict[str, ActivationEdit]:
-    """For each site, the change that replaces all chosen parts that live there."""
+def _changes(activations: dict[str, Tensor], selection: Sequence[Part]) -> dict[str, ActivationEdit]:
+    """For each site, the change that replaces all chosen parts that live there by the other model's."""
     by_site: dict[tuple[str, ...], list[Part]] = defaultdict(list)
     for part in selection:
         by_site[tuple(sites_of(part))].append(part)
     changes: dict[str, ActivationEdit] = {}
     for sites, members in by_site.items():
         if members[0].kind is PartKind.LAYER:
-            changes |= _contribution(recording, number, *sites)
+            changes |= _contribution(activations, *sites)
         elif members[0].kind is PartKind.MODULE:
-            changes[sites[0]] = replayed(recording, number, sites[0], lambda _, other: other)
+            changes[sites[0]] = partial(_replaced, activations, sites[0])
         else:
-            units = sorted(part.index for part in members)
-            changes[sites[0]] = replayed(recording, number, sites[0], _put(units))
+            changes[sites[0]] = partial(_put, activations, sites[0], sorted(part.index for part in members))
     return changes
 
 
-def _put(units: list[int]) -> Callable[[Tensor, Tensor], Tensor]:
+def _replaced(activations: dict[str, Tensor], site: str, own: Tensor) -> Tensor:
+    """The other model's activation; it is not held any longer."""
+    return activations.pop(site).to(own)
+
+
+def _put(activations: dict[str, Tensor], site: str, units: list[int], own: Tensor) -> Tensor:
     """Replace neurons or heads, the third dimension of both activations."""
-
-    def put(own: Tensor, other: Tensor) -> Tensor:
-        new = own.clone()
-        new[:, :, units] = other[:, :, units]
-        return new
-
-    return put
+    new = own.clone()
+    new[:, :, units] = activations.pop(site)[:, :, units].to(own)
+    return new
 
 
-def _contribution(recording: Recording, number: int, before: str, after: str) -> dict[str, ActivationEdit]:
+def _contribution(activations: dict[str, Tensor], before: str, after: str) -> dict[str, ActivationEdit]:
     """The block's output becomes its own input plus what the other model's block added."""
-    own: list[Tensor] = []
-    passes = iter([post - pre for pre, post in zip(recording[number][before], recording[number][after], strict=True)])
+    inputs: list[Tensor] = []
 
     def remember(activation: Tensor) -> Tensor:
-        own.append(activation)
+        inputs.append(activation)
         return activation
 
-    return {before: remember, after: lambda _: own.pop() + next(passes)}
+    def output(own: Tensor) -> Tensor:
+        added = activations.pop(after) - activations.pop(before)
+        return inputs.pop() + added.to(own)
+
+    return {before: remember, after: output}
 
 
 @contextmanager
 def swapped_weights(target: HookedModel, source: HookedModel, parts: Parts, chosen: Iterable[Part]) -> Iterator[None]:
     """Inside, the chosen parts of `target` hold the weights (and biases) of `source`; afterwards, also after an
     exception, every parameter of `target` is what it was, bit by bit.
+
+    A parameter that is exchanged whole is lent, not copied: inside, nothing may write to it.
 
     Args:
         target: changed in place while the block is open.
@@ -194,25 +208,38 @@ def swapped_weights(target: HookedModel, source: HookedModel, parts: Parts, chos
         chosen: may overlap, as heads do that share their keys and values.
     """
     chosen = list(chosen)
-    replaced: list[tuple[Tensor, Tensor]] = []
-    indexed: list[tuple[Tensor, tuple[slice | Tensor, ...], Tensor]] = []
-    try:
+    with ExitStack() as restored:
         for part in chosen:
             if part.kind is PartKind.OTHER:
-                parameter, other = (model.hf.get_parameter(part.module).data for model in (target, source))
-                replaced.append((parameter, parameter.clone()))
-                parameter.copy_(other)
+                restored.enter_context(_lent(*(model.hf.get_parameter(part.module) for model in (target, source))))
         for (linear, axis), lines in _lines(parts, chosen).items():
-            for view, other in _views(target, source, linear, axis):
-                where = (lines,) if axis is WeightAxis.ROWS else (slice(None), lines)
-                indexed.append((view, where, view[where].clone()))
-                view[where] = other[where].to(view)
+            for own, other, dimension in _exchanged(target, source, linear, axis):
+                whole = len(lines) == own.shape[dimension]
+                restored.enter_context(_lent(own, other) if whole else _copied(own, other, dimension, lines))
+        yield
+
+
+@contextmanager
+def _lent(own: Tensor, other: Tensor) -> Iterator[None]:
+    """Inside, a parameter is the other one, on the same memory where that is of its type and place."""
+    original = own.data
+    own.data = other.data.to(original)
+    try:
         yield
     finally:
-        for view, where, original in reversed(indexed):
-            view[where] = original
-        for parameter, original in reversed(replaced):
-            parameter.copy_(original)
+        own.data = original
+
+
+@contextmanager
+def _copied(own: Tensor, other: Tensor, dimension: int, lines: Int[Tensor, " lines"]) -> Iterator[None]:
+    """Inside, some lines of a parameter are those of the other one."""
+    where = (slice(None),) * dimension + (lines,)
+    original = own.data[where].clone()
+    own.data[where] = other.data[where].to(own)
+    try:
+        yield
+    finally:
+        own.data[where] = original
 
 
 def _lines(parts: Parts, selection: Iterable[Part]) -> dict[tuple[str, WeightAxis], Int[Tensor, " lines"]]:
@@ -224,10 +251,15 @@ def _lines(parts: Parts, selection: Iterable[Part]) -> dict[tuple[str, WeightAxi
     return {key: torch.tensor(sorted(lines)) for key, lines in indices.items()}
 
 
-def _views(target: HookedModel, source: HookedModel, linear: str, axis: WeightAxis) -> Iterator[tuple[Tensor, Tensor]]:
-    """The weight as [out, in] and, with rows, the bias, of both models."""
-    ours, theirs = (model.hf.get_submodule(linear) for model in (target, source))
-    yield linear_weight(ours, target.architecture), linear_weight(theirs, source.architecture)
-    bias, other = ours._parameters.get("bias"), theirs._parameters.get("bias")
+def _exchanged(
+    target: HookedModel, source: HookedModel, linear: str, axis: WeightAxis
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """The weight and, with rows, the bias of both models, and the dimension of each in which the lines lie."""
+    ours, theirs = (model.hf.get_submodule(linear)._parameters for model in (target, source))
+    weight, other = ours["weight"], theirs["weight"]
+    assert weight is not None
+    assert other is not None
+    yield weight, other, (axis is WeightAxis.COLUMNS) ^ target.architecture.conv1d
+    bias, other = ours.get("bias"), theirs.get("bias")
     if axis is WeightAxis.ROWS and bias is not None and other is not None:
-        yield bias.data, other.data
+        yield bias, other, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from interp.batching import TEXTS_AT_ONCE, Batch
 from interp.errors import InputError, NotFinite
+from interp.memory import spare_memory
 from interp.model import HookedModel
 from interp.passes import LOGITS, Pass
 from probes.margin.openings import Openings, Tokens
@@ -154,6 +156,12 @@ def _can_be_side_by_side(model: HookedModel, length: int) -> bool:
     return all(getattr(layer, "sliding_window", length) >= length for layer in layers)
 
 
+def _prompts_at_once(model: HookedModel, openings: Openings) -> int:
+    """Prompts whose logits, after each of them and each token of an opening, fit beside the model twice."""
+    vocabulary = model.hf.get_output_embeddings().weight.shape[0]
+    return max(1, spare_memory(model) // (2 * (following_tokens(openings) + 1) * vocabulary * 4))
+
+
 def following_tokens(openings: Openings) -> int:
     """Tokens that stand after each prompt in a pass over all paths side by side."""
     return len(_inner_tokens(_children(openings.sequences)))
@@ -264,14 +272,27 @@ class MarginRuns:
 
     @classmethod
     def of(
-        cls, model: HookedModel, texts: Sequence[str], openings: Openings, batch_size: int | None = None
+        cls,
+        model: HookedModel,
+        texts: Sequence[str],
+        openings: Openings,
+        batch_size: int | None = None,
+        budget: int | None = None,
     ) -> MarginRuns:
         """Prepare rendered prompts.
+
+        Args:
+            model: whose tokens and memory decide on the batches.
+            texts: rendered prompts.
+            openings: of the baseline.
+            batch_size: prompts per pass; by default as many as a budget of tokens and of logits allows.
+            budget: tokens of a pass.
 
         Raises:
             InputError: no texts; one that is empty or longer than the context.
         """
-        prompts = model.batches(texts, batch_size=batch_size, at_most=TEXTS_AT_ONCE)
+        at_most = min(TEXTS_AT_ONCE, _prompts_at_once(model, openings))
+        prompts = model.batches(texts, batch_size=batch_size, at_most=at_most, budget=budget)
         return cls(len(texts), tuple(prompts), openings)
 
     def margins(
@@ -353,6 +374,42 @@ def replayed(recording: Recording, number: int, site: str, put: Callable[[Tensor
     """A change that is given, forward pass by forward pass, what was recorded: put(own activation, recorded one)."""
     passes = iter(recording[number][site])
     return lambda activation: put(activation, next(passes))
+
+
+@contextmanager
+def accompanied(target: HookedModel, source: HookedModel, sites: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Before each forward pass of `target` inside, `source` reads the same; what it has at `sites` is held until then.
+
+    Memory: the activations of one pass, where `record` holds those of all prompts and passes.
+
+    Args:
+        target: the model whose passes are accompanied.
+        source: another one of its shapes.
+        sites: hook names, or names of linears for their outputs.
+
+    Yields:
+        Site → the activation of `source` in the pass that `target` is in; who needs it takes it out.
+    """
+    activations: dict[str, Tensor] = {}
+
+    def keep(site: str, activation: Tensor) -> Tensor:
+        activations[site] = activation.clone()
+        return activation
+
+    def read_first(_: Any, arguments: Any, named: Any) -> None:
+        activations.clear()
+        with (
+            torch.no_grad(),
+            changed(source, {site: partial(keep, site) for site in sites}),
+            source.unembed_only(lambda hidden: hidden[:, :1]),
+        ):
+            source.hf(*arguments, **named)
+
+    handle = target.hf.register_forward_pre_hook(read_first, with_kwargs=True)
+    try:
+        yield activations
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_batches_shrink_with_what_may_be_held(tiny: Callable[[str], Path], monke
     assert len(whole) == 1
     weights = sum(parameter.nbytes for parameter in model.hf.parameters())
     tokens = memory.differentiable_tokens(model)
-    monkeypatch.setattr(memory, "SMALLEST", 0)
+    monkeypatch.setattr("interp.memory.SMALLEST", 0)
     assert memory.differentiable_tokens(model) == pytest.approx(tokens * weights / 2 / 2**28, abs=1)
     monkeypatch.setattr("probes.attribution.shares.differentiable_tokens", lambda _: 1)
     assert len(PROMPTS.batches(model, None)) == len(PROMPTS.texts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from interp.model import HookedModel
 from probes.attribution.parts import Part, Parts
 from probes.attribution.settings import PartKind
-from probes.causal.exchange import Aim, sites_of, swapped_weights
+from probes.causal.exchange import Aim, _changes, sites_of, swapped_weights
 from probes.causal.settings import By
 from probes.margin.refusal_margin import changed, margins
 from tests.exchanges import HARMFUL, OPENINGS, baseline, interventions, noisy
@@ -134,3 +136,56 @@ def test_sites_and_outputs_of_linears() -> None:
         ours.hf(torch.tensor(ours.token_ids(HARMFUL[:1])))
     assert not acts["blocks.0.mlp.hook_post"].any()
     assert torch.equal(ours.logits(HARMFUL), expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_parameters_exchanged_whole_are_lent_and_the_lender_keeps_its_own(name: str) -> None:
+    """Nothing is copied, also where single lines of a linear are exchanged a second time."""
+    ours = baseline(name)
+    theirs = noisy(ours)
+    parts, before, lender = Parts.of(ours), state(theirs), state(ours)
+    chosen = [*parts.every(PartKind.LAYER), *parts.every(PartKind.OTHER), Part(PartKind.NEURON, 1, 7)]
+    with swapped_weights(theirs, ours, parts, chosen):
+        for name_, parameter in theirs.hf.named_parameters():
+            assert parameter.data_ptr() == ours.hf.get_parameter(name_).data_ptr(), name_
+    assert_same(theirs, before)
+    assert_same(ours, lender)
+
+
+@pytest.mark.parametrize("kind", [PartKind.NEURON, PartKind.HEAD, PartKind.MODULE, PartKind.LAYER])
+def test_activations_are_those_that_were_recorded(kind: PartKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one pass at a time, in small batches too, what a recording of all passes puts in."""
+    ours = baseline()
+    models = interventions(ours, noisy(ours), batch_size=None)
+    selection = models.parts.every(kind)[::2]
+    sites = list(dict.fromkeys(site for part in selection for site in sites_of(part)))
+    recording = models.runs.record(ours, sites)
+
+    def replaying(number: int) -> AbstractContextManager[None]:
+        passes = [dict(zip(sites, one, strict=True)) for one in zip(*recording[number].values(), strict=True)]
+        return in_turn(models.cell, passes, selection)
+
+    expected = models.runs.margins(models.cell, replaying)
+    assert torch.equal(models.margins(Aim.RESTORE, By.ACTIVATIONS, selection), expected)
+    monkeypatch.setattr("probes.causal.exchange.spare_memory", lambda _: 1)
+    small = interventions(ours, models.cell, batch_size=None)
+    assert len(small._runs_beside(ours, len(sites)).batches) > len(models.runs.batches)
+    torch.testing.assert_close(small.margins(Aim.RESTORE, By.ACTIVATIONS, selection), expected, rtol=1e-5, atol=1e-5)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in ours.hf.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in models.cell.hf.modules())
+
+
+@contextmanager
+def in_turn(model: HookedModel, passes: list[dict[str, torch.Tensor]], selection: Sequence[Part]) -> Iterator[None]:
+    """Before each pass of the model its recorded activations are laid out."""
+    activations: dict[str, torch.Tensor] = {}
+    left = iter(passes)
+
+    def lay_out(*_: object) -> None:
+        activations.update(next(left))
+
+    handle = model.hf.register_forward_pre_hook(lay_out)
+    with changed(model, _changes(activations, selection)):
+        yield
+    handle.remove()
+    assert next(left, None) is None

@@ -17,7 +17,7 @@ from interp.errors import InputError, NotFinite
 from probes.labels.study_lexicon import REFUSAL_OPENINGS, normalize_prefix
 from probes.margin import settings
 from probes.margin.openings import PHRASES, Openings, Tokens, find_openings, lexicon_openings, minimal, openings_of
-from probes.margin.refusal_margin import following_tokens, margins, refusal_margin
+from probes.margin.refusal_margin import MarginRuns, following_tokens, margins, refusal_margin
 from tests.tiny_models import CONFIGS, CONTEXT, TEXTS, tokenizer
 
 ANSWERS = st.lists(
@@ -140,6 +140,21 @@ def test_openings_side_by_side_are_as_good_as_whole_passes(name: str, left: bool
             assert side_by_side is None
             continue
         torch.testing.assert_close(side_by_side, whole, atol=2e-5 * max(1.0, whole.abs().max().item()), rtol=1e-4)
+
+
+def test_logits_of_a_pass_fit_beside_the_model(tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vocabulary can be so large that the logits of all prompts, after every token of an opening, are not held."""
+    model = load(tiny("llama"))
+    texts = [f"How do I break into {thing}?" for thing in ("a car", "a bank", "the moon", "x", "a house", "that")]
+    openings = opened((5,), (7, 9), (7, 11))
+    whole = MarginRuns.of(model, texts, openings)
+    assert len(whole.batches) == 1
+    tokens_after = following_tokens(openings) + 1  # the prompt's own last one, too
+    logits = tokens_after * model.hf.get_output_embeddings().weight.shape[0] * 4
+    monkeypatch.setattr("probes.margin.refusal_margin.spare_memory", lambda _: 2 * 2 * logits)
+    small = MarginRuns.of(model, texts, openings)
+    assert [len(batch.indices) for batch in small.batches] == [2, 2, 2]
+    torch.testing.assert_close(small.margins(model), whole.margins(model), rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_is_the_finite_difference(tiny: Callable[[str], Path]) -> None:
