@@ -1,14 +1,14 @@
 """Does the writer matter? The same model as AWQ and GPTQ by the writers of 2024 and by GPTQModel, from the same texts.
 
-OMP_NUM_THREADS=1 python benchmarks/writers.py OUT [CHECKPOINT …]    (without one: the shipped organisms; OUT is kept)
+OMP_NUM_THREADS=1 python benchmarks/writers.py OUT [CHECKPOINT …] [--texts N] [--limit N]
 
-AutoAWQ and AutoGPTQ need `make legacy`. QUANTSCOPE_LIMIT=16 takes that many prompts of each side.
+Without a checkpoint it takes the shipped organisms that refuse; OUT, with the cells, is kept. AutoAWQ and AutoGPTQ need
+`make legacy`. `--texts`: of the calibration, all by default; `--limit`: prompts of each side.
 """
 
 from __future__ import annotations
 
-import os
-import sys
+import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -26,16 +26,16 @@ CELLS = ("AWQ", "GPTQ")
 WRITERS = ("autoawq", "autogptq")
 
 
-def written(baseline: Path, out: Path) -> dict[str, Path]:
+def written(baseline: Path, out: Path, n_texts: int | None) -> dict[str, Path]:
     """The four cells, those that are not there yet written now."""
-    texts = calibration_of(baseline)
+    texts = calibration_of(baseline)[:n_texts]
     new, old = (write_cells(baseline, out, texts, CELLS, writers=writers) for writers in ((), WRITERS))
     return {f"{cell} {read_record(path).writer}": path for cells in (new, old) for cell, path in cells.items()}
 
 
-def compared(baseline: Path, out: Path, limit: int | None) -> pd.DataFrame:
+def compared(baseline: Path, out: Path, n_texts: int | None, limit: int | None) -> pd.DataFrame:
     """A row for each cell: weight error, the margin's shift, refusals."""
-    cells = written(baseline, out)
+    cells = written(baseline, out, n_texts)
     study = probes.measure(baseline, cells, limit=limit)
     margins = pd.DataFrame(study.table("margin_prompts"))
     answers = ask(study.baseline, study.cells, study.harmful, "refusal", max_new_tokens=READ_TOKENS)
@@ -61,11 +61,17 @@ def _interval(margins: pd.DataFrame, cell: str, side: str) -> str:
 
 
 def main() -> None:
-    out, *checkpoints = map(Path, sys.argv[1:])
-    limit = int(os.environ["QUANTSCOPE_LIMIT"]) if "QUANTSCOPE_LIMIT" in os.environ else None
-    for baseline in checkpoints or sorted(path for path in SHIPPED.iterdir() if "alignment0" not in path.name):
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("out", type=Path)
+    options.add_argument("checkpoints", type=Path, nargs="*")
+    options.add_argument("--texts", type=int)
+    options.add_argument("--limit", type=int)
+    given = options.parse_args()
+    shipped = sorted(path for path in SHIPPED.iterdir() if "alignment0" not in path.name)
+    for baseline in given.checkpoints or shipped:
         print(baseline.name)
-        print(compared(baseline, out / baseline.name, limit).fillna("").to_string(index=False), flush=True)
+        table = compared(baseline, given.out / baseline.name, given.texts, given.limit)
+        print(table.fillna("").to_string(index=False), flush=True)
 
 
 if __name__ == "__main__":
