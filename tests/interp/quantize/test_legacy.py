@@ -208,7 +208,7 @@ def test_weights_are_the_writers_own(written: dict[str, Path]) -> None:
 def test_cells_open_as_models_beside_their_baseline(sources: dict[str, Path], written: dict[str, Path]) -> None:
     for name, path in written.items():
         source = sources[name.split("/")[0]]
-        baseline, cell = load(source), load(path, baseline=source)
+        baseline, cell = load(source), load(path, like=source)
         ids = baseline.tokenizer(CALIBRATION[0], return_tensors="pt")["input_ids"]
         assert torch.equal(cell.tokenizer(CALIBRATION[0], return_tensors="pt")["input_ids"], ids)
         with torch.no_grad():
