@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +13,11 @@ if TYPE_CHECKING:
 
 SMALLEST = 2**28
 """Bytes of activations that no machine lacks: small models are not cut into small batches."""
+
+_MMAP_THRESHOLD = -3
+"""glibc's name for the size from which an array is mapped on its own."""
+_APART, _USUAL = 2**20, 2**25
+"""Bytes: a megabyte, and what glibc comes to by itself where large arrays are freed."""
 
 
 def spare_memory(model: HookedModel) -> int:
@@ -29,3 +36,26 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+@contextmanager
+def freed_at_once(model: HookedModel) -> Iterator[None]:
+    """Inside, arrays of a megabyte and more go back to the system as soon as nothing uses them.
+
+    By itself glibc keeps arrays of up to 32 MB in heaps, one for each thread, whose holes stay with the process. Mapping
+    each on its own costs time, so nothing is done for models that are small beside what any machine has, and nothing
+    where there is no glibc.
+
+    Args:
+        model: the one that is worked on.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if set_option is None or spare_memory(model) <= SMALLEST:
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, _APART)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, _USUAL)
+        give_back()

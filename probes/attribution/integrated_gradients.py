@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.batching import Batch
 from interp.errors import NotFinite
-from interp.memory import give_back
+from interp.memory import freed_at_once, give_back
 from interp.model import HookedModel
 from interp.pairs.scales import Scales
 from interp.pairs.weight_path import Observer, WeightPath
@@ -110,7 +110,7 @@ def evaluate(model: HookedModel, work: Sequence[Batch], objective: Objective) ->
 def observe(path: WeightPath, alpha: float, batch: Batch, objective: Objective, observer: BatchObserver) -> None:
     """Differentiate the objective's sum over a batch at one point of the path."""
     observer.batch = batch
-    with path.at(alpha, observer), torch.enable_grad():
+    with path.at(alpha, observer), freed_at_once(path.baseline), torch.enable_grad():
         objective(path.baseline, batch).sum().backward()
 
 
