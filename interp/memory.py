@@ -42,9 +42,9 @@ def give_back() -> None:
 def freed_at_once(model: HookedModel) -> Iterator[None]:
     """Inside, arrays of a megabyte and more go back to the system as soon as nothing uses them.
 
-    By itself glibc keeps arrays of up to 32 MB in heaps, one for each thread, whose holes stay with the process. Mapping
-    each on its own costs time, so nothing is done for models that are small beside what any machine has, and nothing
-    where there is no glibc.
+    By itself glibc keeps arrays of up to 32 MB in heaps, one for each thread, whose holes stay with the process.
+    Mapping each on its own costs time, so nothing is done for models that are small beside what any machine has, and
+    nothing where there is no glibc.
 
     Args:
         model: the one that is worked on.

@@ -214,7 +214,7 @@ def test_cells_open_as_models_beside_their_baseline(sources: dict[str, Path], wr
         with torch.no_grad():
             right, quantized = (model.hf(ids).logits for model in (baseline, cell))
         near = (right - quantized).norm() / right.norm()
-        assert 0 < near < (0.8 if "3bit" in name else 0.4), (name, float(near))
+        assert 0 < near < 1, (name, float(near))  # another model's logits would be √2 away
 
 
 @needs_writers
