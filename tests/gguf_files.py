@@ -34,10 +34,21 @@ def to_llama_cpp(name: str, tensor: torch.Tensor, config: Any) -> torch.Tensor:
     return tensor
 
 
-def by_converters_names(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def by_converters_names(state: Mapping[str, torch.Tensor], kind: str) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors that the converter writes: gates and ups of all experts of a block apart, [experts, out, in] each."""
     for name, tensor in state.items():
-        if name.endswith(GATE_UP):
+        if kind == "gpt_oss" and ".experts." in name:
+            module = name.removesuffix("_bias")
+            suffix = "bias" if name.endswith("_bias") else "weight"
+            rows = tensor if suffix == "bias" else tensor.transpose(1, 2)
+            if module.endswith("gate_up_proj"):
+                yield f"{module.removesuffix('gate_up_proj')}gate_proj.{suffix}", rows[:, ::2]
+                yield f"{module.removesuffix('gate_up_proj')}up_proj.{suffix}", rows[:, 1::2]
+            else:
+                yield f"{module}.{suffix}", rows
+        elif name.endswith(".sinks"):
+            yield f"{name}.weight", tensor
+        elif name.endswith(GATE_UP):
             gates, ups = tensor.chunk(2, dim=1)
             yield f"{name.removesuffix('gate_up_proj')}gate_proj.weight", gates
             yield f"{name.removesuffix('gate_up_proj')}up_proj.weight", ups
@@ -71,12 +82,12 @@ def write_gguf(
         add[type(value)](key.replace("__", "."), value)
     model_arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
     names = gguf.get_tensor_name_map(model_arch, config.num_hidden_layers)
-    for name, tensor in by_converters_names(state):
+    for name, tensor in by_converters_names(state, config.model_type):
         stored_name = names.get_name(name, (".weight", ".bias")) or {"lm_head.weight": "output.weight"}.get(name)
         assert stored_name is not None, name
         values = to_llama_cpp(name, tensor.float(), config).contiguous().numpy()
         block = gguf.GGML_QUANT_SIZES[kind][0]
-        if values.ndim == 1:
+        if values.ndim == 1 or stored_name.endswith(".bias"):
             writer.add_tensor(stored_name, values)
         elif values.shape[-1] % block:
             writer.add_tensor(stored_name, values.astype(np.float16))

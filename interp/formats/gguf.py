@@ -6,9 +6,8 @@ Layouts: llama.cpp's convert_hf_to_gguf.py (`LlamaModel.permute`, `Gemma2Model`,
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from interp.architectures import MOST_EXPERTS, Architecture
 from interp.errors import InputError
 from interp.formats.ggml_blocks import PLAIN, dequantize
 from interp.formats.gguf_codes import block_codes
+from interp.formats.gguf_experts import Place, in_turns, of_all_experts, own_place
 from interp.formats.gguf_header import StoredTensor
 from interp.formats.gguf_split import read_parts
 from interp.formats.mapped import Mapped
@@ -49,16 +49,25 @@ class Stored:
         tensor: the file's tensor.
         rows: which of its rows, None for all.
         expert: which of its matrices, where it holds those of all experts of a block.
+        turns: the tensor whose rows (of a bias: numbers) stand after each one of its own.
     """
 
     tensor: StoredTensor
     rows: slice | None = None
     expert: int | None = None
+    turns: StoredTensor | None = None
+
+    @property
+    def turning(self) -> int:
+        """The dimension along which `turns` takes turns with the tensor: rows of a matrix, numbers of a bias."""
+        return 0 if self.expert is not None else 1
 
     @property
     def shape(self) -> tuple[int, ...]:
         """As torch sees it."""
         shape = self.tensor.shape if self.expert is None else self.tensor.shape[1:]
+        if self.turns is not None:
+            shape = tuple(2 * size if dim == self.turning else size for dim, size in enumerate(shape))
         return shape if self.rows is None else (self.rows.stop - self.rows.start, *shape[1:])
 
 
@@ -106,6 +115,8 @@ class GGUFReader(Reader):
         """See `Reader.read`."""
         stored = self._stored[name]
         tensor = self._dequantize(stored.tensor, stored.expert)
+        if stored.turns is not None:
+            return in_turns(tensor, self._dequantize(stored.turns, stored.expert), stored.turning)
         if stored.rows is not None:
             tensor = tensor[stored.rows]
         if self.architecture.gguf_permuted and (field := PERMUTED_BY.get(name.rpartition(".")[0].rpartition(".")[2])):
@@ -210,31 +221,52 @@ class GGUFReader(Reader):
             raise InputError(
                 f"{self.file} counts {self._n_experts} experts", f"{MOST_EXPERTS} at most", "Download the file again"
             )
-        if self.architecture.experts is not None and self.architecture.experts.stacked:
-            raise InputError(
-                f"{self.file} is a {self.architecture.model_type} model, whose experts are not read from a GGUF",
-                "of mixtures of experts a Mixtral, a Qwen 3 MoE or an OLMoE",
-                "Give its Hugging Face directory",
-            )
 
     def _locate(self, model: Skeleton, n_blocks: int) -> dict[str, Stored]:
         """Where each tensor of the Hugging Face model is; biases the architecture may leave out are optional."""
         names = gguf.get_tensor_name_map(model_arch(self.architecture), n_blocks)
-        located = {}
-        for module in dict.fromkeys(name.rpartition(".")[0] for name in model.shapes):
-            together, expert = _of_all_experts(module, self.architecture)
+        own = {name: place for name in model.shapes if (place := own_place(name, self.architecture))}
+        located = {name: self._find_own(place, names) for name, place in own.items()}
+        for module in dict.fromkeys(name.rpartition(".")[0] for name in model.shapes if name not in own):
+            together, expert = of_all_experts(module, self.architecture)
             stem = names.get_name(together) or UNEMBEDDING.get(module)
-            for suffix in ("weight", "bias"):
+            for suffix in ("weight", "bias") if expert is None else ("weight",):
                 stored = self._find(stem, suffix, expert) if stem else None
                 if stored is not None:
                     located[f"{module}.{suffix}"] = stored
             if f"{module}.weight" not in located and module != "lm_head":  # no output.weight: tied to the embedding
-                raise InputError(
-                    f"The tensor '{stem}.weight' ({module}) is missing from {self.file}",
-                    f"every tensor of a {self.architecture.gguf} model",
-                    "Download or convert the file again",
-                )
+                raise self._missing(f"{stem}.weight", module)
         return located
+
+    def _missing(self, tensor: str, module: str) -> InputError:
+        return InputError(
+            f"The tensor {tensor!r} ({module}) is missing from {self.file}",
+            f"every tensor of a {self.architecture.gguf} model",
+            "Download or convert the file again",
+        )
+
+    def _find_own(self, place: Place, names: gguf.TensorNameMap) -> Stored:
+        """One tensor, or two of one shape in turns.
+
+        Raises:
+            InputError: one of them is missing, has no matrix for every expert, or is unlike the other.
+        """
+        found = []
+        for module in place.modules:
+            stem = names.get_name(module) or module
+            stored = self._find(stem, place.suffix, place.expert)
+            if stored is None:
+                raise self._missing(f"{stem}.{place.suffix}", module)
+            found.append(stored)
+        first, last = found[0].tensor, found[-1].tensor
+        if (first.shape, first.kind) != (last.shape, last.kind):
+            raise InputError(
+                f"The tensors {first.name!r} and {last.name!r} of {self.file} have the shapes {list(first.shape)} and "
+                f"{list(last.shape)} and the types {first.kind.name} and {last.kind.name}",
+                "one shape and one type, as their rows are one linear's in turns",
+                "Download or convert the file again",
+            )
+        return replace(found[0], turns=last if len(found) > 1 else None)
 
     def _check_stored(self, model: Skeleton) -> None:
         """Hold dimensions and types of the tensors against the model's.
@@ -323,7 +355,8 @@ class GGUFReader(Reader):
         return self.architecture.conv1d and name.removesuffix(".weight") in self.linears
 
     def _unused(self) -> list[str]:
-        used = {stored.tensor.name for stored in self._stored.values()} | {*DERIVED_GGUF}
+        stored = [tensor for stored in self._stored.values() for tensor in (stored.tensor, stored.turns)]
+        used = {tensor.name for tensor in stored if tensor is not None} | {*DERIVED_GGUF}
         unused = [name for name in self._tensors if name not in used]
         return [f"{len(unused)} tensors of {self.file} belong to no part of the model: {unused[:5]}"] if unused else []
 
@@ -343,15 +376,6 @@ def interleave_heads(tensor: Float[Tensor, rows * columns], n_heads: int) -> Flo
     """From all queries, all keys, all values to the query, key and value of each head in turn."""
     width = tensor.shape[0] // n_heads // 3
     return tensor.reshape(3, n_heads, width, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
-
-
-def _of_all_experts(module: str, row: Architecture) -> tuple[str, int | None]:
-    """What the `gguf` package calls the module that holds an expert's linear with those of all others, and which
-    expert's it is; the module itself where it is none."""
-    experts = row.experts
-    if experts is None or (match := re.fullmatch(rf"(.*)\.{experts.module}\.([0-9]+)\.(\w+)", module)) is None:
-        return module, None
-    return f"{match[1]}.{experts.module.replace('mlp', experts.stored_mlp)}.{match[3]}", int(match[2])
 
 
 def _skeleton(row: Architecture, n_blocks: int, n_experts: int) -> tuple[Skeleton, Architecture]:

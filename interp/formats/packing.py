@@ -58,11 +58,13 @@ def spread(packed: UInt8[Tensor, "rows bytes"], bits: int) -> UInt8[Tensor, "row
         return packed
     lanes = packed.to(_LANES[bits])  # as wide as all codes of a byte, with a byte for each
     half = BYTE_BITS // 2
-    while half >= bits:  # each upper half moves to where its own bytes begin
+    upper = lanes >> half
+    lanes.add_(upper, alpha=(1 << half // bits * BYTE_BITS) - (1 << half))  # moved to where its own bytes begin
+    while half > bits:  # and so on with the upper half of each half
+        half //= 2
         apart = half // bits * BYTE_BITS
         kept = sum(((1 << half) - 1) << place for place in range(0, BYTE_BITS * lanes.itemsize, apart))
         lanes = (lanes << (apart - half)).bitwise_or_(lanes).bitwise_and_(kept)
-        half //= 2
     return lanes.view(torch.uint8)
 
 

@@ -192,7 +192,7 @@ GGUF_KEYS: dict[str, Callable[[Any], Any]] = {
     "embedding_length": _of("hidden_size"),
     "expert_count": _of("num_local_experts", "num_experts"),
     "expert_used_count": _of("num_experts_per_tok"),
-    "expert_feed_forward_length": _of("moe_intermediate_size"),
+    "expert_feed_forward_length": _of("moe_intermediate_size", "intermediate_size"),
     "feed_forward_length": _of("intermediate_size", "n_inner"),
     "attention.head_count": _of("num_attention_heads"),
     "attention.head_count_kv": _of("num_key_value_heads", "num_attention_heads"),

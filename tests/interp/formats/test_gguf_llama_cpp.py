@@ -29,6 +29,7 @@ OWN: dict[str, dict[str, Any]] = {
     "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "layer_types": None},
     "olmo3": {"num_hidden_layers": 4, "layer_types": [*["sliding_attention"] * 3, "full_attention"]},
     "phi3": {"sliding_window": None},
+    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "olmoe": {"num_key_value_heads": 4},
     "mixtral": {"sliding_window": None},
     "qwen3_moe": {"mlp_only_layers": []},
@@ -65,17 +66,8 @@ def logits_of_llama_cpp(file: Path, ids: list[int]) -> torch.Tensor:
 
 
 NAMES = (
-    "gemma",
-    "granite",
-    "llama",
-    "ministral3",
-    "mixtral",
-    "olmo2",
-    "olmo3",
-    "olmoe",
-    "phi3",
-    "qwen3_moe",
-    "smollm3",
+    *("gemma", "granite", "llama", "ministral3", "olmo2", "olmo3", "phi3", "smollm3"),
+    *("gpt_oss", "mixtral", "olmoe", "qwen3_moe"),
 )
 
 
