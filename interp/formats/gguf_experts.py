@@ -56,7 +56,7 @@ def own_place(name: str, row: Architecture) -> Place | None:
     known = OWN_NAMES.get(f"{match[2]}{match[4] or ''}")
     if known is None:
         return None
-    return Place(tuple(f"{match[1]}.{module}" for module in known[0]), known[1], match[3] and int(match[3]))
+    return Place(tuple(f"{match[1]}.{module}" for module in known[0]), known[1], int(match[3]) if match[3] else None)
 
 
 def in_turns(first: Float[Tensor, "*shape"], second: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*twice"]:
