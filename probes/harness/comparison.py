@@ -148,7 +148,7 @@ class Comparison:
         """
         determined = {name: value for name, value in self.settings.items() if name != "cells"}
         key = json.dumps([determined, options], sort_keys=True, default=str)
-        return remembered((what, id(self.baseline), key), compute, self.memory)
+        return remembered((what, self.baseline, key), compute, self.memory)
 
     def observe_cells(self, measure: Callable[[HookedModel], Observation]) -> dict[str, Observation]:
         """Observe every cell, holding one at a time. A cell that computes NaN or infinity, or says nothing, goes to

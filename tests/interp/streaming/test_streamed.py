@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -183,9 +184,15 @@ def test_the_parts_are_put_on_the_device(tiny: Callable[[str], Path]) -> None:
     assert slot.bytes_of("model.layers.1") == 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32)
 
 
-def test_a_weight_that_is_not_finite(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    import shutil
+def test_an_unembedding_of_its_own_where_the_config_says_tied(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny("qwen2"), tmp_path / "model"))
+    edit(path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].flip(0).contiguous()}))
+    model, streamed = load(path), load(path, stream=True)
+    assert not torch.equal(model.hf.get_output_embeddings().weight, model.hf.get_input_embeddings().weight)
+    assert_same(streamed.logits(TEXTS), model.logits(TEXTS))
 
+
+def test_a_weight_that_is_not_finite(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     path = Path(shutil.copytree(tiny("llama"), tmp_path / "model"))
     edit(path, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].fill_(torch.nan))
     with pytest.raises(NotFinite, match=r"layers\.1\.mlp\.up_proj"):
