@@ -219,6 +219,16 @@ def gguf_file(root: Path) -> Reader:
 
 
 @target
+def gguf_experts(root: Path) -> Reader:
+    model = tiny_models.bare_model("olmoe")
+    state, count = model.state_dict(), {"olmoe__expert_count": model.config.num_experts}
+    (root / "experts").mkdir(parents=True)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    write_gguf(root / "experts" / "model.gguf", state, model.config, "olmoe", kind, **count)
+    return _checkpoint("gguf-experts", [root / "experts"], "*.gguf", check=oracles.gguf_experts_are_wrong)
+
+
+@target
 def gguf_parts(root: Path) -> Reader:
     model = tiny_models.bare_model("llama")
     kind = gguf.GGMLQuantizationType.Q8_0

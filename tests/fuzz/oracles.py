@@ -294,3 +294,16 @@ def gguf_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str |
         if not same(to_llama_cpp(name, tensor.float(), config), np.asarray(expected, np.float32)):
             return f"{name} is not what gguf-py reads"
     return None
+
+
+def gguf_experts_are_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """A tensor of an OLMoE is what gguf-py dequantizes; an expert's linear is its part of that of all experts."""
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(next(directory.glob("*.gguf"))).tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.OLMOE, 8)
+    for name, tensor in tensors.items():
+        module, expert, rest = re.fullmatch(r"(?:(.*\.experts)\.([0-9]+)\.)?(.*)", name).groups()  # type: ignore[union-attr]
+        held = stored[names.get_name(f"{module}.{rest}" if module else name, (".weight", ".bias"))]
+        expected = np.asarray(gguf.dequantize(held.data, held.tensor_type), np.float32)
+        if not same(tensor.float(), expected if expert is None else expected[int(expert)]):
+            return f"{name} is not what gguf-py reads"
+    return None
