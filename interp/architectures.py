@@ -147,9 +147,10 @@ class Architecture:
         if self.experts is None:
             return self
         count, taken = getattr(config, self.experts.count_key), config.num_experts_per_tok
-        if not 1 <= taken <= count <= MOST_EXPERTS:
+        whole = isinstance(count, int) and isinstance(taken, int)  # keys of other names are not checked by transformers
+        if not whole or not 1 <= taken <= count <= MOST_EXPERTS:
             raise InputError(
-                f"config.json says {self.experts.count_key} = {count} and num_experts_per_tok = {taken}",
+                f"config.json says {self.experts.count_key} = {count!r} and num_experts_per_tok = {taken!r}",
                 f"1 to {MOST_EXPERTS} experts, and no more for a token than there are",
                 "Restore the file as it was written",
             )
