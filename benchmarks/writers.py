@@ -30,7 +30,7 @@ def written(baseline: Path, out: Path, n_texts: int | None) -> dict[str, Path]:
     """The four cells, those that are not there yet written now."""
     texts = calibration_of(baseline)[:n_texts]
     new, old = (write_cells(baseline, out, texts, CELLS, writers=writers) for writers in ((), WRITERS))
-    return {f"{cell} {read_record(path).writer}": path for cells in (new, old) for cell, path in cells.items()}
+    return {f"{cell}-{read_record(path).writer}": path for cells in (new, old) for cell, path in cells.items()}
 
 
 def compared(baseline: Path, out: Path, n_texts: int | None, limit: int | None) -> pd.DataFrame:

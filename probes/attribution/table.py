@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from rich.console import Group, RenderableType
 from scipy import stats
 from torch import Tensor
@@ -55,8 +55,9 @@ def tabulate(
             stratum_indices = found.prompts.chosen(side, None if category == ALL else category)
             compared = (null, number) if category == ALL else None
             rows = pd.DataFrame(_with_intervals(found, stratum_indices, compared, kinds))
-            many = pd.concat(list(_unit_frames(found, stratum_indices, compared)), ignore_index=True)
             whole = {"neuron"} if category == ALL else set()
+            frames_of_units = list(_unit_frames(found, stratum_indices, compared, units, whole))
+            many = pd.concat(frames_of_units, ignore_index=True)
             frame = pd.concat([rows, *_largest(many, units, whole)], ignore_index=True)
             frames.append(
                 frame.assign(cell=cell, prompts=side, category=category, n=int(found.mask(stratum_indices).sum()))
@@ -134,8 +135,13 @@ def _of_linear(axis: str, module: str) -> Callable[[Moments], Tensor]:
 
 
 def _unit_frames(
-    attribution: Attribution, stratum_indices: list[int], compared: tuple[SignFlips, int] | None
+    attribution: Attribution,
+    stratum_indices: list[int],
+    compared: tuple[SignFlips, int] | None,
+    units: int | None,
+    whole: Collection[str],
 ) -> Iterator[pd.DataFrame]:
+    """Units of each module, the largest of them; a row for every group of a model's weights would be larger than it."""
     n, strata = int(attribution.mask(stratum_indices).sum()), torch.tensor(stratum_indices)
     for level, layer, module, sums, null in _units(attribution):
         means = sums[strata].sum(0) / n
@@ -144,14 +150,23 @@ def _unit_frames(
             flips, side = compared
             columns["first_order"] = null(flips.first_order)[side].numpy()
             columns["null_sd"] = null(flips.variance)[side].sqrt().numpy()
-        yield pd.DataFrame(columns).assign(level=level, layer=layer, module=module or None)
+        chosen = _largest_shares(means.numpy(), None if level in whole else units)
+        yield pd.DataFrame(columns).iloc[chosen].assign(level=level, layer=layer, module=module or None)
     if compared is None:
         return
     for module, groups in attribution.groups.items():
         shares = (groups[compared[1]] / n).double().numpy()
-        unit, group = (index.flatten() for index in np.indices(shares.shape))
-        columns = {"unit": unit, "group": group, "attribution": shares.flatten()}
+        chosen = _largest_shares(shares.ravel(), units)
+        unit, group = np.unravel_index(chosen, shares.shape)
+        columns = {"unit": unit, "group": group, "attribution": shares.ravel()[chosen]}
         yield pd.DataFrame(columns).assign(level="group", layer=attribution.parts.layer_of(module), module=module)
+
+
+def _largest_shares(shares: Float64[np.ndarray, " share"], units: int | None) -> Int64[np.ndarray, " chosen"]:
+    """Where the largest shares of either sign are, in their own order; of equal ones the last, as in `_largest`."""
+    if units is None:
+        return np.arange(len(shares))
+    return np.sort(np.abs(shares).argsort(kind="stable")[::-1][:units])
 
 
 def _largest(table: pd.DataFrame, units: int | None, whole: Collection[str]) -> Iterator[pd.DataFrame]:
