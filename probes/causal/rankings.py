@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.memory import freed_at_once
 from interp.model import HookedModel
 from interp.running_stats import RunningStats
 from probes.attribution.parts import Part, Parts, WeightAxis, linear_weight
@@ -99,10 +100,12 @@ def contrast_scores(
 def weight_error_scores(baseline: HookedModel, cell: HookedModel, parts: Parts, kind: PartKind) -> Scores:
     """‖Ŵ − W‖ (Frobenius) over the weights of each part; the cell in the baseline's coordinates."""
     squares: dict[tuple[str, WeightAxis], Tensor] = {}
-    for linear in parts.shapes:  # sums over rows and columns alone are kept: all errors would be a model in float64
-        ours, theirs = (linear_weight(m.hf.get_submodule(linear), m.architecture) for m in (baseline, cell))
-        error = (theirs.to(ours.device).double() - ours.double()).square()
-        squares[linear, WeightAxis.ROWS], squares[linear, WeightAxis.COLUMNS] = error.sum(1).cpu(), error.sum(0).cpu()
+    with freed_at_once(baseline):
+        for linear in parts.shapes:  # sums over rows and columns alone are kept: all errors would be a model in float64
+            ours, theirs = (linear_weight(m.hf.get_submodule(linear), m.architecture) for m in (baseline, cell))
+            error = (theirs.to(ours.device).double() - ours.double()).square()
+            squares[linear, WeightAxis.ROWS] = error.sum(1).cpu()
+            squares[linear, WeightAxis.COLUMNS] = error.sum(0).cpu()
     return {
         part: sum(p.share * squares[p.linear, p.axis][p.start : p.stop].sum().item() for p in parts.slices(part)) ** 0.5
         for part in parts.every(kind)
