@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from interp.documents import parse_json
 from interp.errors import InputError
@@ -102,6 +102,52 @@ def read_completion(text: str) -> ChatCompletion:
         choices=[{"index": 0, "finish_reason": _text(reason) or "stop", "message": answer}],
         usage=_usage(reply.get("usage")),
     )
+
+
+class TextCompletion(NamedTuple):
+    """What a server answered to token ids.
+
+    Attributes:
+        text: of the answer.
+        tokens: its token ids; None where the server does not give them (vLLM does, where it is asked to).
+        n_tokens: how many, the token that ended it not counted; None where the server does not say.
+        n_prompt_tokens: how many it read; None where it does not say.
+        prompt_tokens: which it read; None where it does not say.
+        finished: whether the model ended it; else it was cut at the limit.
+    """
+
+    text: str
+    tokens: list[int] | None
+    n_tokens: int | None
+    n_prompt_tokens: int | None
+    prompt_tokens: list[int] | None
+    finished: bool
+
+
+def read_text_completion(text: str) -> TextCompletion:
+    """The completion in the body of a reply of `/v1/completions`.
+
+    Args:
+        text: the body.
+
+    Raises:
+        UnreadableReply: no completion, or one that the server broke off.
+        NotTheModelsWord: a filter ended it.
+    """
+    reply = _object(text)
+    if reply.get("error"):
+        _raise_error(reply["error"])
+    choice = _first_choice(reply)
+    reason = choice.get("finish_reason")
+    _check_end(reason)
+    content = choice.get("text")
+    if not isinstance(content, str):
+        raise UnreadableReply("its choice has no text")
+    usage, finished = _usage(reply.get("usage")), reason != "length"
+    n_tokens = None if usage is None else max(0, usage["completion_tokens"] - finished)
+    n_prompt_tokens = None if usage is None else usage["prompt_tokens"]
+    tokens, prompt = (_numbers(choice.get(name)) for name in ("token_ids", "prompt_token_ids"))
+    return TextCompletion(content, tokens, n_tokens, n_prompt_tokens, prompt, finished)
 
 
 def refused_because(status: int, body: object) -> str | None:
@@ -244,6 +290,10 @@ def _usage(usage: object) -> dict[str, int] | None:
     if not isinstance(read, int) or not isinstance(written, int) or min(read, written) < 0:
         return None
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _numbers(value: object) -> list[int] | None:
+    return value if isinstance(value, list) and all(isinstance(number, int) for number in value) else None
 
 
 def _codes(body: object) -> list[object]:

@@ -6,9 +6,12 @@ the model is taken for the model's answer. Its providers for OpenAI-compatible s
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -18,11 +21,13 @@ from interp.errors import InputError
 from interp.redaction import redact, without_known_keys
 from probes.harness.server_replies import (
     NotTheModelsWord,
+    TextCompletion,
     UnreadableReply,
     error_body,
     error_message,
     one_line,
     read_completion,
+    read_text_completion,
     refused_because,
 )
 
@@ -125,7 +130,7 @@ def guard(model: Model, timeout: int | float) -> Model:
         try:
             return await generate(*arguments, **options)
         except NotTheModelsWord as word:
-            return _unscored(api.model_name, str(word))
+            return unscored(api.model_name, str(word))
 
     api._generate_completion, api.generate = complete, guarded
     return model
@@ -165,6 +170,11 @@ def fetch(address: str, key: str, timeout: int | float = 10) -> str:
     Raises:
         ServerFailure: there is none.
     """
+    return fetch_page(address, key, timeout)[0]
+
+
+def fetch_page(address: str, key: str, timeout: int | float = 10) -> tuple[str, str]:
+    """As `fetch`, and what the header `Server` of the reply says, "" where there is none."""
     import httpx2
 
     deadline, content = time.monotonic() + timeout, bytearray()
@@ -186,7 +196,7 @@ def fetch(address: str, key: str, timeout: int | float = 10) -> str:
         raise ServerFailure("its reply is not UTF-8 text") from None
     if not reply.is_success:
         raise _refusal(reply, error_body(text))
-    return without_known_keys(text)
+    return without_known_keys(text), one_line(without_known_keys(reply.headers.get("server", "")))
 
 
 def read_models(text: str) -> dict[str, dict[str, Any]]:
@@ -224,14 +234,50 @@ def _no_connection(error: BaseException) -> ServerFailure:
 
 async def _complete(api: Any, request: dict[str, Any], timeout: int | float) -> ChatCompletion:
     """One request to the server. The openai package retries nothing and follows nobody to another address."""
+    api.http_client.follow_redirects = False
+    client = api.client.with_options(max_retries=0, timeout=timeout)
+    return await _reply(client.chat.completions.with_streaming_response.create(**request), read_completion, timeout)
+
+
+async def complete_tokens(url: str, key: str, request: dict[str, Any], timeout: int | float) -> TextCompletion:
+    """One request to a server's `/v1/completions`, whose prompt may be token ids.
+
+    Args:
+        url: of the API.
+        key: of the server.
+        request: the body.
+        timeout: seconds for the answer.
+
+    Raises:
+        ServerFailure: it did not answer.
+        NotTheModelsWord: the answer is not the model's.
+    """
     import httpx2
     import openai
 
-    api.http_client.follow_redirects = False
-    client = api.client.with_options(max_retries=0, timeout=timeout)
+    limits = httpx2.Limits(max_keepalive_connections=0)  # connections live no longer than the event loop they are of
+    async with (
+        httpx2.AsyncClient(follow_redirects=False, limits=limits, verify=_trusted()) as http,
+        openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=timeout, http_client=http) as client,
+    ):
+        asked = client.completions.with_streaming_response.create(**request)
+        return await _reply(asked, read_text_completion, timeout)
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """Whom to believe; reading the certificates takes longer than most requests."""
+    return ssl.create_default_context()
+
+
+async def _reply(asked: AbstractAsyncContextManager[Any], read: Callable[[str], Found], timeout: int | float) -> Found:
+    """What the body of a server's reply says."""
+    import httpx2
+    import openai
+
     try:
-        async with client.chat.completions.with_streaming_response.create(**request) as reply:
-            return read_completion(without_known_keys(await _body(reply)))
+        async with asked as reply:
+            return read(without_known_keys(await _body(reply)))
     except openai.APIStatusError as error:
         if reason := refused_because(error.status_code, error.body):
             raise NotTheModelsWord(redact(reason)) from None
@@ -256,7 +302,8 @@ async def _body(reply: Any) -> str:
         raise UnreadableReply("it is not UTF-8 text") from None
 
 
-def _unscored(name: str, reason: str) -> ModelOutput:
+def unscored(name: str, reason: str) -> ModelOutput:
+    """An output of a model without text, because what came is not its answer."""
     from inspect_ai.model import ModelOutput
 
     output = ModelOutput.from_content(name, "", stop_reason="content_filter")

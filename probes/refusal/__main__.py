@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from interp import cli
+from interp.errors import InputError
 from probes.harness import tables
 from probes.harness.options import Options, with_options
 from probes.harness.transport import Patience
 from probes.refusal.settings import MAX_NEW_TOKENS, TASKS, EngineName
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from probes.refusal.subjects import Subject
 
 
@@ -31,9 +33,28 @@ COLUMNS: tables.Columns = {
 }
 
 
-def subject_of(
-    path: str, baseline: str, engine: EngineName, options: Options, like: str | None, threads: int | None = None
-) -> Subject:
+@dataclass(frozen=True)
+class Running:
+    """What runs the checkpoints.
+
+    Attributes:
+        engine: by name.
+        like: where tokenizers come from; None for the baseline.
+        servers: name of a cell (or of the baseline) → address of a server that runs it already.
+        data_parallel: copies of a checkpoint that vLLM starts.
+        tensor_parallel: GPUs per copy.
+        gpu_memory: share of each GPU's memory that vLLM takes.
+    """
+
+    engine: EngineName
+    like: str | None = None
+    servers: Mapping[str, str] = field(default_factory=dict)
+    data_parallel: int = 1
+    tensor_parallel: int = 1
+    gpu_memory: float | None = None
+
+
+def subject_of(name: str, path: str, baseline: str, running: Running, options: Options) -> Subject:
     """A server where the path is a URL, else a checkpoint, which takes its tokenizer from `like` or the baseline."""
     from probes.harness.names import is_url
     from probes.refusal.engines import EngineSettings
@@ -42,9 +63,45 @@ def subject_of(
 
     if is_url(path):
         return ServerSubject.at(path, options.chat_template.system)
-    like = like or (None if path == baseline or is_url(baseline) else baseline)
-    settings = EngineSettings(path, engine, like, options.dtype, options.device, threads)
-    return LocalSubject(settings, options.template, options.chat_template.system, options.batch_size or BATCH_SIZE)
+    like = running.like or (None if path == baseline or is_url(baseline) else baseline)
+    settings = EngineSettings(
+        path,
+        running.engine,
+        like,
+        options.dtype,
+        options.device,
+        data_parallel=running.data_parallel,
+        tensor_parallel=running.tensor_parallel,
+        gpu_memory=running.gpu_memory,
+    )
+    return LocalSubject(
+        settings,
+        options.template,
+        options.chat_template.system,
+        options.batch_size or BATCH_SIZE,
+        running.servers.get(name),
+    )
+
+
+def _servers(given: Sequence[str], names: Sequence[str], engine: EngineName) -> dict[str, str]:
+    """Name of a cell → address.
+
+    Raises:
+        InputError: one that names no cell, or is no address; another engine.
+    """
+    from probes.harness.names import is_url
+
+    servers: dict[str, str] = {}
+    for each in given:
+        name, _, address = each.partition("=")
+        if name not in names or not is_url(address):
+            raise InputError(
+                f"--server {each} is no address of a cell", f"NAME=http://HOST:PORT/v1, NAME one of {', '.join(names)}"
+            )
+        servers[name] = address
+    if servers and engine is not EngineName.VLLM:
+        raise InputError("--server is for --engine vllm, which sends it token ids", do="Add --engine vllm")
+    return servers
 
 
 def _check_pairs(baseline: str, cells: Mapping[str, str], force: bool) -> list[str]:
@@ -82,6 +139,20 @@ def main(
     engine: Annotated[EngineName, typer.Option(help="What runs the cells that are files.")] = EngineName.HOOKED,
     baseline_engine: Annotated[
         EngineName | None, typer.Option(help="What runs the baseline.", show_default="as --engine")
+    ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=URL",
+            help="With --engine vllm: a server that runs this cell, or the baseline, already; again for more.",
+            show_default="vLLM is started for each",
+        ),
+    ] = None,
+    data_parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Copies of a checkpoint in vLLM.")] = 1,
+    tensor_parallel: Annotated[int, typer.Option(min=1, metavar="N", help="GPUs per copy in vLLM.")] = 1,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, metavar="SHARE", help="Of each GPU for vLLM.", show_default="vLLM's own"),
     ] = None,
     control: Annotated[
         str | None,
@@ -121,15 +192,18 @@ def main(
         task or (*DEFAULT_TASKS, *questions), harmful, str(options.harmless or "harmless"), options.limit, questions
     )
     batch_size = options.batch_size or BATCH_SIZE
-    base = subject_of(options.baseline, options.baseline, baseline_engine or engine, options, like)
+    names = [BASELINE, *paths, *([] if control is None else [CONTROL])]
+    running = Running(engine, like, _servers(server or [], names, engine), data_parallel, tensor_parallel, gpu_memory)
+    subject = partial(subject_of, baseline=options.baseline, running=running, options=options)
+    base = subject(BASELINE, options.baseline, running=replace(running, engine=baseline_engine or engine))
     patience = Patience(retries, timeout=timeout)
     run = BehaviourRun(options.out, tasks, max_tokens, connections=4 * batch_size, patience=patience)
     with cli.resumable(run.keeps_answers):
         result = measure(
             base,
-            {name: subject_of(path, options.baseline, engine, options, like) for name, path in paths.items()},
+            {name: subject(name, path) for name, path in paths.items()},
             run,
-            control=None if control is None else subject_of(control, options.baseline, engine, options, like),
+            control=None if control is None else subject(CONTROL, control),
             repeat=again(base) if determinism else None,
             warnings=_check_pairs(options.baseline, paths, options.force),
         )

@@ -12,6 +12,7 @@ from probes.harness.names import REPEAT
 from probes.labels.label import REFUSED
 from probes.labels.per_prompt import SAMPLE, per_prompt
 from probes.refusal.run import BehaviourRun
+from probes.refusal.settings import EngineName
 from probes.refusal.subjects import LocalSubject, Subject
 from probes.stats.intervals import interval_columns, rate_interval
 
@@ -53,14 +54,18 @@ def engine_drift(
         prompts: token ids of the requests; None where only a server knows them.
     """
     changed = flips(answers["baseline"], answers["control"])
-    if prompts is None or not (isinstance(baseline, LocalSubject) and isinstance(control, LocalSubject)):
+    gives_logits = all(
+        isinstance(each, LocalSubject) and each.settings.engine is not EngineName.VLLM for each in (baseline, control)
+    )
+    if prompts is None or not gives_logits:
         return changed | {"largest_logit_difference": None, "reason": "a server does not give its logits"}
     logit_prompts = prompts[:LOGIT_PROMPTS]
-    first, second = _logits(baseline, logit_prompts), _logits(control, logit_prompts)
+    first, second = (_logits(each, logit_prompts) for each in (baseline, control))
     return changed | {"largest_logit_difference": (first - second).abs().max().item(), "reason": ""}
 
 
-def _logits(subject: LocalSubject, prompts: Sequence[list[int]]) -> Float[Tensor, "prompt vocab"]:
+def _logits(subject: Subject, prompts: Sequence[list[int]]) -> Float[Tensor, "prompt vocab"]:
+    assert isinstance(subject, LocalSubject)
     return subject.settings.open().last_logits(prompts)
 
 

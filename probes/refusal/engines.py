@@ -1,15 +1,16 @@
 """Engines: what turns prompt token ids into answers. The same prompts and greedy decoding in all of them.
 
-The hooked model (transformers) runs every format; llama.cpp runs GGUF files as their users do.
+The hooked model (transformers) runs every format; llama.cpp runs GGUF files as their users do; vLLM, or any other
+OpenAI-compatible server, runs what it can and many prompts at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from threading import Event
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,7 @@ from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.generation import Answer
 from interp.loading import Surroundings, surroundings
-from probes.refusal.settings import EngineName
+from probes.refusal.settings import OF_SERVERS, EngineName
 from probes.refusal.stopped import Stopped
 
 
@@ -51,6 +52,9 @@ class EngineSettings:
         dtype: of the hooked model, e.g. "float32"; None for its default.
         device: of the hooked model.
         threads: on the CPU; None for what is set already.
+        data_parallel: copies of the checkpoint that vLLM starts, each on GPUs of its own.
+        tensor_parallel: GPUs that each of them is spread over.
+        gpu_memory: share of each GPU's memory that vLLM takes; None for its default, nearly all.
     """
 
     path: str
@@ -59,19 +63,30 @@ class EngineSettings:
     dtype: str | None = None
     device: str | None = None
     threads: int | None = None
+    data_parallel: int = 1
+    tensor_parallel: int = 1
+    gpu_memory: float | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Its fields; of those that only a server has, the ones that are set, so that older runs go on."""
+        return {name: value for name, value in asdict(self).items() if OF_SERVERS.get(name, ...) != value}
 
     def surroundings(self) -> Surroundings:
         """The tokenizer that renders and encodes the prompts, and the config; reads no weights."""
         return surroundings(open_checkpoint(self.path), self.like)
 
     def open(self) -> Engine:
-        """Load the weights.
+        """Load the weights; a server is started by the first prompt.
 
         Raises:
             InputError: the checkpoint cannot be read, or llama.cpp is to run something that is no GGUF file.
         """
         if self.engine is EngineName.HOOKED:
             return HookedEngine(self)
+        if self.engine is EngineName.VLLM:
+            from probes.refusal.server_engine import ServerEngine
+
+            return ServerEngine(self)
         checkpoint = open_checkpoint(self.path)
         if checkpoint.format != "gguf":
             raise InputError(

@@ -34,9 +34,12 @@ from interp.errors import InputError
 from interp.generation import Answer
 from interp.system_prompts import OWN
 from interp.thinking import decode_answer, split_thinking
+from probes.harness.server_replies import NotTheModelsWord
+from probes.harness.transport import Patience, unscored
 from probes.refusal.engines import Engine, EngineSettings
 from probes.refusal.request_batcher import Batcher
 from probes.refusal.request_sets import prompt_sha256
+from probes.refusal.server_engine import Served, ServerEngine
 from probes.refusal.settings import EngineName
 from probes.refusal.stopped import Stopped
 
@@ -46,14 +49,14 @@ MAX_NEW_TOKENS = 128
 
 
 class CheckpointAPI(HuggingFaceAPI):
-    """A local checkpoint, run by the hooked model or by llama.cpp. Weights are loaded when the first request comes.
+    """A local checkpoint, run by the hooked model, llama.cpp or a server. Weights are loaded for the first request.
 
     Args:
         model_name: the checkpoint's path.
         base_url: unused.
         api_key: unused.
         config: Inspect's generation settings.
-        engine: "hooked" or "llama.cpp".
+        engine: "hooked", "llama.cpp" or "vllm".
         like: the checkpoint whose tokenizer (and config, for a GGUF) is used.
         template: "auto", "none" or a Jinja file; see `interp.chat.render`.
         system: the system prompt of conversations that have none themselves: "auto" (the template's own), "none" or the
@@ -63,6 +66,9 @@ class CheckpointAPI(HuggingFaceAPI):
         dtype: of the hooked model.
         device: of the hooked model.
         threads: on the CPU.
+        data_parallel: of the engine vllm, copies of the checkpoint.
+        tensor_parallel: of the engine vllm, GPUs per copy.
+        gpu_memory: of the engine vllm, the share of each GPU's memory that it takes.
 
     Raises:
         InputError: no such checkpoint or template.
@@ -84,19 +90,30 @@ class CheckpointAPI(HuggingFaceAPI):
         dtype: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        data_parallel: int = 1,
+        tensor_parallel: int = 1,
+        gpu_memory: float | None = None,
     ) -> None:
         # Not the parent's, which loads with AutoModelForCausalLM.
         ModelAPI.__init__(self, model_name, config=config)
-        self.settings = EngineSettings(model_name, EngineName(engine), like, dtype, device, threads)
+        self.settings = EngineSettings(
+            model_name, EngineName(engine), like, dtype, device, threads, data_parallel, tensor_parallel, gpu_memory
+        )
         self.batch: int = batch_size
         self.thinking = thinking
         self.tokenizer = self.settings.surroundings().tokenizer
         self.chat_template = template_source(self.tokenizer, ChatTemplate(template, system))
         self.use_chat_template = self.chat_template is not None
         self._engine: Engine | None = None
+        self._server = ServerEngine(self.settings) if self.settings.engine is EngineName.VLLM else None
         self._loading = Lock()
         self._closed = Event()
         self._batcher = Batcher(self._answers, batch_size)
+
+    def reached_at(self, address: str | None, patience: Patience) -> None:
+        """Of the engine vllm: where a server runs already (None to start one), and how it is asked again."""
+        if self._server is not None:
+            self._server = ServerEngine(self.settings, address, patience)
 
     @property
     def engine(self) -> Engine:
@@ -136,8 +153,19 @@ class CheckpointAPI(HuggingFaceAPI):
         if not prompt:
             raise InputError("A prompt is empty: it has no tokens", do="Leave it out")
         max_new_tokens = config.max_tokens or MAX_NEW_TOKENS
-        answer = await self._batcher.submit(prompt, max_new_tokens)
+        try:
+            answer = await self._answer(prompt, max_new_tokens)
+        except NotTheModelsWord as word:
+            output = unscored(self.model_name, str(word))
+            output.metadata = {**(output.metadata or {}), **self._record(prompt, 0, config)}
+            return output
         return self._output(text, prompt, answer, tools, config)
+
+    async def _answer(self, prompt: list[int], max_new_tokens: int) -> Served:
+        if self._server is not None:
+            return await self._server.answer(prompt, max_new_tokens)
+        answer = await self._batcher.submit(prompt, max_new_tokens)
+        return Served(decode_answer(self.tokenizer, answer.tokens), len(answer.tokens), answer.finished)
 
     def rendered(self, messages: list[ChatMessage], tools: list[ToolInfo] | None = None) -> str:
         """The text that the model reads, before the tokenizer adds a BOS."""
@@ -153,12 +181,12 @@ class CheckpointAPI(HuggingFaceAPI):
         return render_messages(self.tokenizer, messages, chat_template, self.thinking, tools_list or None)
 
     def _output(
-        self, text: str, prompt: list[int], answer: Answer, tools: list[ToolInfo], config: GenerateConfig
+        self, text: str, prompt: list[int], answer: Served, tools: list[ToolInfo], config: GenerateConfig
     ) -> ModelOutput:
-        thinking, response = split_thinking(text, decode_answer(self.tokenizer, answer.tokens))
+        thinking, response = split_thinking(text, answer.text)
         response, stopped = _cut(response, config.stop_seqs or [])
         message = self._message(thinking, response, tools)
-        n_tokens = len(answer.tokens)
+        n_tokens = answer.n_tokens
         return ModelOutput(
             model=self.model_name,
             choices=[
@@ -184,7 +212,7 @@ class CheckpointAPI(HuggingFaceAPI):
             "prompt_token_ids": prompt,
             "prompt_sha256": prompt_sha256(prompt),
             "n_tokens": n_tokens,
-            "engine": str(self.settings.engine),
+            "engine": str(self.settings.engine) if self._server is None else self._server.software,
             "greedy": True,
             "max_new_tokens": config.max_tokens or MAX_NEW_TOKENS,
             "batch_size": self.batch,
@@ -203,8 +231,9 @@ class CheckpointAPI(HuggingFaceAPI):
         """Stop what is computed and free the model."""
         self._closed.set()
         self._batcher.close()
-        if self._engine is not None:
-            self._engine.stop()
+        for engine in (self._engine, self._server):
+            if engine is not None:
+                engine.stop()
         self._engine = None
 
 

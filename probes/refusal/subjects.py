@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-from urllib.parse import urlsplit
 
 from interp.chat import ChatTemplate, encode, render
 from interp.checkpoint import open_checkpoint
-from interp.documents import parse_json
 from interp.errors import InputError
 from interp.system_prompts import NONE, OWN
-from probes.harness.transport import Patience, ServerFailure, fetch, persist, read_models
+from probes.harness.transport import Patience, persist
 from probes.refusal.engines import EngineSettings
 from probes.refusal.parity import Reading, check_llama_cpp
+from probes.refusal.server_models import key_from_environment, model_at, own_page
 from probes.refusal.settings import EngineName
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model
-
-KEY_VARIABLE = "QUANTSCOPE_API_KEY"
-"""The environment variable with the key of a server that wants one."""
-
-
-DECLARED = ("root", "parent", "max_model_len", "meta")
-"""What vLLM and llama.cpp say of a model beside its name, in their lists of models."""
 
 
 @runtime_checkable
@@ -46,25 +36,41 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class LocalSubject:
-    """A checkpoint of any format, run in this process.
+    """A checkpoint of any format, run in this process, or by a server to which its prompts go as token ids.
 
     Attributes:
         settings: the checkpoint and its engine.
         template: "auto", "none" or a Jinja file.
         system: the system prompt; see `interp.chat.ChatTemplate`.
         batch_size: prompts per forward pass.
+        server: of the engine vllm, the address of a server that runs the checkpoint already; None to start one.
     """
 
     settings: EngineSettings
     template: str = "auto"
     system: str = OWN
     batch_size: int = 32
+    server: str | None = None
+
+    @property
+    def software(self) -> str:
+        """What runs it: the engine's name, of a server with the version."""
+        if self.settings.engine is not EngineName.VLLM:
+            return str(self.settings.engine)
+        from probes.refusal.server_engine import served_by
+
+        return served_by(self.server)
 
     def describe(self) -> dict[str, Any]:
-        """Path, engine and content hash."""
+        """Path, engine and content hash, and of a server its program and version; not where it listens."""
         checkpoint = open_checkpoint(self.settings.path)
         content = {"sha256": checkpoint.fingerprint(), "format": checkpoint.format}
-        return _asked(self) | content
+        served = {"software": self.software} if self.settings.engine is EngineName.VLLM else {}
+        fields = _asked(self)
+        del fields["server"]
+        fields["settings"] = self.settings.chosen()
+        fields["settings"].pop("gpu_memory", None)
+        return fields | content | served
 
     def read(self, texts: Sequence[str]) -> Reading:
         """Render and encode the requests; reads no weights.
@@ -78,14 +84,17 @@ class LocalSubject:
         if self.settings.engine is EngineName.LLAMA_CPP:
             check_llama_cpp(open_checkpoint(self.settings.path).path, around.tokenizer, rendered.texts, prompts)
         context = getattr(around.config, "max_position_embeddings", None)
-        return Reading(str(self.settings.engine), rendered.texts, prompts, context, rendered.warnings)
+        warnings = [*rendered.warnings, *([] if self.server is None else [_not_known(self.server, self.settings.path)])]
+        return Reading(self.software, rendered.texts, prompts, context, warnings)
 
     def model(self, patience: Patience) -> Model:
-        """The provider `quantscope/PATH`; weights are loaded by the first request, and nothing is asked again."""
+        """The provider `quantscope/PATH`; weights are loaded by the first request; only a server is asked again."""
         from inspect_ai.model import get_model
 
-        settings = asdict(self.settings)
-        return get_model(
+        from probes.refusal.inspect_provider import CheckpointAPI
+
+        settings = self.settings.chosen()
+        model = get_model(
             f"quantscope/{settings.pop('path')}",
             memoize=False,
             **settings | {"engine": str(self.settings.engine)},
@@ -93,6 +102,9 @@ class LocalSubject:
             system=self.system,
             batch_size=self.batch_size,
         )
+        assert isinstance(model.api, CheckpointAPI)
+        model.api.reached_at(self.server, patience)
+        return model
 
 
 @dataclass(frozen=True)
@@ -127,17 +139,8 @@ class ServerSubject:
                 "a system prompt that can be sent, or auto",
                 f"Leave --system {NONE} out, or give the words of one",
             )
-        url, _, name = address.partition("#")
-        _check_address(url)
-        models = _models(url)
-        if not models or (name and name not in models):
-            raise InputError(
-                f"The server at {url} has {f'no model {name!r}' if name else 'no models'}",
-                f"one of {', '.join(models)}" if models else "at least one model",
-                "Give its name as URL#NAME",
-            )
-        name = name or next(iter(models))
-        return cls(url, name, models[name].pop("owned_by"), models[name] | _props(url), system)
+        url, name, said = model_at(address)
+        return cls(url, name, said.pop("owned_by"), said | own_page(url, key_from_environment()), system)
 
     def describe(self) -> dict[str, Any]:
         """Address, name, software and what it declares; no server says which weights it has."""
@@ -159,7 +162,9 @@ class ServerSubject:
 
         name = f"openai-api/quantscope/{self.name}"
         config = GenerateConfig(system_message=None if self.system == OWN else self.system)
-        return persist(get_model(name, config=config, base_url=self.url, api_key=_key(), memoize=False), patience)
+        return persist(
+            get_model(name, config=config, base_url=self.url, api_key=key_from_environment(), memoize=False), patience
+        )
 
 
 def _asked(subject: LocalSubject | ServerSubject) -> dict[str, Any]:
@@ -168,62 +173,9 @@ def _asked(subject: LocalSubject | ServerSubject) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if (name, value) != ("system", OWN)}
 
 
-def _key() -> str:
-    return os.environ.get(KEY_VARIABLE) or "none"
-
-
-def _check_address(url: str) -> None:
-    """An address is kept in logs and tables, which a key must never be.
-
-    Raises:
-        InputError: it holds a password or a query, or is no address.
-    """
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise InputError(f"The address of a server cannot be read ({error})", "http://HOST:PORT/v1") from None
-    if "@" in parts.netloc or parts.query:
-        raise InputError(
-            f"The address of the server {host} holds a password or a query",
-            "an address like http://HOST:PORT/v1",
-            f"Put the key into the environment variable {KEY_VARIABLE}",
-        )
-    if not host:
-        raise InputError(f"The address {url} names no server", "an address like http://HOST:PORT/v1")
-
-
-def _models(url: str) -> dict[str, dict[str, Any]]:
-    """The server's models: who it says owns each, and what of the rest stays the same when it restarts."""
-    try:
-        models = read_models(fetch(f"{url.rstrip('/')}/models", _key()))
-    except ServerFailure as failure:
-        if failure.status in (401, 403):
-            raise InputError(
-                f"The server at {url} does not accept the key ({failure})",
-                do=f"Set the environment variable {KEY_VARIABLE}",
-            ) from None
-        raise InputError(
-            f"No OpenAI-compatible server answers at {url} ({failure})",
-            "a server that lists its models at URL/models",
-            "Start it, or correct the address, and run the same command to go on",
-        ) from None
-    return {
-        name: {"owned_by": str(description.get("owned_by") or "unknown")}
-        | {field: description[field] for field in DECLARED if description.get(field) is not None}
-        for name, description in models.items()
-    }
-
-
-def _props(url: str) -> dict[str, Any]:
-    """What llama.cpp's own server says of its model; other servers have no such page."""
-    try:
-        props = parse_json(fetch(f"{url.rstrip('/').removesuffix('/v1')}/props", _key()), "props")
-    except (ServerFailure, InputError):
-        return {}
-    if not isinstance(props, dict):
-        return {}
-    identity = {name: props[name] for name in ("model_path", "build_info") if isinstance(props.get(name), str)}
-    if isinstance(template := props.get("chat_template"), str):
-        identity["chat_template_sha256"] = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
-    return identity
+def _not_known(address: str, path: str) -> str:
+    """What is said of a server that somebody else has started."""
+    url, name, said = model_at(address)
+    declared = ", ".join(f"{key} {value}" for key, value in said.items() if key != "owned_by") or "nothing"
+    known = f"which weights {url} runs as {name} cannot be known (it declares {declared})"
+    return f"{known}: its answers count as those of {path}"

@@ -18,7 +18,7 @@ from probes.refusal.engines import EngineSettings
 from probes.refusal.parity import Reading, check, check_lengths
 from probes.refusal.probe import build_tasks
 from probes.refusal.run import BehaviourRun
-from probes.refusal.settings import BATCH_SIZE, EngineName
+from probes.refusal.settings import BATCH_SIZE, OF_SERVERS, EngineName
 from probes.refusal.subjects import LocalSubject
 from probes.study.schema import DIRECT, Study
 from probes.study.step import StepContext, prompt_source
@@ -56,7 +56,11 @@ def completions(context: StepContext) -> list[Result]:
 
 
 def _direct(context: StepContext) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Ask while the models are open; the baseline's answers are those of another cell's finished part, if any."""
+    """Ask while the models are open; the baseline's answers are those of another cell's finished part, if any.
+
+    Where models are streamed, one whole model at a time is in memory while it answers: streamed, each token of an
+    answer would take a read of all weights.
+    """
     comparison = compare(
         context.baseline,
         {context.cell: context.open_cell()},
@@ -77,7 +81,10 @@ def _direct(context: StepContext) -> tuple[pd.DataFrame, dict[str, Any]]:
 def _ask(context: StepContext, name: str) -> pd.DataFrame:
     from probes.refusal.ask import ask
 
-    model = context.baseline if name == BASELINE else context.open_cell()
+    if context.streaming:
+        model = context.open_whole(name)
+    else:
+        model = context.baseline if name == BASELINE else context.open_cell()
     size = {} if context.asked.batch_size is None else {"batch_size": context.asked.batch_size}
     parts = [
         ask(
@@ -109,7 +116,7 @@ def ask_through_inspect(context: StepContext) -> tuple[pd.DataFrame, dict[str, A
     """
     tasks = _tasks(context.study)
     paths = {BASELINE: context.checkpoints[0].path, context.cell: context.checkpoints[1].path}
-    subjects = {name: _subject(context, path, paths[BASELINE]) for name, path in paths.items()}
+    subjects = {name: _subject(context, name, path, paths[BASELINE]) for name, path in paths.items()}
     readings: dict[str, Reading] = {}
     answers: list[pd.DataFrame] = []
     described: dict[str, Any] = {}
@@ -141,12 +148,21 @@ def _tasks(study: Study) -> dict[str, Any]:
     return build_tasks(behaviour.tasks, harmful, harmless, prompts.limit, questions)
 
 
-def _subject(context: StepContext, path: Path, baseline: Path) -> LocalSubject:
+def _subject(context: StepContext, name: str, path: Path, baseline: Path) -> LocalSubject:
     like = None if path == baseline else str(baseline)
-    engine = EngineName(context.study.behaviour.engine)
-    settings = EngineSettings(str(path), engine, like, context.model.dtype, context.model.device)
+    behaviour, model = context.study.behaviour, context.model
+    settings = EngineSettings(
+        str(path),
+        EngineName(behaviour.engine),
+        like,
+        model.dtype,
+        model.device,
+        **{option: getattr(behaviour, option) for option in OF_SERVERS},
+    )
     template = context.asked.template
-    return LocalSubject(settings, str(template.name), template.system, context.asked.batch_size or BATCH_SIZE)
+    servers = {BASELINE: model.server, **{cell.called: cell.server for cell in model.cells}}
+    batch_size = context.asked.batch_size or BATCH_SIZE
+    return LocalSubject(settings, str(template.name), template.system, batch_size, servers.get(name))
 
 
 def _run(context: StepContext, tasks: dict[str, Any], subject: LocalSubject) -> BehaviourRun:

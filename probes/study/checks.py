@@ -41,6 +41,7 @@ def check(document: dict[str, Any], directory: Path) -> Iterator[Problem]:
         yield from _model(model, place, finder)
     yield from _prompts(_dict(document, "prompts"), finder)
     yield from _behaviour(_dict(document, "behaviour"), finder)
+    yield from _servers(models, _dict(document, "behaviour").get("engine"))
     yield from _judges(_list(_dict(document, "judges"), "models"))
     yield from _files(document, finder)
     yield from _probes(_dict(document, "probes"), finder)
@@ -181,9 +182,25 @@ def _behaviour(behaviour: dict[str, Any], finder: Study) -> Iterator[Problem]:
         yield Problem(("behaviour", "tasks"), "the task refusal is missing; the matrix is about refusals")
     if runner == DIRECT and behaviour.get("engine", "hooked") != "hooked":
         yield Problem(("behaviour", "engine"), f'another engine needs runner = "{INSPECT}"')
+    if behaviour.get("engine") != "vllm":
+        for key in {"data_parallel", "tensor_parallel", "gpu_memory"} & set(behaviour):
+            yield Problem(("behaviour", key), 'is only for engine = "vllm"')
     for task in ("truthfulness", "bias"):
         if isinstance(behaviour.get(task), str) and not os.path.isfile(finder.path(behaviour[task])):
             yield Problem(("behaviour", task), f"{finder.path(behaviour[task])} is no file")
+
+
+def _servers(models: list[dict[str, Any]], engine: object) -> Iterator[Problem]:
+    """Addresses of servers that run a baseline or a cell already."""
+    for place, model in enumerate(models):
+        cells = [(("cells", number), cell) for number, cell in enumerate(_list(model, "cells"))]
+        for where, table in [((), model), *cells]:
+            server = table.get("server") if isinstance(table, dict) else None
+            here = ("models", place, *where, "server")
+            if server is not None and engine != "vllm":
+                yield Problem(here, 'is only with [behaviour] engine = "vllm"')
+            elif isinstance(server, str) and not is_url(server):
+                yield Problem(here, f"{server!r} is no address; expected http://HOST:PORT/v1[#MODEL]")
 
 
 def _judges(names: list[Any]) -> Iterator[Problem]:

@@ -10,13 +10,14 @@ from interp.quantize.cells import content_hash, content_key
 from interp.system_prompts import OWN
 from probes.harness.results import SCHEMA_VERSION as RESULT_SCHEMA
 from probes.harness.results import versions
+from probes.refusal.settings import OF_SERVERS
 from probes.study.schema import Model, Study, sha256_of
 from probes.study.step import Asked, Step
 from probes.study.steps import BY_NAME, options_of
 
 SCHEMA_VERSION = 1
 """The schema of run folders."""
-_WHERE: dict[str, Any] = {"out": True, "models": {"__all__": {"num_cpus", "num_gpus"}}}
+_WHERE: dict[str, Any] = {"out": True, "models": {"__all__": {"num_cpus", "num_gpus", "server", "stream"}}}
 """What a study file says of machines and folders: no number depends on it."""
 _DECIDING = ("quantscope", "torch", "transformers")
 """Packages whose other versions make every part stale."""
@@ -84,6 +85,9 @@ class Keys:
         if step.name != "completions":
             return [step.name, options]
         behaviour = self.study.behaviour.model_dump()
+        for name, default in OF_SERVERS.items():  # a part that was measured before there were servers is not stale
+            if behaviour[name] == default or name == "gpu_memory":
+                del behaviour[name]
         files = {name: sha256_of(self.study.path(behaviour[name] or "")) for name in ("truthfulness", "bias")}
         return [step.name, behaviour | files]
 

@@ -22,9 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from interp.checkpoint import open_checkpoint
 from interp.cli import Requeue, log
 from interp.errors import InputError
+from interp.inspect.wording import sized
 from interp.model import HookedModel
-from interp.opening import load
+from interp.opening import load, usable_device, usual_dtype
 from interp.progress import Lines, Stages, line
+from interp.streaming.memory import Plan, plan
 from interp.threads import fit_threads
 from probes.harness.comparison import Cells, remembering
 from probes.harness.names import BASELINE
@@ -168,7 +170,9 @@ class Measuring:
     def baseline(self) -> HookedModel:
         """The baseline, opened when the first part needs it."""
         dtype = None if self.model.dtype is None else getattr(torch, self.model.dtype)
-        baseline = load(self.path(BASELINE), dtype=dtype, device=self.model.device)
+        if self.streaming:
+            log.print(f"{self.model.name}: {self.memory}", markup=False, highlight=False, soft_wrap=True)
+        baseline = load(self.path(BASELINE), dtype=dtype, device=self.model.device, stream=self.streaming)
         fit_threads(baseline)
         return baseline
 
@@ -181,6 +185,18 @@ class Measuring:
         """
         path = before_alignment(self.study, self.model, self.path(BASELINE))
         return load(path, like=self.path(BASELINE), dtype=self.baseline.hf.dtype, device=self.model.device)
+
+    @cached_property
+    def memory(self) -> Plan:
+        """What the pair takes in memory, and whether it is streamed; reads headers only."""
+        checkpoint, device = open_checkpoint(self.path(BASELINE)), usable_device(self.model.device)
+        dtype = usual_dtype(checkpoint, device) if self.model.dtype is None else getattr(torch, self.model.dtype)
+        return plan(checkpoint, dtype, device, None if self.model.stream == "auto" else self.model.stream)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the models are streamed."""
+        return self.model.stream is not False and self.memory.stream
 
     def path(self, name: str) -> Path:
         """Where the baseline or a cell is.
@@ -253,12 +269,30 @@ class Measuring:
             self._of_baseline,
             checkpoints,
             lambda: self.before,
+            self.streaming,
+            self._whole,
         )
         results = step.results(context, options_of(self.study, step))
         self.folder.write(part, self.key(part), results, time.monotonic() - started)
 
     def _open(self, cell: str) -> HookedModel:
         return Cells({cell: self.path(cell)}, self.baseline, self.model.device)[cell]
+
+    def _whole(self, name: str) -> HookedModel:
+        """A model with all weights in memory, which nobody here holds.
+
+        Raises:
+            InputError: it alone does not fit.
+        """
+        if self.memory.free is not None and self.memory.pair / 2 > self.memory.free:
+            raise InputError(
+                f"To answer, {self.model.name} needs all of its weights in memory ({sized(self.memory.pair // 2)}), and "
+                f"{sized(self.memory.free)} are free",
+                do='Give a narrower dtype, or let another engine answer: [behaviour] runner = "inspect" with engine '
+                '"llama.cpp" or "vllm"',
+            )
+        like = None if name == BASELINE else self.path(BASELINE)
+        return load(self.path(name), like=like, dtype=self.memory.dtype, device=self.model.device)
 
     def _fail(self, part: StudyPart, error: Exception) -> None:
         reason = reason_of(error)

@@ -34,6 +34,7 @@ class Cell(_Table):
         name: of the cell; by default the last part of the path, where that can be a name.
         format: checked when the checkpoint is opened: dense, awq, gptq, compressed-tensors, fp8, bitsandbytes,
             modelopt, mlx, mxfp4, hqq or gguf.
+        server: of the engine vllm, the address of a server that runs the cell already; by default vLLM is started.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Cell(_Table):
         | Literal["modelopt", "mlx", "mxfp4", "hqq", "gguf"]
         | None
     ) = None
+    server: str | None = None
 
     @property
     def called(self) -> str:
@@ -69,9 +71,12 @@ class Model(_Table):
         cells: cells that are there already.
         dtype: in which the baseline and all cells compute; by default float32 on a CPU, else the baseline's own.
         device: where they are, for example "cuda"; by default the CPU.
+        stream: hold one block of weights of a pair at a time, read when it is needed; by default ("auto") where the
+            pair would not fit into memory.
         force: measure cells that do not seem to be made from the baseline; by default only an organism's own.
         num_cpus: cores that a Ray cluster gives to the worker that measures it.
         num_gpus: GPUs that it gives; by default one where the device is a GPU of CUDA.
+        server: of the engine vllm, the address of a server that runs the baseline already; by default vLLM is started.
     """
 
     name: str = Field(pattern=NAME)
@@ -88,9 +93,11 @@ class Model(_Table):
     cells: list[Cell] = []
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     device: str | None = None
+    stream: bool | Literal["auto"] = "auto"
     force: bool | None = None
     num_cpus: int = Field(default=1, ge=1)
     num_gpus: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    server: str | None = None
 
     @property
     def cell_names(self) -> list[str]:
@@ -140,7 +147,11 @@ class Behaviour(_Table):
     Attributes:
         runner: "direct" generates while a cell is open; "inspect" runs Inspect tasks: logs, more tasks and engines.
         tasks: refusal (always there), over_refusal, jailbreak, truthfulness, bias; the last three need Inspect.
-        engine: of the Inspect runner: "hooked", or "llama.cpp" for cells and baselines that are GGUF files.
+        engine: of the Inspect runner: "hooked", "llama.cpp" for cells and baselines that are GGUF files, or "vllm", a
+            server for each cell.
+        data_parallel: copies of each checkpoint in vLLM.
+        tensor_parallel: GPUs per copy.
+        gpu_memory: share of each GPU's memory that vLLM takes; by default vLLM's own, nearly all.
         max_new_tokens: where an answer is cut.
         truthfulness: a file of questions for that task.
         bias: a file of questions for that task.
@@ -148,7 +159,10 @@ class Behaviour(_Table):
 
     runner: Literal["direct", "inspect"] = "direct"
     tasks: list[str] = ["refusal", "over_refusal"]
-    engine: Literal["hooked", "llama.cpp"] = "hooked"
+    engine: Literal["hooked", "llama.cpp", "vllm"] = "hooked"
+    data_parallel: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    gpu_memory: float | None = Field(default=None, gt=0, le=1)
     max_new_tokens: int = Field(default=48, ge=1)
     truthfulness: str | None = None
     bias: str | None = None

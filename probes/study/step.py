@@ -14,6 +14,7 @@ import pandas as pd
 
 from interp.chat import NAMED_TEMPLATES, ChatTemplate
 from interp.checkpoint import Checkpoint
+from interp.errors import InputError
 from interp.model import HookedModel
 from interp.system_prompts import system_prompt
 from probes.harness.prompts import PromptSet
@@ -84,6 +85,8 @@ class StepContext:
         of_baseline: name of a result → its rows of the baseline as some other cell's part has them, or no rows.
         checkpoints: of the baseline and the cell.
         open_before: opens the model from before alignment, once; raises where the study does not say which it is.
+        streaming: whether the models are streamed.
+        open_whole: opens a model by its cell's name with all weights in memory; `completions` lets go of it again.
     """
 
     study: Study
@@ -97,6 +100,8 @@ class StepContext:
     of_baseline: Callable[[str], pd.DataFrame]
     checkpoints: tuple[Checkpoint, Checkpoint]
     open_before: Callable[[], HookedModel]
+    streaming: bool
+    open_whole: Callable[[str], HookedModel]
 
     @property
     def before(self) -> HookedModel:
@@ -129,6 +134,7 @@ class Step:
         needs: steps that come before.
         default: whether a study that names no probes has it.
         probe: where options come from, if not from `run`: the module of a probe with a `measure`.
+        streams: whether it can do with streamed models; others need all weights in memory.
     """
 
     name: str
@@ -136,6 +142,7 @@ class Step:
     needs: tuple[str, ...] = ()
     default: bool = True
     probe: str = ""
+    streams: bool = False
 
     @cached_property
     def options(self) -> Mapping[str, inspect.Parameter]:
@@ -145,7 +152,17 @@ class Step:
         return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _NOT_OPTIONS}
 
     def results(self, context: StepContext, options: Mapping[str, Any]) -> list[Result]:
-        """Measure: the step's result first, then those that come with it."""
+        """Measure: the step's result first, then those that come with it.
+
+        Raises:
+            InputError: the models are streamed, and it needs them whole.
+        """
+        if context.streaming and not self.streams:
+            raise InputError(
+                f"{self.name} needs whole models in memory, and those of {context.model.name} are streamed",
+                'a pair that fits into memory, or stream = false for [[models]] whose "auto" is wrong about it',
+                f"Leave {self.name} out of [probes] run, or give a narrower dtype",
+            )
         measured = self.run(context, **options)
         return measured if isinstance(measured, list) else [measured, *measured.beside]
 
@@ -154,11 +171,11 @@ _NOT_OPTIONS = {"template", "force", "batch_size", "refusals", "outcome", "attri
 """Parameters that the study itself gives."""
 
 
-def probe(name: str, default: bool = True, needs: tuple[str, ...] = ()) -> Step:
+def probe(name: str, default: bool = True, needs: tuple[str, ...] = (), streams: bool = False) -> Step:
     """The step of a probe whose `measure(baseline, cells, harmful, harmless, …)` needs nothing else."""
     module = f"probes.{name}"
 
     def run(context: StepContext, **options: Any) -> Result:
         return context.measure(import_module(module).measure, **options)
 
-    return Step(name, run, needs, default, module)
+    return Step(name, run, needs, default, module, streams)

@@ -116,14 +116,14 @@ def _fragility(
 
 
 STEPS: Sequence[Step] = (
-    Step("completions", _completions),
-    probe("entropy"),
-    probe("direction"),
-    Step("calibration", _calibration, needs=("completions",)),
-    Step("neurons", _neurons, probe="probes.neurons"),
+    Step("completions", _completions, streams=True),
+    probe("entropy", streams=True),
+    probe("direction", streams=True),
+    Step("calibration", _calibration, needs=("completions",), streams=True),
+    Step("neurons", _neurons, probe="probes.neurons", streams=True),
     Step("quality", _quality),
-    probe("margin"),
-    probe("geometry"),
+    probe("margin", streams=True),
+    probe("geometry", streams=True),
     probe("attribution", default=False),
     probe("causal", default=False),
     probe("depth", default=False),

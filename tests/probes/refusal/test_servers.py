@@ -29,7 +29,8 @@ from probes.harness.transport import Patience
 from probes.refusal import __main__ as refusal_command
 from probes.refusal.probe import build_tasks, measure
 from probes.refusal.run import BehaviourRun
-from probes.refusal.subjects import KEY_VARIABLE, ServerSubject
+from probes.refusal.server_models import KEY_VARIABLE
+from probes.refusal.subjects import ServerSubject
 from tests.writer_models import write_checkpoint
 
 KEY = "sk-do-not-print-me"
