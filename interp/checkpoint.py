@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.architectures import Architecture
 from interp.errors import InputError
 from interp.files import sha256
+from interp.formats.placing import reading_to
 from interp.formats.reader import Reader
 from interp.formats.readers import reader_for
 
@@ -88,15 +89,22 @@ class Checkpoint:
         """Every name of the dense model's state dict, tied copies omitted."""
         return list(self._reader.shapes())
 
-    def weight(self, name: str, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
+    def weight(
+        self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> Float[Tensor, "out in"]:
         """Dense weight [out, in] of the linear `name`, in the writer's own arithmetic and then cast to `dtype`.
 
         GPT-2's Conv1D, stored [in, out], comes out as [out, in] too.
 
+        Args:
+            name: of a linear.
+            dtype: of the result.
+            device: as in `tensor`.
+
         Raises:
             InputError: no such linear, or its tensors are malformed.
         """
-        weight = self.tensor(f"{name}.weight", dtype)
+        weight = self.tensor(f"{name}.weight", dtype, device)
         return weight.T if self.architecture.conv1d and name in self._reader.linears else weight
 
     def codes(self, name: str, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"] | None:
@@ -116,19 +124,21 @@ class Checkpoint:
         """
         return self._reader.codes(name, weight)
 
-    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Tensor:
         """One tensor of the dense state dict, in the Hugging Face layout (Conv1D stays [in, out]).
 
         Args:
             name: one of `names()`.
             dtype: what to cast to; None keeps the stored dtype (float16 for AWQ and GPTQ, float32 for GGUF blocks).
+            device: where the stored tensors are put and dequantized; None for main memory.
 
         Raises:
             InputError: no such tensor, or it is malformed.
         """
         if name not in self._reader.shapes():
             raise InputError(f"{self.path} has no tensor {name!r}", "one of Checkpoint.names()")
-        tensor = self._reader.read(name)
+        with reading_to(device):
+            tensor = self._reader.read(name)
         return tensor if dtype is None else tensor.to(dtype)
 
     def weight_shape(self, name: str) -> tuple[int, int]:

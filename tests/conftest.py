@@ -31,18 +31,30 @@ def real_model() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without the real model its tests are skipped; nothing is downloaded by a test."""
+    """Without the real model or a GPU their tests are skipped; nothing is downloaded by a test."""
     for item in items:
         if item.get_closest_marker("real") and not real_model().exists():
             item.add_marker(pytest.mark.skip(reason=f"{real_model().name} is not in the cache: run `make test-real`"))
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not _has_gpu():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="this machine, or its PyTorch, has no CUDA"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many tests of the real model were not run, so that it is not taken for tested."""
+    """How many tests of the real model and of GPUs were not run, so that neither is taken for tested."""
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if "real" in report.keywords]
     if skipped:
         missing = f"{real_model().name} is not in the cache (`make test-real` puts it there)"
         terminalreporter.write_line(f"{len(skipped)} tests of the real model were not run: {missing}")
+    if on_gpu := [report for report in terminalreporter.stats.get("skipped", []) if "gpu" in report.keywords]:
+        terminalreporter.write_line(f"{len(on_gpu)} tests on a GPU were not run: there is none here")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from jaxtyping import Float, Float32, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from interp.formats.placing import placed
+
 PIECE = 2**18
 """Numbers that are worked out at once: a megabyte of float32 stays in a core's cache from one operation to the next."""
 PLAIN = {BlockType.F32: torch.float32, BlockType.F16: torch.float16, BlockType.BF16: torch.bfloat16}
@@ -36,12 +38,12 @@ def dequantize(stored: NDArray[np.uint8], kind: BlockType) -> Float[Tensor, " nu
         NotImplementedError: the `gguf` package does not dequantize this type.
     """
     if kind in PLAIN:
-        return torch.from_numpy(stored.copy()).view(PLAIN[kind])
+        return placed(torch.from_numpy(stored.copy())).view(PLAIN[kind])
     length, size = gguf.GGML_QUANT_SIZES[kind]
     fill = FILLS.get(kind, _by_package(kind))
-    blocks = torch.from_numpy(stored).view(-1, size)
-    numbers = torch.empty(len(blocks), length)
-    step = PIECE // length
+    blocks = placed(torch.from_numpy(stored)).view(-1, size)
+    numbers = torch.empty(len(blocks), length, device=blocks.device)
+    step = PIECE // length if blocks.device.type == "cpu" else max(1, len(blocks))
     for start in range(0, len(blocks), step):
         fill(blocks[start : start + step], numbers[start : start + step])
     return numbers.view(-1)
@@ -49,7 +51,7 @@ def dequantize(stored: NDArray[np.uint8], kind: BlockType) -> Float[Tensor, " nu
 
 def _by_package(kind: BlockType) -> Fill:
     def fill(blocks: Blocks, numbers: Numbers) -> None:
-        numbers.copy_(torch.from_numpy(gguf.dequantize(blocks.numpy(), kind)))
+        numbers.copy_(torch.from_numpy(gguf.dequantize(blocks.cpu().numpy(), kind)))
 
     return fill
 
@@ -67,7 +69,7 @@ def _bits(codes: UInt8[Tensor, "blocks bytes"], bits: int, width: int) -> UInt8[
 
 def _fifth_bits(codes: UInt8[Tensor, "blocks 4"]) -> UInt8[Tensor, "blocks 32"]:
     """Bit i of 32, as 16."""
-    shifts = torch.arange(8, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)
     return (((codes.unsqueeze(2) >> shifts) & 1) << 4).flatten(1)
 
 

@@ -67,7 +67,7 @@ def dequantize_gptq(
         packed = rows[outputs]
         return (spread_planes(packed, bits) if planes else spread(packed, width))[:, :n_in]
 
-    return scale_codes(codes, zeros.to(scales.dtype).T.contiguous(), scales.T.contiguous(), g_idx.long())
+    return scale_codes(codes, zeros.to(scales.dtype).T.contiguous(), scales.T.contiguous(), g_idx.to(qweight.device, torch.long))
 
 
 def _in_planes(bits: int, planar: bool) -> bool:
@@ -144,7 +144,7 @@ def _groups(module: PackedModule, n_groups: int) -> Int[Tensor, " in"]:
         )
     sizes = torch.bincount(g_idx, minlength=n_groups)
     size = _group_size(module, n_groups, undeclared=int(sizes.max()))
-    expected = torch.bincount(torch.arange(n_in) // size, minlength=n_groups)
+    expected = torch.bincount(torch.arange(n_in, device=g_idx.device) // size, minlength=n_groups)
     if not torch.equal(sizes, expected):
         wrong = int((sizes != expected).nonzero()[0])
         raise module.malformed(

@@ -45,7 +45,7 @@ def dequantize_nvfp4(
         scales: of each group of consecutive inputs.
         scale: of the whole weight.
     """
-    positive = torch.tensor(E2M1)
+    positive = torch.tensor(E2M1, device=packed.device)
     values = torch.cat([positive, -positive])
     grouped = look_up_pairs(packed.flatten(), values, high_first=False).reshape(*scales.shape, -1)
     return (grouped * (scales * scale)[..., None]).reshape(packed.shape[0], -1)

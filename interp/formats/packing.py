@@ -114,7 +114,7 @@ def look_up_pairs(
         table: the value of each code.
         high_first: whether the first of the two is in the high half.
     """
-    byte = torch.arange(256)
+    byte = torch.arange(256, device=packed.device)
     first, second = (byte >> 4, byte & 15) if high_first else (byte & 15, byte >> 4)
     return torch.stack([table[first], table[second]], dim=1)[packed.int()].flatten()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from interp.documents import require_file
 from interp.errors import InputError
 from interp.formats.mapped import Mapped
+from interp.formats.placing import placed
 from interp.formats.safetensors_header import INDEX, read_index, refuse_repeated_names, safetensors_files
 
 _DTYPES = {
@@ -80,7 +81,7 @@ class Shards:
         """One tensor as stored."""
         header = self.headers[name]
         try:
-            return self._open.reading(header.file, header.n_bytes).get_tensor(name)
+            return placed(self._open.reading(header.file, header.n_bytes).get_tensor(name))
         except SafetensorError as error:
             raise InputError(f"The tensor {name!r} of {header.file} cannot be read: {error}") from error
 

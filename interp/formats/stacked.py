@@ -18,6 +18,7 @@ from interp.architectures import Architecture
 from interp.errors import InputError
 from interp.experts import DOWN, GATE_UP
 from interp.formats.packed import PackedFormat, PackedModule, Quantization, TensorRule
+from interp.formats.placing import placed
 from interp.formats.shards import Header, Shards
 
 GROUP = 32
@@ -53,7 +54,7 @@ class StackedShards(Shards):
             return super().read(name)
         stored, expert = self._slices[name]
         header = self.headers[name]
-        tensor = self._open.reading(header.file, header.n_bytes).get_slice(stored)[expert]
+        tensor = placed(self._open.reading(header.file, header.n_bytes).get_slice(stored)[expert])
         return tensor.T.contiguous() if name.endswith(".weight") else tensor
 
     def _take_apart(self, name: str, named: str) -> None:

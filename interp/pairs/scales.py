@@ -192,7 +192,7 @@ def _follow(baseline: Checkpoint, quantized: Checkpoint, names: list[str], facto
 def _closer(
     baseline: Float[Tensor, "out in"], quantized: Float[Tensor, "out in"], factor: Float64[Tensor, " in"]
 ) -> bool:
-    undone, as_it_is = (_Rows.between(baseline, after) for after in (quantized / factor, quantized))
+    undone, as_it_is = (_Rows.between(baseline, quantized, divisor) for divisor in (factor, None))
     return _error_ratio(undone.errors(), as_it_is.errors()) < 1
 
 
@@ -200,7 +200,7 @@ def _closer_in_shape(
     baseline: Float[Tensor, "out in"], quantized: Float[Tensor, "out in"], factor: Float64[Tensor, " in"]
 ) -> bool:
     """Whether `_closer` holds of the rows up to a factor."""
-    undone, as_it_is = (_Rows.between(baseline, after) for after in (quantized / factor, quantized))
+    undone, as_it_is = (_Rows.between(baseline, quantized, divisor) for divisor in (factor, None))
     known = undone.known & as_it_is.known
     return _error_ratio(undone.variances[known], as_it_is.variances[known]) < 1
 
@@ -222,13 +222,31 @@ class _Rows:
     n_columns: int
 
     @classmethod
-    def between(cls, before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"]) -> _Rows:
+    def between(
+        cls,
+        before: Float[Tensor, "rows columns"],
+        after: Float[Tensor, "rows columns"],
+        divisor: Float64[Tensor, " columns"] | None = None,
+    ) -> _Rows:
+        """Of a matrix and its copy, the copy's columns divided by `divisor`."""
         sums = torch.empty(3, len(before), dtype=torch.float64)
-        for rows in row_slices(*before.shape):
-            ours, theirs = before[rows].double(), after[rows].double()
-            for row, product in enumerate((ours.square(), theirs.square(), ours * theirs)):
+        for rows, ours, theirs in _parts(before, after):
+            theirs = theirs if divisor is None else theirs.div_(divisor)
+            for row, product in enumerate((ours * theirs, ours.square_(), theirs.square_())):
                 sums[row, rows] = product.sum(1)
-        return cls(sums[0], sums[1], sums[2], before.shape[1])
+        return cls(sums[1], sums[2], sums[0], before.shape[1])
+
+    @classmethod
+    def between_columns(
+        cls, before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"], repeats: int, head_width: int
+    ) -> _Rows:
+        """Of the columns, as if they were rows; those that read the same channel of a shared value head are one."""
+        sums = torch.zeros(3, before.shape[1], dtype=torch.float64)
+        for _, ours, theirs in _parts(before, after):
+            for row, product in enumerate((ours * theirs, ours.square_(), theirs.square_())):
+                sums[row] += product.sum(0)
+        shared = sums.view(3, -1, repeats, head_width).sum(2).flatten(1)
+        return cls(shared[1], shared[2], shared[0], repeats * len(before))
 
     @property
     def known(self) -> Bool[Tensor, " rows"]:
@@ -255,6 +273,14 @@ class _Rows:
 
     def __getitem__(self, rows: Bool[Tensor, " rows"]) -> _Rows:
         return _Rows(self.before[rows], self.after[rows], self.product[rows], self.n_columns)
+
+
+def _parts(
+    before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"]
+) -> Iterator[tuple[slice, Float64[Tensor, "part columns"], Float64[Tensor, "part columns"]]]:
+    """A few rows of both at a time in float64, in memory of their own: whole matrices would take gigabytes."""
+    for rows in row_slices(*before.shape):
+        yield rows, before[rows].to(torch.float64, copy=True), after[rows].to(torch.float64, copy=True)
 
 
 def _error_ratio(undone: Float64[Tensor, " rows"], as_it_is: Float64[Tensor, " rows"]) -> float:
@@ -307,9 +333,8 @@ def _fit(baseline: Checkpoint, quantized: Checkpoint, producer: str, consumer: s
     head_width = n_rows // int(getattr(baseline.config, "num_key_value_heads", 1)) if repeats > 1 else n_rows
     if n_columns % n_rows or n_rows % head_width:
         return None
-    before, after = baseline.weight(producer), effective_weight(quantized, producer, scales)
-    rows = _Rows.between(before[above:], after[above:])
-    columns = _Rows.between(*(_gather_heads(c.weight(consumer), repeats, head_width) for c in (baseline, quantized)))
+    rows = _Rows.between(baseline.weight(producer)[above:], effective_weight(quantized, producer, scales)[above:])
+    columns = _Rows.between_columns(baseline.weight(consumer), quantized.weight(consumer), repeats, head_width)
     known = rows.known & columns.known
     if int(known.sum()) < MINIMUM_CHANNELS or not _agree(rows[known], columns[known]):
         return None
@@ -343,15 +368,6 @@ def _correlation(producer: np.ndarray, consumer: np.ndarray) -> float:
         return 0.0
     tests = (test(producer, consumer, alternative="greater") for test in (stats.pearsonr, stats.spearmanr))
     return max((float(test.statistic) for test in tests if test.pvalue < SIGNIFICANCE), default=0.0)
-
-
-def _gather_heads(
-    weight: Float[Tensor, "out columns"], repeats: int, head_width: int
-) -> Float[Tensor, "channels out_repeated"]:
-    """Columns as rows, those that read the same channel of a shared value head side by side."""
-    n_out, columns = weight.shape
-    heads = columns // (repeats * head_width)
-    return weight.reshape(n_out, heads, repeats, head_width).permute(1, 3, 0, 2).reshape(heads * head_width, -1)
 
 
 def _repeat_heads(factor: Float[Tensor, " channels"], repeats: int, head_width: int) -> Float[Tensor, " columns"]:

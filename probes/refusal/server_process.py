@@ -109,17 +109,18 @@ class ServerProcess:
             start_new_session=True,  # Ctrl-C reaches this process, which then stops the server: one place decides
         )
 
-    def wait(self, stopped: Event, patience: float = START) -> None:
+    def wait(self, stopped: Event, patience: float | None = None) -> None:
         """Until it answers.
 
         Args:
             stopped: ends the waiting.
-            patience: seconds.
+            patience: seconds; None for `START`.
 
         Raises:
             InputError: it ended, or does not answer in time; the message has the end of what it printed.
             Stopped: nobody waits for it any more.
         """
+        patience = START if patience is None else patience
         deadline = time.monotonic() + patience
         while not self._answers():
             if stopped.wait(LOOK):

@@ -286,8 +286,8 @@ class Measuring:
         """
         if self.memory.free is not None and self.memory.pair / 2 > self.memory.free:
             raise InputError(
-                f"To answer, {self.model.name} needs all of its weights in memory ({sized(self.memory.pair // 2)}), and "
-                f"{sized(self.memory.free)} are free",
+                f"To answer, {self.model.name} needs all of its weights in memory ({sized(self.memory.pair // 2)}), of "
+                f"which {sized(self.memory.free)} are free",
                 do='Give a narrower dtype, or let another engine answer: [behaviour] runner = "inspect" with engine '
                 '"llama.cpp" or "vllm"',
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,12 +11,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pandas as pd
 import psutil
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interp.errors import InputError
+from interp.generation import Answer
 from interp.quantize.gguf_f16 import write_f16
 from probes.harness.transport import Patience
 from probes.refusal import server_process
@@ -26,6 +29,7 @@ from probes.refusal.probe import build_tasks, measure
 from probes.refusal.run import BehaviourRun
 from probes.refusal.server_engine import ServerEngine
 from probes.refusal.server_models import KEY_VARIABLE
+from probes.refusal.server_process import ServerProcess
 from probes.refusal.settings import EngineName
 from probes.refusal.subjects import LocalSubject
 from tests.standin_vllm import VERSION, put_on_path
@@ -34,16 +38,38 @@ from tests.writer_models import write_checkpoint
 KEY = "sk-do-not-print-me"
 
 
+LIMIT, MAX_NEW_TOKENS = 4, 8
+
+
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint("llama", tmp_path_factory.mktemp("served") / "base")
 
 
+@pytest.fixture(scope="module")
+def answers_file(baseline: Path) -> Path:
+    """What transformers' own `generate` answers in float32 to the token ids of the requests."""
+    model = AutoModelForCausalLM.from_pretrained(baseline, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(baseline)
+    asked = subject(baseline, EngineName.HOOKED).read(run_in(baseline).texts()).prompts
+    prompts = [*(asked or []), *PROMPTS]
+    known = {}
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        options = {"do_sample": False, "max_new_tokens": MAX_NEW_TOKENS, "pad_token_id": 0}
+        tokens = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+        known[" ".join(map(str, prompt))] = {"tokens": tokens, "text": tokenizer.decode(tokens, True)}
+    file = baseline.parent / "answers.json"
+    file.write_text(json.dumps(known))
+    return file
+
+
 @pytest.fixture
-def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def notes(tmp_path: Path, answers_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file in which the stand-in says how it was called; it is `vllm` on the PATH from here on."""
     put_on_path(tmp_path / "bin", monkeypatch)
     monkeypatch.setenv("STANDIN_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setenv("STANDIN_ANSWERS", str(answers_file))
     server_process.version.cache_clear()
     return tmp_path / "notes"
 
@@ -60,63 +86,44 @@ def subject(path: Path, engine: EngineName = EngineName.VLLM, server: str | None
     return LocalSubject(EngineSettings(str(path), engine), server=server)
 
 
-def run_in(path: Path, limit: int = 4, retries: int = 0) -> BehaviourRun:
-    return BehaviourRun(path, build_tasks(["refusal"], limit=limit), 8, 4, Patience(retries, backoff=0.01, timeout=60))
+def run_in(path: Path) -> BehaviourRun:
+    return BehaviourRun(path, build_tasks(["refusal"], limit=LIMIT), MAX_NEW_TOKENS, 4, Patience(0, timeout=60))
 
 
 def answers(run: BehaviourRun, asked: LocalSubject) -> pd.DataFrame:
     return run.answers("baseline", asked, asked.software)
 
 
-@pytest.mark.parametrize("trouble", ["", "text only", "first"])
-def test_answers_are_those_of_the_hooked_model(
-    trouble: str, baseline: Path, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STANDIN", trouble)
-    expected = answers(run_in(tmp_path / "hooked"), subject(baseline, EngineName.HOOKED))
-    found = answers(run_in(tmp_path / "served", retries=1), subject(baseline))
-    same = ["sample_id", "prompt_sha256", "n_prompt_tokens", "n_tokens", "stop_reason", "label"]
-    pd.testing.assert_frame_equal(found[same], expected[same])
-    if trouble != "text only":  # a server leaves out special tokens by its own rules
-        pd.testing.assert_series_equal(found["response"], expected["response"])
-    assert set(found["engine"]) == {f"vllm {VERSION}"}
-    assert not alive(notes)
+PROMPTS = [[1, 40, 50, 60], [1, 70, 80]]
 
 
-def test_how_it_is_started(baseline: Path, notes: Path, tmp_path: Path) -> None:
+def generated(path: Path, retries: int = 0, address: str | None = None) -> list[Answer]:
+    """What the engine answers to two prompts; it is stopped again."""
+    engine = ServerEngine(EngineSettings(str(path), EngineName.VLLM), address, Patience(retries, 0.01, timeout=60))
+    try:
+        return engine.generate(PROMPTS, MAX_NEW_TOKENS)
+    finally:
+        engine.stop()
+
+
+def test_answers_are_those_of_the_hooked_model(baseline: Path, notes: Path, tmp_path: Path) -> None:
     settings = EngineSettings(str(baseline), EngineName.VLLM, dtype="float32", data_parallel=2)
     asked = LocalSubject(settings)
-    result = measure(asked, {"same": replace(asked)}, run_in(tmp_path / "run"), repeat=None)
+    result = measure(asked, {"same": asked}, run_in(tmp_path / "served"))
+    expected = answers(run_in(tmp_path / "hooked"), subject(baseline, EngineName.HOOKED))
+    same = ["sample_id", "prompt_sha256", "n_prompt_tokens", "response", "n_tokens", "stop_reason", "label"]
+    for _, found in result.table.groupby("cell"):
+        pd.testing.assert_frame_equal(found[same].reset_index(drop=True), expected[same])
+    assert set(result.table["engine"]) == {f"vllm {VERSION}"}
+    described = result.settings["cells"]["same"]
+    assert described["software"] == f"vllm {VERSION}"
+    assert described["settings"]["data_parallel"] == 2
+    assert "server" not in described
     calls = called(notes)
     assert len(calls) == 2, "one server for each cell"
     words = " ".join(map(str, calls[0]["arguments"]))  # type: ignore[call-overload]
     assert words.startswith(f"serve {baseline} --host 127.0.0.1 --port ")
     assert "--dtype float32 --data-parallel-size 2" in words
-    assert (
-        result.table.query("cell == 'same'")["response"].tolist()
-        == result.table.query("cell == 'baseline'")["response"].tolist()
-    )
-    described = result.settings["cells"]["same"]
-    assert described["software"] == f"vllm {VERSION}"
-    assert described["settings"]["data_parallel"] == 2
-    assert "server" not in described
-
-
-def test_one_that_does_not_start_says_why(
-    baseline: Path, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STANDIN", "dies")
-    with pytest.raises(InputError, match=r"ended with exit status 7 .*CUDA is nowhere") as error:
-        answers(run_in(tmp_path / "run"), subject(baseline))
-    assert "the key is [key]" in str(error.value)
-    assert len(called(notes)) == 1, "it is started once, however many requests wait for it"
-
-
-def test_one_that_never_answers(baseline: Path, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STANDIN", "never answers")
-    monkeypatch.setattr("probes.refusal.server_process.ServerProcess.wait.__defaults__", (1.0,))
-    with pytest.raises(InputError, match="did not answer within 1 s"):
-        answers(run_in(tmp_path / "run"), subject(baseline))
     assert not alive(notes)
 
 
@@ -129,12 +136,36 @@ def test_what_is_not_the_models_answer_is_unscored(
     assert found.loc[found["label"] == "unscored", "error"].str.contains("content_filter").all()
 
 
-def test_a_server_that_reads_other_prompts_is_refused(
-    baseline: Path, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trouble", ["", "text only", "first"])
+def test_generate_gives_token_ids(trouble: str, baseline: Path, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN", trouble)
+    found, hooked = generated(baseline, retries=1), EngineSettings(str(baseline)).open()
+    expected, tokenizer = hooked.generate(PROMPTS, MAX_NEW_TOKENS), subject(baseline).settings.surroundings().tokenizer
+    assert [answer.finished for answer in found] == [answer.finished for answer in expected]
+    assert [tokenizer.decode(a.tokens) for a in found] == [tokenizer.decode(a.tokens, True) for a in expected]
+    assert not alive(notes)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("dies", r"ended with exit status 7 .*the key is \[key\]; CUDA is nowhere"),
+        ("never answers", "did not answer within 1 s"),
+        ("misreads", r"read \d+ tokens, or others, of a prompt of \d+"),
+        ("filter", "gave no answer of the model.*content_filter"),
+        ("first", r"failed: HTTP 503: busy \(asked once\)"),
+    ],
+)
+def test_what_goes_wrong_is_said(
+    trouble: str, message: str, baseline: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("STANDIN", "misreads")
-    with pytest.raises(InputError, match=r"read \d+ tokens, or others, of a prompt of \d+"):
-        answers(run_in(tmp_path / "run"), subject(baseline))
+    monkeypatch.setenv("STANDIN", trouble)
+    if trouble == "never answers":
+        monkeypatch.setattr(server_process, "START", 1.0)
+    with pytest.raises(InputError, match=message):
+        generated(baseline)
+    assert len(called(notes)) == 1, "it is started once, however many requests wait for it"
+    assert not alive(notes)
 
 
 def test_without_vllm(baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,17 +174,9 @@ def test_without_vllm(baseline: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         subject(baseline).read(["Hello"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_server_ends_with_whoever_started_it(
-    number: signal.Signals, baseline: Path, notes: Path, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-m", "probes.refusal", "--baseline", str(baseline), "--quantized", f"q={baseline}"]
-    options = ["--engine", "vllm", "--limit", "3", "--out", str(tmp_path / "out"), "--no-determinism", "--force"]
-    environment = os.environ | {"STANDIN": "never answers"}
-    process = subprocess.Popen(
-        [*command, *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 90
+def ended(process: subprocess.Popen[bytes], number: signal.Signals, notes: Path) -> int:
+    """Send a signal when a server runs, and wait until it and its server are gone."""
+    deadline = time.monotonic() + 120
     while not called(notes) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert alive(notes)
@@ -162,21 +185,40 @@ def test_a_server_ends_with_whoever_started_it(
     while alive(notes) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(notes)
-    assert process.returncode == (-number if number == signal.SIGKILL else 130)
+    return process.returncode
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_server_ends_with_whoever_started_it(
+    number: signal.Signals, baseline: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN", "never answers")
+    code = "import sys, time; from probes.refusal.server_process import ServerProcess as S; "
+    code += "server = S(sys.argv[1], []); time.sleep(100)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(baseline)], stderr=subprocess.DEVNULL)
+    ended(process, number, notes)
+
+
+@pytest.mark.slow
+def test_the_command_takes_its_server_along(
+    baseline: Path, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN", "never answers")
+    command = [sys.executable, "-m", "probes.refusal", "--baseline", str(baseline), "--quantized", f"q={baseline}"]
+    options = ["--engine", "vllm", "--limit", "3", "--out", str(tmp_path / "out"), "--no-determinism", "--force"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert ended(process, signal.SIGTERM, notes) == 130
 
 
 @pytest.fixture
-def running(baseline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def running(baseline: Path, notes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a stand-in that somebody else has started, with a key."""
-    put_on_path(tmp_path / "bin", monkeypatch)
     monkeypatch.setenv(KEY_VARIABLE, KEY)
-    monkeypatch.setenv("VLLM_API_KEY", KEY)
-    settings = EngineSettings(str(baseline), EngineName.VLLM)
-    engine = ServerEngine(settings)
     monkeypatch.setattr("probes.refusal.server_process.secrets.token_hex", lambda _: KEY)
-    place = engine._place()
-    yield place.url
-    engine.stop()
+    server = ServerProcess(str(baseline), [])
+    server.wait(Event())
+    yield server.url
+    server.stop()
 
 
 def test_a_server_that_runs_already_is_taken(running: str, baseline: Path, tmp_path: Path) -> None:
@@ -190,18 +232,6 @@ def test_a_server_that_runs_already_is_taken(running: str, baseline: Path, tmp_p
     assert found["response"].tolist() == expected["response"].tolist()
     for file in filter(Path.is_file, (tmp_path / "run").rglob("*")):
         assert KEY.encode() not in file.read_bytes(), file
-
-
-def test_generate_gives_token_ids(running: str, baseline: Path) -> None:
-    engine = ServerEngine(EngineSettings(str(baseline), EngineName.VLLM), running)
-    hooked = EngineSettings(str(baseline)).open()
-    prompts = [[1, 40, 50, 60], [1, 70, 80]]
-    found, expected = engine.generate(prompts, 6), hooked.generate(prompts, 6)
-    assert [answer.finished for answer in found] == [answer.finished for answer in expected]
-    decode = engine.tokenizer.decode
-    assert [decode(a.tokens) for a in found] == [decode(a.tokens, skip_special_tokens=True) for a in expected]
-    with pytest.raises(InputError, match="does not give its logits"):
-        engine.last_logits(prompts)
 
 
 @pytest.mark.skipif(shutil.which("llama-server") is None, reason="needs llama.cpp's own server on the PATH")
