@@ -18,7 +18,7 @@ from torch import Tensor
 ROUNDED_TO = (torch.float32, torch.float16, torch.bfloat16)
 """What checkpoints are stored in and what writers compute in: GPTQModel takes float16 through bfloat16 on the CPU."""
 FLOAT32_STEP = torch.finfo(torch.float32).eps
-AT_A_TIME = 2**22
+AT_A_TIME = 2**20
 """Numbers of a tensor that are computed in float64 at a time: a large matrix would take gigabytes."""
 UNRELATED = 0.9
 """Relative error from which on a weight shares nothing with another: an independent weight's is √(1 + s²), s being its

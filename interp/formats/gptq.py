@@ -67,7 +67,7 @@ def dequantize_gptq(
         packed = rows[outputs]
         return (spread_planes(packed, bits) if planes else spread(packed, width))[:, :n_in]
 
-    return scale_codes(codes, zeros.to(scales.dtype).T.contiguous(), scales.T.contiguous(), g_idx.to(qweight.device, torch.long))
+    return scale_codes(codes, zeros.to(scales.dtype).T.contiguous(), scales.T.contiguous(), g_idx.long())
 
 
 def _in_planes(bits: int, planar: bool) -> bool:

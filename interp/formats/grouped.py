@@ -29,7 +29,7 @@ def scale_codes(
         group: the group of each input.
     """
     n_out, n_groups = scales.shape
-    n_in = group.shape[0]
+    n_in, group = group.shape[0], group.to(scales.device)
     weight = torch.empty(n_out, n_in, dtype=scales.dtype, device=scales.device)
     even = consecutive(group, n_groups)
     step = max(BLOCK // n_in // ALIGNED, 1) * ALIGNED

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from threading import Event, Lock
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -25,10 +25,12 @@ from interp.thinking import decode_answer
 from probes.harness.server_replies import NotTheModelsWord, TextCompletion
 from probes.harness.transport import GaveUp, Patience, complete_tokens, patiently
 from probes.refusal import server_process
-from probes.refusal.engines import EngineSettings
 from probes.refusal.server_models import key_from_environment, list_models, model_at, software
 from probes.refusal.server_process import SERVED_AS, ServerProcess
 from probes.refusal.stopped import Stopped
+
+if TYPE_CHECKING:
+    from probes.refusal.engines import EngineSettings
 
 
 class Served(NamedTuple):
