@@ -34,6 +34,7 @@ from scipy import stats
 from torch import Tensor
 
 from interp.checkpoint import Checkpoint
+from interp.memory import give_back
 from interp.rounding import is_copy, row_slices
 
 HALVED = 0.5
@@ -97,6 +98,7 @@ def recovered_scales(baseline: Checkpoint, quantized: Checkpoint) -> Scales:
         for producer, consumer in baseline.architecture.scaled_by_linear:
             if f"{block}.{producer}.weight" in names:  # a block may have experts or one MLP
                 _across_linears(baseline, quantized, f"{block}.{producer}", f"{block}.{consumer}", scales)
+        give_back()
         for producer, consumer in _across_activation(baseline, block):
             _warn_of_activation(baseline, quantized, producer, consumer, scales)
     return replace(scales, warnings=_counted(scales.warnings, len(_blocks(baseline))))

@@ -12,6 +12,7 @@ from torch import Tensor
 from interp.architectures import UNEMBEDDING_WEIGHT
 from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
+from interp.memory import give_back
 from interp.pairs.configs import config_differences, metadata_differences
 from interp.pairs.scales import Scales, effective_weight, recovered_scales, stored_offset, unscaled_vector
 from interp.rounding import equal_up_to_rounding, is_copy, resembles, row_slices
@@ -74,7 +75,10 @@ def weight_errors(
     baseline, quantized = _opened(baseline), _opened(quantized)
     _require_same_model(baseline, quantized)
     scales = recovered_scales(baseline, quantized)
-    tables = [_errors(baseline, quantized, name, scales) for name in baseline.linears()]
+    tables = []
+    for name in baseline.linears():
+        tables.append(_errors(baseline, quantized, name, scales))
+        give_back()
     rows, columns = (pd.concat(side, ignore_index=True) for side in zip(*tables, strict=True))
     return rows, columns
 
@@ -130,16 +134,15 @@ def _errors(
     """Errors of one linear: root mean squares over its inputs, one a neuron, and over its neurons, one an input."""
     before, after = baseline.weight(name), effective_weight(quantized, name, scales)
     n_out, n_in = before.shape
-    over_inputs: list[tuple[Tensor, Tensor]] = []
-    over_neurons = torch.zeros(2, n_in, dtype=torch.float64)
+    # Made before the pieces: a small result made after each would lie in the hole that a piece leaves, and the next
+    # piece would take new memory.
+    by_neuron, by_input = torch.empty(2, n_out, dtype=torch.float64), torch.zeros(2, n_in, dtype=torch.float64)
     for rows in row_slices(n_out, n_in):
         weight = before[rows].double()
-        squares = weight.square(), (after[rows].double() - weight).square()
-        over_inputs.append((squares[0].mean(1), squares[1].mean(1)))
-        over_neurons += torch.stack([part.sum(0) for part in squares])
-    by_neuron = tuple(torch.cat(parts) for parts in zip(*over_inputs, strict=True))
-    by_input = tuple(over_neurons / n_out)
-    return _table(name, "neuron", *by_neuron), _table(name, "input", *by_input)
+        for place, squares in enumerate(((after[rows].double() - weight).square_(), weight.square_())):
+            by_neuron[1 - place, rows] = squares.mean(1)
+            by_input[1 - place] += squares.sum(0)
+    return _table(name, "neuron", *by_neuron), _table(name, "input", *by_input.div_(n_out))
 
 
 def _table(name: str, unit: str, weight: Tensor, error: Tensor) -> pd.DataFrame:
