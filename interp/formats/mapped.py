@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from interp.errors import InputError
 
 Handle = TypeVar("Handle")
-AT_MOST = 2**27
+AT_MOST = 2**26
 """Bytes that are read of all files of a checkpoint before their mappings go."""
 
 

@@ -79,7 +79,7 @@ def subject_of(name: str, path: str, baseline: str, running: Running, options: O
         options.template,
         options.chat_template.system,
         options.batch_size or BATCH_SIZE,
-        running.servers.get(name),
+        running.servers.get(name) if running.engine is EngineName.VLLM else None,
     )
 
 

@@ -307,3 +307,31 @@ def test_a_study_has_the_bounds_of_the_command(probe: str, name: str, about: Opt
             assert adapter.validate_python(bound) == bound
             with pytest.raises(ValidationError):
                 adapter.validate_python(bound + outwards)
+
+
+def test_the_engine_vllm_and_what_only_it_has(tmp_path: Path) -> None:
+    text = """
+    [[models]]
+    name = "m"
+    organism = "llama"
+    quantize = ["Q8_0"]
+    server = "http://127.0.0.1:8000/v1"
+    [behaviour]
+    runner = "inspect"
+    engine = "vllm"
+    data_parallel = 2
+    gpu_memory = 0.5
+    """
+    study = parse_study(text, tmp_path)
+    assert (study.behaviour.engine, study.behaviour.data_parallel, study.models[0].server) == (
+        "vllm",
+        2,
+        "http://127.0.0.1:8000/v1",
+    )
+    with pytest.raises(InputError, match=r"models\[0\]\.server: 'box:8000' is no address"):
+        parse_study(text.replace("http://127.0.0.1:8000/v1", "box:8000"), tmp_path)
+    with pytest.raises(InputError, match=r"data_parallel: is only for engine") as error:
+        parse_study(text.replace('"vllm"', '"hooked"'), tmp_path)
+    assert "server: is only with" in str(error.value)
+    with pytest.raises(InputError, match=r'another engine needs runner = "inspect"'):
+        parse_study(text.replace('"inspect"', '"direct"'), tmp_path)
