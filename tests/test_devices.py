@@ -39,6 +39,7 @@ from tests.packed_files import (
     write_float8,
     write_fp4,
     write_gptq,
+    write_hqq,
     write_mlx,
     write_packed,
 )
@@ -69,6 +70,9 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "mxfp4": lambda directory: write_fp4(directory, "mxfp4"),
     "modelopt": lambda directory: write_fp4(directory, "modelopt"),
     "mlx": write_mlx,
+    "hqq": write_hqq,
+    "hqq, other axis": lambda directory: write_hqq(directory, 0),
+    "gptq 5 bits": lambda directory: write_gptq(directory, bits=5, version=2, planar=True),
 }
 
 
