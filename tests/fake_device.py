@@ -63,11 +63,13 @@ class _Mode(TorchDispatchMode):
 
 
 class _Making(TorchFunctionMode):
-    """`torch.tensor(…, device=…)` fills memory where no dispatch mode sees it: made here, it is then moved there."""
+    """What no dispatch mode sees: `torch.tensor(…, device=…)`, made here and moved there, and `tolist`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         wanted = kwargs.get("device")
+        if func is torch.Tensor.tolist:
+            return func(*tree_map_only(Elsewhere, lambda each: each.here, args))
         if func not in (torch.tensor, torch.as_tensor) or wanted is None or torch.device(wanted).type != DEVICE.type:
             return func(*args, **kwargs)
         return func(*args, **kwargs | {"device": "cpu"}).to(DEVICE)

@@ -83,9 +83,7 @@ def _state(module: PackedModule) -> QuantState:
     if len(present) != 1:
         raise module.malformed("weight.absmax", f"{len(present)} quant_state tensors beside it", "one, for nf4 or fp4")
     where = f"The tensor '{module.name}.{present[0]}' of {module.header(present[0]).file}"
-    state = checked(
-        QuantState, parse_json(bytes(module.read(present[0]).cpu().tolist()), where, unique_keys=True), where
-    )
+    state = checked(QuantState, parse_json(bytes(module.read(present[0]).tolist()), where, unique_keys=True), where)
     declared = module.text("bnb_4bit_quant_type", default=state.quant_type)
     if QUANT_STATES[state.quant_type] != present[0] or declared != state.quant_type:
         raise module.malformed(present[0], f"the quant_type {state.quant_type!r}", f"{declared!r}, as the config says")

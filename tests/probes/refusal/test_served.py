@@ -31,6 +31,7 @@ from probes.refusal.server_engine import ServerEngine
 from probes.refusal.server_models import KEY_VARIABLE
 from probes.refusal.server_process import ServerProcess
 from probes.refusal.settings import EngineName
+from probes.refusal.stopped import Stopped
 from probes.refusal.subjects import LocalSubject
 from tests.standin_vllm import VERSION, put_on_path
 from tests.writer_models import write_checkpoint
@@ -104,6 +105,8 @@ def generated(path: Path, retries: int = 0, address: str | None = None) -> list[
         return engine.generate(PROMPTS, MAX_NEW_TOKENS)
     finally:
         engine.stop()
+        with pytest.raises(Stopped):
+            engine.generate(PROMPTS, MAX_NEW_TOKENS)
 
 
 def test_answers_are_those_of_the_hooked_model(baseline: Path, notes: Path, tmp_path: Path) -> None:
