@@ -39,8 +39,8 @@ def assert_same_tables(ours: Result, theirs: Result) -> None:
 def assert_same_margins(ours: Result, theirs: Result) -> None:
     """But for rounding: in memory all openings are read side by side after a prompt, streamed each in a pass."""
     (one, other) = ({result.probe: result.table for result in measured.beside} for measured in (ours, theirs))
-    for name in ("margin_prompts", "margin_separation"):
-        pd.testing.assert_frame_equal(one[name], other[name], rtol=1e-4, atol=1e-4)
+    for name, digits in (("margin_prompts", 1e-4), ("margin_separation", 1e-3)):  # d' is divided by spreads
+        pd.testing.assert_frame_equal(one[name], other[name], rtol=digits, atol=digits / 10)
     assert ours.settings == theirs.settings
 
 
