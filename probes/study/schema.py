@@ -22,6 +22,12 @@ MAX_BYTES = 2**20
 """Of a study file."""
 
 
+Format = Literal[
+    "dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes", "modelopt", "mlx", "mxfp4", "hqq", "gguf"
+]
+"""One type, so that a name that is none of them is one mistake."""
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -39,11 +45,7 @@ class Cell(_Table):
 
     path: str
     name: str = Field(default="", pattern=NAME)
-    format: (
-        Literal["dense", "awq", "gptq", "compressed-tensors", "fp8", "bitsandbytes"]
-        | Literal["modelopt", "mlx", "mxfp4", "hqq", "gguf"]
-        | None
-    ) = None
+    format: Format | None = None
     server: str | None = None
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from interp import cli
@@ -31,7 +33,8 @@ WORKERS: tables.Columns = {
 }
 """The columns of a run's workers; the last is how many seconds ago one that has not ended showed that it lives."""
 HEADER = 4
-"""Letters of a step's name above its column, so that ten steps fit on 80 columns beside long names."""
+"""Letters of a step's name above its column, so that `MANY` steps fit on 80 columns beside long names."""
+MANY = 10
 
 
 def status_summary(table: pd.DataFrame) -> str:
@@ -50,8 +53,16 @@ def wide_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def step_columns(table: pd.DataFrame) -> tables.Columns:
     """The columns of the status table: model, cell, and one for each step."""
-    steps = {step[:HEADER]: tables.text(step) for step in table["step"].drop_duplicates()}
+    names = list(table["step"].drop_duplicates())
+    steps = {_header(name, names): tables.text(name) for name in names}
     return {"model": tables.text("model"), "cell": tables.text("cell"), **steps}
+
+
+def _header(name: str, names: Sequence[str]) -> str:
+    """The beginning of a step's name; of many, two letters or as many as tell it from the others."""
+    if len(names) <= MANY:
+        return name[:HEADER]
+    return next(name[:n] for n in range(2, len(name) + 1) if sum(other.startswith(name[:n]) for other in names) == 1)
 
 
 def exit_code(found: StudyRun) -> Exit:
