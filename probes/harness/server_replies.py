@@ -83,12 +83,7 @@ def read_completion(text: str) -> ChatCompletion:
     """
     from openai.types.chat import ChatCompletion
 
-    reply = _object(text)
-    if reply.get("error"):
-        _raise_error(reply["error"])
-    choice = _first_choice(reply)
-    reason = choice.get("finish_reason")
-    _check_end(reason)
+    reply, choice = _ended(text)
     message = choice.get("message")
     if not isinstance(message, Mapping):
         raise UnreadableReply("its choice has no message")
@@ -99,7 +94,7 @@ def read_completion(text: str) -> ChatCompletion:
         object="chat.completion",
         created=0,
         model=_text(reply.get("model")) or "",
-        choices=[{"index": 0, "finish_reason": _text(reason) or "stop", "message": answer}],
+        choices=[{"index": 0, "finish_reason": _text(choice.get("finish_reason")) or "stop", "message": answer}],
         usage=_usage(reply.get("usage")),
     )
 
@@ -134,16 +129,11 @@ def read_text_completion(text: str) -> TextCompletion:
         UnreadableReply: no completion, or one that the server broke off.
         NotTheModelsWord: a filter ended it.
     """
-    reply = _object(text)
-    if reply.get("error"):
-        _raise_error(reply["error"])
-    choice = _first_choice(reply)
-    reason = choice.get("finish_reason")
-    _check_end(reason)
+    reply, choice = _ended(text)
     content = choice.get("text")
     if not isinstance(content, str):
         raise UnreadableReply("its choice has no text")
-    usage, finished = _usage(reply.get("usage")), reason != "length"
+    usage, finished = _usage(reply.get("usage")), choice.get("finish_reason") != "length"
     n_tokens = None if usage is None else max(0, usage["completion_tokens"] - finished)
     n_prompt_tokens = None if usage is None else usage["prompt_tokens"]
     tokens, prompt = (_numbers(choice.get(name)) for name in ("token_ids", "prompt_token_ids"))
@@ -219,6 +209,16 @@ def _raise_error(error: object) -> None:
     if reason := refused_because(status, error):
         raise NotTheModelsWord(reason)
     raise UnreadableReply(f"it is an error: {error_message(error) or one_line(str(error))}")
+
+
+def _ended(text: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A reply that the model itself ended, and its choice; raises as those who call it say."""
+    reply = _object(text)
+    if reply.get("error"):
+        _raise_error(reply["error"])
+    choice = _first_choice(reply)
+    _check_end(choice.get("finish_reason"))
+    return reply, choice
 
 
 def _first_choice(reply: Mapping[str, Any]) -> Mapping[str, Any]:
