@@ -23,7 +23,7 @@ def text_settings(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What a config.json says of the language model: its `text_config`, or all of it where there is no wrapper.
 
     Raises:
-        InputError: a wrapper without a text config.
+        InputError: a wrapper without a text config, or with one whose `model_type` is no name.
     """
     known = TEXT_PARTS.get(settings["model_type"])
     if known is None:
@@ -36,6 +36,13 @@ def text_settings(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
             "Restore the config the model was saved with",
         )
     outer = {key: settings[key] for key in ("tie_word_embeddings", "dtype", "torch_dtype") if key in settings}
+    named = text.get("model_type", known)
+    if not isinstance(named, str):
+        raise InputError(
+            f"{directory / 'config.json'} describes a language model with the model_type {str(named)[:80]}",
+            "the name of an architecture",
+            "Restore the config the model was saved with",
+        )
     return {"model_type": known} | outer | text
 
 

@@ -107,3 +107,11 @@ def test_a_wrapper_without_a_text_config(text_config: Any, tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text_config}))
     with pytest.raises(InputError, match="a gemma3 model with the text_config"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", [["gemma3_text"], 3, {}])
+def test_a_language_model_whose_type_is_no_name(model_type: Any, tmp_path: Path) -> None:
+    config = {"model_type": "gemma3", "text_config": {"model_type": model_type}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="the name of an architecture"):
+        open_checkpoint(tmp_path)
