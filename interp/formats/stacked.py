@@ -46,7 +46,7 @@ class StackedShards(Shards):
         stacked = re.compile(rf"(.*\.experts)\.({GATE_UP}|{DOWN})(?:_(blocks|scales))?")
         for name in [name for name in self.headers if stacked.fullmatch(name)]:
             module, linear, suffix = re.fullmatch(stacked, name).groups()  # type: ignore[union-attr]
-            self._take_apart(name, f"{module}.{{}}.{linear}.{suffix or 'weight'}")
+            self._take_apart(name, module, f"{linear}.{suffix or 'weight'}")
 
     def read(self, name: str) -> Tensor:
         """One tensor; a dense one of an expert is turned to [out, in]."""
@@ -57,9 +57,9 @@ class StackedShards(Shards):
         tensor = placed(self._open.reading(header.file, header.n_bytes).get_slice(stored)[expert])
         return tensor.T.contiguous() if name.endswith(".weight") else tensor
 
-    def _take_apart(self, name: str, named: str) -> None:
+    def _take_apart(self, name: str, module: str, of_expert: str) -> None:
         header = self.headers.pop(name)
-        suffix = named.rpartition(".")[2]
+        suffix = of_expert.rpartition(".")[2]
         if len(header.shape) != DIMENSIONS[suffix]:
             raise InputError(
                 f"The tensor {name!r} of {header.file} has the shape {list(header.shape)}",
@@ -69,8 +69,8 @@ class StackedShards(Shards):
         count, *each = header.shape
         shape = tuple(reversed(each) if suffix == "weight" else each)
         for expert in range(count):
-            self.headers[named.format(expert)] = Header(header.file, header.dtype, shape)
-            self._slices[named.format(expert)] = (name, expert)
+            self.headers[f"{module}.{expert}.{of_expert}"] = Header(header.file, header.dtype, shape)
+            self._slices[f"{module}.{expert}.{of_expert}"] = (name, expert)
 
 
 def verify(module: PackedModule) -> None:

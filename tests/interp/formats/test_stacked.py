@@ -150,3 +150,13 @@ def test_damage_is_named(change: Any, message: str, tiny: Tiny, tmp_path: Path) 
     directory = edit(write_mxfp4(tiny("gpt_oss"), tmp_path / "cell"), change)
     with pytest.raises(InputError, match=message):
         load(directory)
+
+
+def test_a_name_with_braces_is_a_name(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny("gpt_oss"), tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    tensors = load_file(file)
+    old = f"{PREFIX.format(0)}down_proj"
+    save_file({name.replace(old, "{a{.experts.down_proj"): t for name, t in tensors.items()}, file, {"format": "pt"})
+    with pytest.raises(InputError):
+        open_checkpoint(tmp_path / "copy")
