@@ -26,9 +26,9 @@ def located(study: Study, model: Model) -> dict[str, Path | None]:
 
     Downloads and writes nothing.
     """
-    places: dict[str, Path | None] = {cell.called: _on_disk(study.path(cell.path)) for cell in model.cells}
+    places: dict[str, Path | None] = {cell.called: on_disk(study.path(cell.path)) for cell in model.cells}
     if model.organism is None:
-        baseline = _on_disk(study.path(model.baseline or ""))
+        baseline = on_disk(study.path(model.baseline or ""))
     else:
         organism = _organism_path(model)
         baseline = organism if organism.exists() else None
@@ -183,7 +183,7 @@ def _write(baseline: Path, cells: Sequence[str], texts: Sequence[str], report: S
     return write_cells(baseline, cells_directory(baseline), texts, tuple(cells), progress)
 
 
-def _on_disk(path_or_id: str) -> Path | None:
+def on_disk(path_or_id: str) -> Path | None:
     """A path, or the folder into which a hub id was downloaded before."""
     from interp.hub import HUB_ID
 

@@ -11,6 +11,7 @@ from interp.system_prompts import OWN
 from probes.harness.results import SCHEMA_VERSION as RESULT_SCHEMA
 from probes.harness.results import versions
 from probes.refusal.settings import OF_SERVERS
+from probes.study.checkpoints import on_disk
 from probes.study.schema import Model, Study, sha256_of
 from probes.study.step import Asked, Step
 from probes.study.steps import BY_NAME, options_of
@@ -72,8 +73,8 @@ class Keys:
     def _beside(self, model: Model, step: Step) -> dict[str, Any]:
         """What a step reads of a model beside its checkpoints."""
         if step.name == "reversion" and model.before is not None:
-            before = Path(self.study.path(model.before))
-            return {"before": _content(str(before), _stamp(before))}
+            before = on_disk(self.study.path(model.before))
+            return {"before": None if before is None else _content(str(before), _stamp(before))}
         if step.name == "coverage" and model.calibration is not None:
             return {"calibration": sha256_of(self.study.path(model.calibration))}
         return {}
