@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from inspect_ai.log import list_eval_logs, read_eval_log_sample_summaries
-from inspect_ai.log._recover import read_buffer_recovery_data
 
 from interp.generation import Answer
 from probes.refusal import __main__ as refusal_command
@@ -78,13 +77,11 @@ def until_asked(journal: Path, before: int) -> None:
 
 
 def finished(folder: Path) -> list[str]:
-    """`cell id uuid` of every sample that Inspect has, in a log or in the buffer of a killed process."""
+    """`cell id uuid` of every sample that Inspect has in a log."""
     found = []
     for cell in sorted((folder / "cells").glob("*")):
-        os.environ["XDG_DATA_HOME"] = str((cell / "buffer").absolute())
         for log in list_eval_logs(str(cell / "logs")):
-            buffered = read_buffer_recovery_data(log.name)
-            summaries = [*read_eval_log_sample_summaries(log.name), *(buffered.completed if buffered else [])]
+            summaries = read_eval_log_sample_summaries(log.name)
             found += [f"{cell.name} {s.id} {s.uuid}" for s in summaries if s.completed and not s.error]
     return sorted(set(found))
 

@@ -1,13 +1,14 @@
-"""One cell through Inspect: `eval_set` with its logs and its sample buffer inside the run folder, then rows.
+"""One cell through Inspect: `eval_set` with its logs inside the run folder, then rows.
 
-A sample that Inspect has finished is in its log or, after a kill, in the buffer; the next run of the same command
-takes it from there. Inspect opens no server, writes nothing outside the folder and prints nothing.
+A sample that Inspect has finished is in its log, whatever happens then; the next run of the same command takes it from
+there. Inspect opens no server, writes nothing outside the folder and prints nothing.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import hashlib
 import os
 import sqlite3
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample
     from inspect_ai.model import Model
 
+FLUSHES = 500
+"""Times that a log is written in a run with more samples than that: each writes all of it."""
+
 _DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError)
 """What Inspect raises for a log that is being written, or that a kill has cut off."""
 
@@ -49,7 +53,7 @@ def run_cell(
     Args:
         tasks: each with its dataset.
         model: Inspect's.
-        folder: of this cell: logs/ and buffer/ go into it.
+        folder: of this cell: logs/ go into it.
         max_new_tokens: where an answer is cut.
         max_connections: requests at once.
         shuffle: a seed that changes the order of the samples.
@@ -66,7 +70,7 @@ def run_cell(
     async def count(_: Any) -> None:
         finished()
 
-    with _quiet(folder):
+    with _quiet(folder), _settled_heap():
         try:
             _, logs = eval_set(
                 [task_with(task, cleanup=count) for task in tasks],
@@ -88,6 +92,8 @@ def run_cell(
                 ctl_server=False,
                 log_images=False,
                 score_display=False,
+                log_realtime=False,  # a database of every event, for viewers, beside the log
+                log_buffer=max(1, max(len(task.dataset) for task in tasks) // FLUSHES),
             )
         except (OSError, sqlite3.Error, zipfile.BadZipFile) as error:
             trouble = trouble_with_disk(error, folder) or error
@@ -103,20 +109,17 @@ def run_cell(
 
 
 def keeps_answers(cells: Path) -> bool:
-    """Whether a folder of cells has a finished answer, in a log or in the buffer that a killed process left."""
+    """Whether a folder of cells has a finished answer."""
     return any(_finished(log) for log in cells.glob("*/logs/*.eval"))
 
 
 def _finished(log: Path) -> bool:
     from inspect_ai.log import read_eval_log_sample_summaries
-    from inspect_ai.log._recover import read_buffer_recovery_data
 
-    with _buffer_of(log.parents[1]):
-        try:
-            buffered = read_buffer_recovery_data(str(log))
-            summaries = [*read_eval_log_sample_summaries(str(log)), *(buffered.completed if buffered else [])]
-        except _DAMAGED:
-            return False
+    try:
+        summaries = read_eval_log_sample_summaries(str(log))
+    except _DAMAGED:
+        return False
     return any(summary.completed and not summary.error for summary in summaries)
 
 
@@ -142,22 +145,26 @@ def _again(folder: Path) -> str:
 def _quiet(folder: Path) -> Iterator[None]:
     """Inspect's data directory inside the folder, and what it prints in a file there."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _buffer_of(folder), (folder / "inspect.txt").open("a") as printed, contextlib.redirect_stdout(printed):
-        yield
-
-
-@contextlib.contextmanager
-def _buffer_of(folder: Path) -> Iterator[None]:
-    """Inspect's data directory inside the folder."""
     before = os.environ.get("XDG_DATA_HOME")
-    os.environ["XDG_DATA_HOME"] = str((folder / "buffer").absolute())
+    os.environ["XDG_DATA_HOME"] = str((folder / "data").absolute())
     try:
-        yield
+        with (folder / "inspect.txt").open("a") as printed, contextlib.redirect_stdout(printed):
+            yield
     finally:
         if before is None:
             del os.environ["XDG_DATA_HOME"]
         else:
             os.environ["XDG_DATA_HOME"] = before
+
+
+@contextlib.contextmanager
+def _settled_heap() -> Iterator[None]:
+    """What exists is not searched for garbage meanwhile: with PyTorch and Inspect loaded, a third of the time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def outcomes(cell: str, engine: str, log: EvalLog) -> pd.DataFrame:
