@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,14 @@ _APART, _USUAL = 2**20, 2**25
 def spare_memory(model: HookedModel) -> int:
     """Bytes that may be held beside the weights: half as many as they have, where that is not very few."""
     return max(sum(parameter.nbytes for parameter in model.hf.parameters()) // 2, SMALLEST)
+
+
+def settle_heap() -> None:
+    """Let the collector of cycles pass over what exists now, which are modules and stay: a tenth of a command's time.
+
+    It is for commands, before they load a model; what a library's caller has may still become garbage.
+    """
+    gc.freeze()
 
 
 def give_back() -> None:

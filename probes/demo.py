@@ -211,6 +211,7 @@ def _key(paths: Mapping[str, Path]) -> str:
 
 
 def _measure(organism: Path, cells: Mapping[str, Path], folder: Path) -> None:
+    from interp.memory import settle_heap
     from interp.opening import load
     from interp.quantize.calibration import calibration_of
     from interp.threads import fit_threads
@@ -219,6 +220,7 @@ def _measure(organism: Path, cells: Mapping[str, Path], folder: Path) -> None:
     from probes.harness.pieces import keeping
     from probes.harness.prompts import builtin
 
+    settle_heap()
     baseline = load(organism)
     fit_threads(baseline)
     rewriting = why.Rewriting(folder / "cells", calibration_of(organism, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from functools import cache
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if on_gpu and not _has_gpu():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="this machine, or its PyTorch, has no CUDA"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, and is not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _has_gpu() -> bool:

@@ -101,6 +101,7 @@ class Options:
         """
         import torch
 
+        from interp.memory import settle_heap
         from interp.threads import fit_threads
         from probes.harness.comparison import Cells
         from probes.harness.opening import open_model
@@ -109,6 +110,7 @@ class Options:
         paths = cell_paths(self.quantized)
         harmful, harmless = self._prompts()
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
+        settle_heap()
         baseline = open_model(self.baseline, dtype, self.device, self.stream)
         fit_threads(baseline)
         return baseline, Cells(paths, baseline, self.device), harmful, harmless
