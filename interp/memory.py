@@ -22,8 +22,10 @@ _APART, _USUAL = 2**20, 2**25
 
 
 def spare_memory(model: HookedModel) -> int:
-    """Bytes that may be held beside the weights: half as many as they have, where that is not very few."""
-    return max(sum(parameter.nbytes for parameter in model.hf.parameters()) // 2, SMALLEST)
+    """Bytes that may be held beside the weights: half as many as are held of them, where that is not very few."""
+    streamed = model.streamed
+    held = sum(weight.nbytes for weight in model.hf.parameters()) if streamed is None else streamed.slot.most_bytes
+    return max(held // 2, SMALLEST)
 
 
 def settle_heap() -> None:

@@ -92,6 +92,23 @@ class HookedModel(ReadsTexts):
         """Every hook name, in the order of the forward pass."""
         return list(self.hooks.points)
 
+    @property
+    def tied(self) -> dict[str, str]:
+        """A parameter's further names → its first; an unembedding that is the embedding has two."""
+        if self.streamed is not None:
+            return self.streamed.slot.tied
+        first: dict[int, str] = {}
+        named = self.hf.named_parameters(remove_duplicate=False)
+        return {name: first_name for name, p in named if (first_name := first.setdefault(id(p), name)) != name}
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter's own memory, without gradients; of a streamed model read now, and gone with the next part.
+
+        Args:
+            name: as in `hf.named_parameters()`.
+        """
+        return self.hf.get_parameter(name).detach() if self.streamed is None else self.streamed.slot.parameter(name)
+
     def capture(self, names: Iterable[str]) -> AbstractContextManager[dict[str, Tensor]]:
         """Record activations, [batch, pos, …] in the model's dtype; see `Hooks.capture`.
 

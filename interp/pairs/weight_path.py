@@ -2,7 +2,8 @@
 
 `WeightPath.at(α)` makes the baseline's model compute with W + α(Ŵ − W). Nothing is copied: the mixture of a linear is
 made when the linear runs, and made again when the gradient passes; what the gradient of a weight would be is handed to
-an observer, one module at a time, and forgotten.
+an observer, one module at a time, and forgotten. Both models may be streamed: a pass then reads the parts of both once
+on its way forward and once on its way back, where each block computes its activations again from what entered it.
 
 Ŵ is the *effective* weight of the cell, AWQ's rescaling undone (`interp.pairs.scales`), where that gives back the
 function
@@ -20,15 +21,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from interp.model import HookedModel
 from interp.pairs.scales import Scales, unscaled_vector, unscaled_weight
-from interp.streaming.memory import require_in_memory
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,19 @@ class ChangedParameter:
     Attributes:
         module: the module it belongs to.
         leaf: its name there, "weight" or "bias".
-        before: the baseline's own tensor.
-        after: the cell's own tensor, not copied.
+        shape: in the model's layout.
+        nbytes: that it takes.
+        baseline: where the path begins.
+        cell: where it ends.
         effective: the cell's tensor → the one at the end of the path (rescaling undone), both in the model's layout.
     """
 
     module: str
     leaf: str
-    before: Tensor
-    after: Tensor
+    shape: torch.Size
+    nbytes: int
+    baseline: HookedModel
+    cell: HookedModel
     effective: Callable[[Tensor], Tensor]
 
     @property
@@ -54,9 +60,14 @@ class ChangedParameter:
         """The name of the parameter in the state dict."""
         return f"{self.module}.{self.leaf}"
 
+    @property
+    def before(self) -> Tensor:
+        """The baseline's own tensor, not copied."""
+        return self.baseline.parameter(self.name)
+
     def end(self) -> Tensor:
         """The parameter at α = 1, made anew at each call, where and in what the baseline's is."""
-        return self.effective(self.after).to(self.before)
+        return self.effective(self.cell.parameter(self.name)).to(self.before)
 
     def difference(self) -> Tensor:
         """End − beginning."""
@@ -105,15 +116,12 @@ class WeightPath:
 
     def __init__(self, baseline: HookedModel, cell: HookedModel, scales: Scales | None = None) -> None:
         baseline.architecture.require_modules()
-        for model in (baseline, cell):
-            require_in_memory(model, "A path between weights")
-        self.baseline = baseline
+        self.baseline, self.cell = baseline, cell
         self.scales = scales or Scales()
         self._conv1d = baseline.architecture.conv1d
         self.changes: dict[str, list[ChangedParameter]] = {}
-        theirs = dict(cell.hf.named_modules())
         for name, module in baseline.hf.named_modules():
-            changes = [self._change(name, leaf, module, theirs[name]) for leaf in module._parameters]
+            changes = [self._change(name, leaf, module) for leaf in module._parameters]
             if differing := [change for change in changes if change is not None]:
                 self.changes[name] = differing
         self.linears = [name for name in self.changes if is_linear(baseline.hf.get_submodule(name))]
@@ -136,17 +144,20 @@ class WeightPath:
         # Something must need a gradient for one to flow: no parameter does.
         anchor = torch.zeros((), device=device, requires_grad=observer is not None)
         with ExitStack() as restored:
+            if observer is not None:
+                restored.enter_context(_recomputed_blocks(self.baseline))
             for name in self.changes:
                 module = self.baseline.hf.get_submodule(name)
                 forward = self._forward(name, module, alpha, anchor, observer)
                 restored.enter_context(_replaced_forward(module, forward))
             yield
 
-    def _change(self, name: str, leaf: str, ours: nn.Module, theirs: nn.Module) -> ChangedParameter | None:
-        before, after = ours._parameters[leaf], theirs._parameters[leaf]
-        if before is None or after is None:
+    def _change(self, name: str, leaf: str, module: nn.Module) -> ChangedParameter | None:
+        ours, theirs = module._parameters[leaf], self.cell.hf.get_submodule(name)._parameters[leaf]
+        if ours is None or theirs is None:
             return None
-        change = ChangedParameter(name, leaf, before.detach(), after.detach(), self._undo(name, leaf, ours))
+        undo = self._undo(name, leaf, module)
+        change = ChangedParameter(name, leaf, ours.shape, ours.nbytes, self.baseline, self.cell, undo)
         return None if torch.equal(change.end(), change.before) else change
 
     def _undo(self, name: str, leaf: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -159,7 +170,7 @@ class WeightPath:
     def _line(self, name: str, module: nn.Module) -> _Line:
         changed = {change.leaf: change for change in self.changes.get(name, [])}
         transposed = self._conv1d and not isinstance(module, nn.Linear)
-        return _Line(module, changed.get("weight"), changed.get("bias"), transposed)
+        return _Line(name, self.baseline, changed.get("weight"), changed.get("bias"), transposed)
 
     def _forward(
         self, name: str, module: nn.Module, alpha: float, anchor: Tensor, observer: Observer | None
@@ -174,7 +185,8 @@ class WeightPath:
 class _Line:
     """A linear on the path."""
 
-    module: nn.Module
+    name: str
+    baseline: HookedModel
     weight: ChangedParameter | None
     bias: ChangedParameter | None
     transposed: bool
@@ -183,14 +195,14 @@ class _Line:
         return _turn(weight, self.transposed)
 
     def matrix(self, alpha: float) -> Float[Tensor, "out in"]:
-        weight = self.module.get_parameter("weight").detach() if self.weight is None else self.weight.at(alpha)
-        return self.oriented(weight)
+        unchanged = self.weight is None
+        return self.oriented(self.baseline.parameter(f"{self.name}.weight") if unchanged else self.weight.at(alpha))
 
     def offset(self, alpha: float) -> Float[Tensor, " out"] | None:
         if self.bias is not None:
             return self.bias.at(alpha)
-        bias = self.module._parameters.get("bias")
-        return None if bias is None else bias.detach()
+        has_bias = self.baseline.hf.get_submodule(self.name)._parameters.get("bias") is not None
+        return self.baseline.parameter(f"{self.name}.bias") if has_bias else None
 
 
 class _LineFunction(torch.autograd.Function):
@@ -258,6 +270,26 @@ def _affine_forward(
         return _Tap.apply(value, anchor, see)
 
     return forward
+
+
+@contextmanager
+def _recomputed_blocks(model: HookedModel) -> Iterator[None]:
+    """A streamed model's blocks keep nothing for the pass back but what enters them."""
+    with ExitStack() as restored:
+        if model.streamed is not None:
+            blocks = model.architecture.blocks
+            for index, block in enumerate(model.hf.get_submodule(blocks)):
+                forward = _recomputed(block.forward, partial(model.streamed.slot.hold, f"{blocks}.{index}"))
+                restored.enter_context(_replaced_forward(block, forward))
+        yield
+
+
+def _recomputed(forward: Callable[..., Any], hold: Callable[[], None]) -> Callable[..., Any]:
+    def held(*arguments: Any, **named: Any) -> Any:
+        hold()
+        return forward(*arguments, **named)
+
+    return partial(checkpoint, held, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,10 @@ class Slot:
         ahead: read the part that follows in a thread while one computes. Default: on an accelerator only, since reading
             is itself work for the CPU.
 
+    Attributes:
+        held: the part whose weights are in the model.
+        hooks: ids of the hooks by which the model's modules ask for their part.
+
     Raises:
         InputError: the checkpoint lacks a tensor of the model, or holds one that the model has no place for.
     """
@@ -65,15 +70,18 @@ class Slot:
         self._checkpoint, self._dtype = checkpoint, dtype
         self._sources = sources(hf, checkpoint)
         self._parts = parts_of(hf, architecture)
+        self._part_of = {name: part for part, names in self._parts.items() for name in names}
         self._empty: dict[str, Tensor] = {n: t.detach() for n, t in hf.state_dict(keep_vars=True).items()}
         self._reader = ThreadPoolExecutor(1) if (device.type != "cpu" if ahead is None else ahead) else None
         self._coming: tuple[str, Future[dict[str, Tensor]]] | None = None
         self.held = ALWAYS
         self._fill(ALWAYS, self._read(ALWAYS))
         _move_buffers(hf, device)
-        for part in self._parts:
-            if part != ALWAYS:
-                hf.get_submodule(part).register_forward_pre_hook(lambda *_, part=part: self.hold(part))
+        self.hooks = {
+            hf.get_submodule(part).register_forward_pre_hook(lambda *_, part=part: self.hold(part)).id
+            for part in self._parts
+            if part != ALWAYS
+        }
 
     def hold(self, part: str) -> None:
         """Have the weights of a part in the model, and those of no other part.
@@ -90,6 +98,17 @@ class Slot:
         if self._reader is not None and (after := self._following(part)) is not None:
             self._coming = after, self._reader.submit(self._read, after)
 
+    def parameter(self, name: str) -> Tensor:
+        """A parameter, its part being held from now on.
+
+        Raises:
+            InputError: as `hold`.
+            NotFinite: as `hold`.
+        """
+        if (part := self._part_of[name]) != ALWAYS:
+            self.hold(part)
+        return self.hf.get_parameter(name).detach()
+
     def drop(self) -> None:
         """Have the weights of no part in the model."""
         if self.held != ALWAYS:
@@ -103,6 +122,20 @@ class Slot:
         if self._coming is not None:
             self._coming[1].cancel() or self._coming[1].result()
             self._coming = None
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """A parameter's further name → the first, of those that are stored once, or twice with the same numbers."""
+        return {
+            name: original
+            for name, original in self.hf.all_tied_weights_keys.items()
+            if self._sources[name] == self._sources[original] or torch.equal(*map(self._read_one, (name, original)))
+        }
+
+    @property
+    def most_bytes(self) -> int:
+        """What the largest part takes."""
+        return max(map(self.bytes_of, self._parts))
 
     def bytes_of(self, part: str) -> int:
         """What a part takes while it is held."""
@@ -122,12 +155,11 @@ class Slot:
 
     def _read(self, part: str) -> dict[str, Tensor]:
         """A part's tensors in main memory; pinned where a GPU will copy them."""
-        tensors = {}
-        for name in self._parts[part]:
-            shape = tuple(self._empty[name].shape)
-            tensor = read_dense(self._checkpoint, self._sources[name], shape, self._dtype)
-            tensors[name] = tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return tensors
+        tensors = {name: self._read_one(name) for name in self._parts[part]}
+        return {n: t.pin_memory() for n, t in tensors.items()} if self.device.type == "cuda" else tensors
+
+    def _read_one(self, name: str) -> Tensor:
+        return read_dense(self._checkpoint, self._sources[name], tuple(self._empty[name].shape), self._dtype)
 
     def _fill(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         for name in self._parts[part]:

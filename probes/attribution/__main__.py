@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -15,7 +16,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@with_options
+@partial(with_options, without={})
 def main(
     options: Options,
     objective: Annotated[Objectives, typer.Option(help="What is attributed.")] = Objectives.MARGIN,

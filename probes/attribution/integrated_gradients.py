@@ -72,7 +72,7 @@ def attribute(
     steps = min(steps, max_steps)
     while True:
         attribution = Attribution(
-            Parts.of(baseline), prompts, before, after, end, steps, undone, _tied(baseline), warnings=warnings
+            Parts.of(baseline), prompts, before, after, end, steps, undone, baseline.tied, warnings=warnings
         )
         observer = ShareAccumulator(attribution, path, group_size)
         for done, alpha in enumerate((step + 0.5) / steps for step in range(steps if path.changes else 0)):
@@ -142,13 +142,6 @@ def _path(
     return path, ended(path), [warning]
 
 
-def _tied(model: HookedModel) -> dict[str, str]:
-    """A parameter's further names → its first."""
-    first: dict[int, str] = {}
-    named = model.hf.named_parameters(remove_duplicate=False)
-    return {name: first_name for name, p in named if (first_name := first.setdefault(id(p), name)) != name}
-
-
 class BatchObserver(Observer):
     """An observer that knows which batch flows.
 
@@ -165,7 +158,7 @@ class ShareAccumulator(BatchObserver):
     def __init__(self, found: Attribution, path: WeightPath, group_size: int | None) -> None:
         self._found = found
         self._group_size = group_size
-        self._embeddings = {c.name for changes in path.changes.values() for c in changes if c.before.ndim == 2}
+        self._embeddings = {c.name for changes in path.changes.values() for c in changes if len(c.shape) == 2}
         self._heads: dict[tuple[str, WeightAxis], Tensor | None] = {
             (name, axis): head_shares(found.parts, name, axis)
             for name in path.linears

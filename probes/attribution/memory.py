@@ -8,6 +8,7 @@ from torch import Tensor
 
 from interp.memory import spare_memory
 from interp.model import HookedModel
+from interp.streaming.states import LIMIT
 
 BLOCK = 2**22
 """Numbers of a matrix that are worked on at a time."""
@@ -19,12 +20,18 @@ activation function keep is half as much again."""
 def differentiable_tokens(model: HookedModel) -> int:
     """So many that their activations take about half as much memory as the weights.
 
+    Of a streamed model what enters every block is kept, and of one block all of it: so many that this takes as much
+    memory as residual streams that wait.
+
     Args:
         model: the one that is differentiated.
     """
     blocks = f"{model.architecture.blocks}."
     widths = sum(sum(p.shape) for name, p in model.hf.named_parameters() if name.startswith(blocks) and p.ndim == 2)
-    return max(1, int(spare_memory(model) / (SAVED * widths * model.hf.dtype.itemsize)))
+    if model.streamed is None:
+        return max(1, int(spare_memory(model) / (SAVED * widths * model.hf.dtype.itemsize)))
+    numbers = SAVED * widths / model.n_layers + model.config.hidden_size * model.n_layers
+    return max(1, int(LIMIT / (numbers * model.hf.dtype.itemsize)))
 
 
 def row_blocks(matrix: Tensor) -> Iterator[slice]:

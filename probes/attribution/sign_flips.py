@@ -5,20 +5,22 @@ independent random sign for every weight's error the sum has mean 0 and variance
 terms it is normal. A part whose share is beyond this is one in which the errors lean together, not just large ones.
 
 (g·Δ)² is of the gradient over all prompts, which the batches add up to: whole gradients are needed, for as many
-modules at a time as fit a budget of memory, with one pass over the prompts for each such chunk.
+modules at a time as fit a budget of memory, with one pass over the prompts for each such chunk. Prompts that are one
+batch need one pass, in which a gradient is gone before the next one is made.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Float64, Int8
 from torch import Tensor, nn
 
-from interp.memory import give_back
+from interp.memory import SMALLEST, give_back
+from interp.model import HookedModel
 from interp.pairs.weight_path import WeightPath
 from probes.attribution.integrated_gradients import (
     BatchObserver,
@@ -173,32 +175,42 @@ def sign_flips(
         draws: random sign flips per parameter.
         seed: of these; a parameter's signs depend on nothing else but its name.
         batch_size: prompts per pass.
-        budget: bytes of gradients held at a time; by default half the weights'.
+        budget: bytes of gradients held at a time; by default half the weights', of a streamed model a quarter.
         progress: told the share done.
     """
     parts = Parts.of(path.baseline)
     first, second = (Moments(parts, power, len(prompts.sides)) for power in (1, 2))
     drawn: dict[str, Tensor] = {}
-    chunks = list(_chunks(path, budget or spare_memory(path.baseline)))
+    budget = budget or _gradient_budget(path.baseline)
     for side, name in enumerate(prompts.sides):
         mask = (prompts.side == side).nonzero().flatten().tolist()
         texts = [prompts.texts[index] for index in mask]
         work = AttributedPrompts(texts, ((name, "all"),), torch.zeros(len(texts), dtype=torch.long)).batches(
             path.baseline, batch_size, following(objective)
         )
+
+        def take(parameter: str, products: Tensor, side: int = side) -> None:
+            linear = parameter.removesuffix(".weight") in path.linears
+            first.add(parameter, side, products, linear)
+            second.add(parameter, side, products, linear)
+            sums = drawn.setdefault(parameter, torch.zeros(len(prompts.sides), draws, dtype=torch.float64))
+            sums[side] = _drawn(products, draws, seed, parameter)
+
+        chunks = [list(path.changes)] if len(work) == 1 else list(_chunks(path, budget))
         for done, chunk in enumerate(chunks):
             give_back()
-            gradients = _Products(path, chunk)
+            gradients = _Products(path, chunk, len(texts), take, one_batch=len(work) == 1)
             for batch in work:
                 observe(path, 0.0, batch, objective, gradients)
-            for parameter, products in gradients.finished(len(texts)):
-                linear = parameter.removesuffix(".weight") in path.linears
-                first.add(parameter, side, products, linear)
-                second.add(parameter, side, products, linear)
-                sums = drawn.setdefault(parameter, torch.zeros(len(prompts.sides), draws, dtype=torch.float64))
-                sums[side] = _drawn(products, draws, seed, parameter)
+            gradients.finish()
             progress((side + (done + 1) / len(chunks)) / len(prompts.sides))
     return SignFlips(first, second, drawn)
+
+
+def _gradient_budget(model: HookedModel) -> int:
+    if model.streamed is None:
+        return spare_memory(model)
+    return max(SMALLEST, sum(parameter.nbytes for parameter in model.hf.parameters()) // 4)
 
 
 def _chunks(path: WeightPath, budget: int) -> Iterator[list[str]]:
@@ -206,7 +218,7 @@ def _chunks(path: WeightPath, budget: int) -> Iterator[list[str]]:
     chunk: list[str] = []
     held = 0
     for module, changes in path.changes.items():
-        size = sum(change.before.numel() * change.before.element_size() for change in changes)
+        size = sum(change.nbytes for change in changes)
         if chunk and held + size > budget:
             yield chunk
             chunk, held = [], 0
@@ -217,13 +229,23 @@ def _chunks(path: WeightPath, budget: int) -> Iterator[list[str]]:
 
 
 class _Products(BatchObserver):
-    """Adds up gradients of a few modules' parameters, and multiplies them by the change in the end."""
+    """Adds up gradients of a few modules' parameters, and multiplies them by the change in the end.
 
-    def __init__(self, path: WeightPath, modules: Sequence[str]) -> None:
-        self._path = path
+    Args:
+        path: from baseline to cell.
+        modules: on it.
+        n: prompts there are.
+        take: given each parameter and its g·Δ, g of the mean over the prompts.
+        one_batch: there is nothing to add up: what is made of a matrix is taken at once.
+    """
+
+    def __init__(
+        self, path: WeightPath, modules: Sequence[str], n: int, take: Callable[[str, Tensor], None], one_batch: bool
+    ) -> None:
+        self._path, self._n, self._take, self._one_batch = path, n, take, one_batch
         self._modules = set(modules)
         self._embeddings = {
-            change.name: change.before.shape
+            change.name: change.shape
             for module in modules
             for change in path.changes[module]
             if isinstance(path.baseline.hf.get_submodule(module), nn.Embedding)
@@ -235,7 +257,9 @@ class _Products(BatchObserver):
         """See `interp.pairs.weight_path.Observer`."""
         if module not in self._modules:
             return
-        if weight is not None:
+        if weight is not None and self._one_batch:
+            self._take(f"{module}.weight", gradient_of_weight(inputs, gradient).mul_(weight).div_(self._n))
+        elif weight is not None:
             _add(self._gradients, module, gradient_of_weight(inputs, gradient))
         if bias is not None:
             _add(self._products, f"{module}.bias", gradient.sum((0, 1)) * bias)
@@ -251,12 +275,13 @@ class _Products(BatchObserver):
         else:
             _add(self._products, parameter, flat.sum(0))
 
-    def finished(self, n: int) -> Iterator[tuple[str, Tensor]]:
-        """Each parameter and its g·Δ, g of the mean over n prompts."""
+    def finish(self) -> None:
+        """Have taken what was added up."""
         for module in list(self._gradients):
-            yield f"{module}.weight", self._gradients.pop(module).mul_(self._path.difference(module)).div_(n)
+            products = self._gradients.pop(module).mul_(self._path.difference(module)).div_(self._n)
+            self._take(f"{module}.weight", products)
         for parameter in list(self._products):
-            yield parameter, self._products.pop(parameter).div_(n)
+            self._take(parameter, self._products.pop(parameter).div_(self._n))
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -150,7 +150,9 @@ def _can_be_side_by_side(model: HookedModel, length: int) -> bool:
     """
     from transformers import DynamicCache
 
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules()):
+    own = set() if model.streamed is None else model.streamed.slot.hooks
+    hooks = (hook for module in model.hf.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks))
+    if any(hook not in own for hook in hooks):
         return False
     layers = DynamicCache(config=model.config).layers
     return all(getattr(layer, "sliding_window", length) >= length for layer in layers)

@@ -46,7 +46,7 @@ DRAWN: Mapping[str, Draw] = {
 PROBES = ("entropy", "direction", "calibration", "neurons", "margin", "geometry", "attribution", "causal")
 """Probes that are measured with their defaults; with other options call their `measure`."""
 
-STREAMED = ("entropy", "direction", "calibration", "neurons", "margin", "geometry")
+STREAMED = ("entropy", "direction", "calibration", "neurons", "margin", "geometry", "attribution")
 """Probes that take what they need in a few passes of all prompts."""
 
 

@@ -124,7 +124,7 @@ STEPS: Sequence[Step] = (
     Step("quality", _quality),
     probe("margin", streams=True),
     probe("geometry", streams=True),
-    probe("attribution", default=False),
+    probe("attribution", default=False, streams=True),
     probe("causal", default=False),
     probe("depth", default=False),
     Step("reversion", _reversion, default=False),
