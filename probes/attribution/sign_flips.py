@@ -11,6 +11,7 @@ batch need one pass, in which a gradient is gone before the next one is made.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -196,7 +197,7 @@ def sign_flips(
             sums = drawn.setdefault(parameter, torch.zeros(len(prompts.sides), draws, dtype=torch.float64))
             sums[side] = _drawn(products, draws, seed, parameter)
 
-        chunks = [list(path.changes)] if len(work) == 1 else list(_chunks(path, budget))
+        chunks = list(_chunks(path, sys.maxsize if len(work) == 1 else budget))
         for done, chunk in enumerate(chunks):
             give_back()
             gradients = _Products(path, chunk, len(texts), take, one_batch=len(work) == 1)
