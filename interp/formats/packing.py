@@ -95,13 +95,13 @@ def spread_planes(words: UInt8[Tensor, "rows bytes"], bits: int) -> UInt8[Tensor
     the higher ones. Within a plane, codes follow one another as `spread` reads them.
     """
     blocks = words.view(words.shape[0], -1, bits, WORD_BITS // BYTE_BITS)
-    codes = torch.zeros(words.shape[0], blocks.shape[1] * WORD_BITS, dtype=torch.uint8, device=words.device)
-    offset = 0
-    for width in PLANES[bits]:
-        plane = blocks[:, :, offset : offset + width].reshape(words.shape[0], -1)
-        codes |= spread(plane, width) << offset
+    low, *higher = PLANES[bits]
+    codes, offset = spread(blocks[:, :, :low].reshape(len(words), -1), low).view(torch.int64), low
+    for width in higher:
+        plane = spread(blocks[:, :, offset : offset + width].reshape(len(words), -1), width)
+        codes |= plane.view(torch.int64) << offset  # of eight codes at once; none reaches into the next
         offset += width
-    return codes
+    return codes.view(torch.uint8)
 
 
 def look_up_pairs(
