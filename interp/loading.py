@@ -121,7 +121,7 @@ def _read_one(
             f"{shape}, as config.json says",
             "Check that config.json belongs to these weights",
         )
-    tensor = tensor.to(device, dtype, copy=True)
+    tensor = tensor.to(device, dtype, copy=not _owns_memory(tensor))
     if not _finite(tensor):
         raise NotFinite(
             f"The tensor {name} of {checkpoint.path} holds NaN or infinity in {dtype}",
@@ -129,6 +129,12 @@ def _read_one(
             "Download or write the checkpoint again; if it is whole, use float32 or bfloat16",
         )
     return tensor
+
+
+def _owns_memory(tensor: Tensor) -> bool:
+    """Whether it is all of what PyTorch allocated for it, and no view: of a larger array, or of a mapped file."""
+    storage = tensor.untyped_storage()
+    return storage.resizable() and storage.nbytes() == tensor.nbytes
 
 
 def _untie(model: PreTrainedModel, missing: set[str]) -> None:
