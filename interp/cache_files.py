@@ -84,7 +84,8 @@ class StoredActivations(Mapping[str, Tensor]):
             stored = _tensors(file, [INDICES, *(names or self._about.names)])
             indices = stored.pop(INDICES)
             shapes = {name: mask.shape + widths.setdefault(name, t.shape[mask.ndim :]) for name, t in stored.items()}
-            if indices.tolist() != texts or any(t.shape != shapes[name] for name, t in stored.items()):
+            same = indices.dtype == torch.int64 and indices.tolist() == texts
+            if not same or any(tensor.shape != shapes[name] for name, tensor in stored.items()):
                 raise _damaged(file, f"it holds other texts or positions than {ABOUT} says")
             yield indices, stored
 

@@ -44,7 +44,7 @@ def config_settings(header: Header) -> dict[str, Any]:
     stored, known = _architecture(header)
     if not {stored, known} & {*GGUF_SUPPORTED_ARCHITECTURES}:
         raise ValueError(f"it reads no {stored!r} model from a GGUF")
-    if header.fields.get(f"{stored}.expert_count") is not None and known in WITHOUT_EXPERTS:
+    if _n_experts(header, stored) and known in WITHOUT_EXPERTS:
         raise ValueError("it would make a dense model of a mixture of experts")
     defaults = GGUF_CONFIG_DEFAULTS_MAPPING.get(known) or GGUF_CONFIG_DEFAULTS_MAPPING.get(stored) or {}
     settings: dict[str, Any] = {"tie_word_embeddings": "output.weight" not in header.tensors, **defaults}
@@ -53,6 +53,11 @@ def config_settings(header: Header) -> dict[str, Any]:
         settings["vocab_size"] = len(tokens.raw)
     settings["model_type"] = TEXT_PARTS.get(settings["model_type"], settings["model_type"])
     return settings
+
+
+def _n_experts(header: Header, stored: str) -> int:
+    count = header.fields.get(f"{stored}.expert_count")
+    return 0 if count is None else count.contents()
 
 
 def _architecture(header: Header) -> tuple[str, str]:

@@ -127,9 +127,10 @@ def _grid(module: PackedModule) -> Grid:
         raise module.malformed("axis", f"the value {axis:g}", "0 or 1")
     if tuple(module.read("shape").tolist()) != module.shape:
         raise module.malformed("shape", f"the shape {module.read('shape').tolist()}", str(list(module.shape)))
-    count, group_size = module.shape[0] * module.shape[1], int(size)
-    if group_size < 1 or count % group_size:
+    count = module.shape[0] * module.shape[1]
+    if not size.is_integer() or size < 1 or count % size:
         raise module.malformed("group_size", f"the value {size:g}", f"a divisor of {count} weights")
+    group_size = int(size)
     _require_declared(module, {"nbits": round(bits, 2), "group_size": group_size, "axis": int(axis)})
     rows, columns = (count // group_size, group_size) if axis == 1 else (group_size, count // group_size)
     return Grid(round(bits, 2), packing, group_size, int(axis), rows, columns, _dtype(module))

@@ -233,17 +233,19 @@ class _LineFunction(torch.autograd.Function):
 
 
 class _Tap(torch.autograd.Function):
-    """The identity, which shows the gradient to a callback."""
+    """The identity, which shows to a callback the gradient and what else was given, kept as autograd keeps it."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, anchor: Tensor, see: Callable[[Tensor], None]) -> Tensor:
+    def forward(ctx: Any, value: Tensor, anchor: Tensor, see: Callable[..., None], *beside: Tensor) -> Tensor:
         ctx.see = see
+        ctx.save_for_backward(*beside)
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.see(gradient)
-        return gradient, None, None
+        beside = ctx.saved_tensors
+        ctx.see(gradient, *beside)
+        return gradient, None, None, *[None] * len(beside)
 
 
 def _affine_forward(
@@ -261,13 +263,13 @@ def _affine_forward(
             value = value + alpha * added[change.name]
         if observer is None:
             return value
-        additions = {name: addition.detach() for name, addition in added.items()}
+        names = list(added)
 
-        def see(gradient: Tensor) -> None:
-            for name, addition in additions.items():
-                observer.affine(name, inputs.detach(), gradient * addition)
+        def see(gradient: Tensor, inputs: Tensor, *additions: Tensor) -> None:
+            for name, addition in zip(names, additions, strict=True):
+                observer.affine(name, inputs, gradient * addition)
 
-        return _Tap.apply(value, anchor, see)
+        return _Tap.apply(value, anchor, see, inputs.detach(), *(addition.detach() for addition in added.values()))
 
     return forward
 

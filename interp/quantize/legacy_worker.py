@@ -95,7 +95,8 @@ def write_awq(job: dict[str, Any], source: str, report: Report) -> dict[str, Any
         max_calib_seq_len=length,
     )
     model.save_quantized(job["out"])
-    return {"folds": sorted(folds), "calibration_tokens": total // length * length}
+    used = sum(min(len(row), length) for row in job["rows"])  # which it joins, and cuts into blocks of this length
+    return {"folds": sorted(folds), "calibration_tokens": used // length * length}
 
 
 def write_gptq(job: dict[str, Any], source: str, report: Report) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +109,17 @@ def _left(groups: Sequence[Path], limit: str, usage: str) -> Iterator[int]:
             stats = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
             cached = sum(int(stats.get(name, 0)) for name in ("inactive_file", "active_file"))
             yield max(0, int(most) - int((group / usage).read_text(encoding="utf-8")) + cached)
+
+
+@contextmanager
+def forgotten_after(*models: HookedModel) -> Iterator[None]:
+    """Streamed models hold no weights after this."""
+    try:
+        yield
+    finally:
+        for model in models:
+            if model.streamed is not None:
+                model.streamed.slot.forget()
 
 
 def require_in_memory(model: HookedModel, what: str) -> None:

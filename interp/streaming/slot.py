@@ -46,8 +46,8 @@ class Slot:
         checkpoint: where the weights are.
         dtype: of the weights in memory.
         device: where they are put.
-        ahead: read the part that follows in a thread while one computes. Default: on an accelerator only, since reading
-            is itself work for the CPU.
+        ahead: read the part that follows in a thread while one computes; of a pass back, the one before. Default: on an
+            accelerator only, since reading is itself work for the CPU.
 
     Attributes:
         held: the part whose weights are in the model.
@@ -92,10 +92,11 @@ class Slot:
         """
         if part == self.held:
             return
+        before = self.held
         self.drop()
         self._fill(part, self._arrived(part))
         self.held = part
-        if self._reader is not None and (after := self._following(part)) is not None:
+        if self._reader is not None and (after := self._following(before, part)) is not None:
             self._coming = after, self._reader.submit(self._read, after)
 
     def parameter(self, name: str) -> Tensor:
@@ -149,9 +150,13 @@ class Slot:
         tensors = coming[1].result()
         return tensors if coming[0] == part else self._read(part)
 
-    def _following(self, part: str) -> str | None:
-        parts = list(self._parts)
-        return next(iter(parts[parts.index(part) + 1 :]), None)
+    def _following(self, before: str, part: str) -> str | None:
+        """What is held after a part that was held after another: the next one, on the way back the one before."""
+        order = [name for name in self._parts if name != ALWAYS]
+        place = order.index(part)
+        back = before != ALWAYS and 0 < place == order.index(before) - 1
+        after = place - 1 if back else place + 1
+        return order[after] if after < len(order) else None
 
     def _read(self, part: str) -> dict[str, Tensor]:
         """A part's tensors in main memory; pinned where a GPU will copy them."""

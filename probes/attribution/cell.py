@@ -17,6 +17,7 @@ from interp.pairs.alignment import function_preserving
 from interp.pairs.scales import Scales, recovered_scales
 from interp.pairs.weight_path import WeightPath, is_linear
 from interp.quantize.cells import text_hash
+from interp.streaming.memory import forgotten_after
 from probes.attribution.integrated_gradients import Objective, ShareProgress, attribute
 from probes.attribution.settings import MAX_STEPS, STEPS
 from probes.attribution.shares import ATTRIBUTION_CLASSES, AttributedPrompts, Attribution
@@ -25,7 +26,7 @@ from probes.harness.comparison import Comparison
 from probes.harness.pieces import kept
 from probes.harness.prompts import PromptSet
 from probes.margin.openings import Openings
-from probes.margin.refusal_margin import following_tokens, refusal_margin
+from probes.margin.refusal_margin import following_tokens, in_one_pass, refusal_margin
 
 ALL = "all"
 """The category of all prompts of a side."""
@@ -60,6 +61,10 @@ class MarginObjective:
         """The margins, in the order of the batch's rows."""
         return refusal_margin(model, batch.inputs["input_ids"], batch.inputs["attention_mask"], self.openings)
 
+    def in_one_pass(self, model: HookedModel, batch: Batch) -> bool:
+        """Whether a batch takes one forward pass."""
+        return in_one_pass(model, batch.inputs["input_ids"].shape[1], self.openings)
+
     @property
     def following(self) -> int:
         """Tokens after each prompt in the pass that is differentiated."""
@@ -85,9 +90,10 @@ def attribute_cell(
     what += [steps, max_steps, group_size, draws, seed, batch_size]
 
     def compute() -> tuple[Attribution, SignFlips]:
-        return _attributed(
-            baseline, cell, prompts, objective, steps, max_steps, group_size, draws, seed, batch_size, progress
-        )
+        with forgotten_after(baseline, cell):
+            return _attributed(
+                baseline, cell, prompts, objective, steps, max_steps, group_size, draws, seed, batch_size, progress
+            )
 
     return kept(what, compute, (*ATTRIBUTION_CLASSES, SignFlips, Moments))
 

@@ -87,6 +87,12 @@ def attribute(
         steps *= 2
 
 
+def in_one_pass(objective: Objective, model: HookedModel, batch: Batch) -> bool:
+    """Whether an objective says that it takes one forward pass over a batch, so that each linear flows once."""
+    says = getattr(objective, "in_one_pass", None)
+    return says is not None and bool(says(model, batch))
+
+
 def following(objective: Objective) -> int:
     """Tokens that an objective puts after each prompt, where it says so."""
     return getattr(objective, "following", 0)

@@ -5,8 +5,8 @@ independent random sign for every weight's error the sum has mean 0 and variance
 terms it is normal. A part whose share is beyond this is one in which the errors lean together, not just large ones.
 
 (g·Δ)² is of the gradient over all prompts, which the batches add up to: whole gradients are needed, for as many
-modules at a time as fit a budget of memory, with one pass over the prompts for each such chunk. Prompts that are one
-batch need one pass, in which a gradient is gone before the next one is made.
+modules at a time as fit a budget of memory, with one pass over the prompts for each such chunk. Where one forward pass
+reads all prompts, a gradient is whole when it comes, and gone before the next one is made.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from probes.attribution.integrated_gradients import (
     ShareProgress,
     following,
     gradient_of_weight,
+    in_one_pass,
     observe,
 )
 from probes.attribution.memory import row_blocks, spare_memory
@@ -197,10 +198,11 @@ def sign_flips(
             sums = drawn.setdefault(parameter, torch.zeros(len(prompts.sides), draws, dtype=torch.float64))
             sums[side] = _drawn(products, draws, seed, parameter)
 
-        chunks = list(_chunks(path, sys.maxsize if len(work) == 1 else budget))
+        whole = len(work) == 1 and in_one_pass(objective, path.baseline, work[0])
+        chunks = list(_chunks(path, sys.maxsize if whole else budget))
         for done, chunk in enumerate(chunks):
             give_back()
-            gradients = _Products(path, chunk, len(texts), take, one_batch=len(work) == 1)
+            gradients = _Products(path, chunk, len(texts), take, whole)
             for batch in work:
                 observe(path, 0.0, batch, objective, gradients)
             gradients.finish()
@@ -237,13 +239,13 @@ class _Products(BatchObserver):
         modules: on it.
         n: prompts there are.
         take: given each parameter and its g·Δ, g of the mean over the prompts.
-        one_batch: there is nothing to add up: what is made of a matrix is taken at once.
+        whole: each linear flows once, so that there is nothing to add up: what is made of a matrix is taken at once.
     """
 
     def __init__(
-        self, path: WeightPath, modules: Sequence[str], n: int, take: Callable[[str, Tensor], None], one_batch: bool
+        self, path: WeightPath, modules: Sequence[str], n: int, take: Callable[[str, Tensor], None], whole: bool
     ) -> None:
-        self._path, self._n, self._take, self._one_batch = path, n, take, one_batch
+        self._path, self._n, self._take, self._whole = path, n, take, whole
         self._modules = set(modules)
         self._embeddings = {
             change.name: change.shape
@@ -258,7 +260,7 @@ class _Products(BatchObserver):
         """See `interp.pairs.weight_path.Observer`."""
         if module not in self._modules:
             return
-        if weight is not None and self._one_batch:
+        if weight is not None and self._whole:
             self._take(f"{module}.weight", gradient_of_weight(inputs, gradient).mul_(weight).div_(self._n))
         elif weight is not None:
             _add(self._gradients, module, gradient_of_weight(inputs, gradient))

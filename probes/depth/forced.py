@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.batching import TEXTS_AT_ONCE, batches
 from interp.generation import BATCH_SIZE, generate
+from interp.memory import spare_memory
 from interp.model import HookedModel
 from probes.margin.openings import Openings
 from probes.margin.refusal_margin import MarginRuns
@@ -60,19 +61,21 @@ def prefilled(baseline: HookedModel, texts: Sequence[str], begun: str, prefill: 
     return Prefilled(begun, prompts, [[*prefill, *answer][:n] for answer in answers])
 
 
-def log_probabilities(model: HookedModel, given: Prefilled) -> Float[Tensor, "prompt position vocab"]:
+def log_probabilities(model: HookedModel, given: Prefilled, n: int) -> Float[Tensor, "prompt position vocab"]:
     """The next token's after 0, 1, 2, … forced ones, all in one pass; NaN where a prompt's answer has ended before.
 
     Args:
         model: with open hooks.
         given: the prompts.
+        n: positions.
     """
     lengths = torch.tensor([len(forced) for forced in given.forced])
     read = [[*ids, *forced[:-1]] for ids, forced in zip(given.prompts, given.forced, strict=True)]
     vocabulary = model.hf.get_output_embeddings().weight.shape[0]
-    values = torch.full((len(read), int(lengths.max()), vocabulary), nan)
-    for batch in batches(read, -1, None, model.device, TEXTS_AT_ONCE):
-        steps = torch.arange(values.shape[1])
+    values = torch.full((len(read), n, vocabulary), nan)
+    steps = torch.arange(n)
+    at_most = max(1, min(TEXTS_AT_ONCE, spare_memory(model) // (2 * values[0].nbytes)))
+    for batch in batches(read, -1, None, model.device, at_most):
         places = (batch.positions[:, None] + 1 - lengths[batch.indices, None] + steps).minimum(batch.positions[:, None])
         with torch.no_grad(), model.unembed_only(partial(_at, places.to(model.device))):
             logits = model.hf(**batch.inputs, use_cache=False).logits

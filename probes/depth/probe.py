@@ -25,8 +25,8 @@ from probes.margin.openings import Openings, common_openings
 from probes.margin.settings import Source
 from probes.stats.intervals import ALPHA, Estimate, interval_columns, mean_interval
 
-Seen = tuple[Float[Tensor, " prompt"], Float[Tensor, "prompt vocab"]]
-"""Margins, and log-probabilities of the next token."""
+Seen = tuple[Float[Tensor, " prompt"], Float[Tensor, "prompt ..."]]
+"""Margins, and of the baseline log-probabilities of the next token, of a cell their KL from these."""
 Observed = Mapping[tuple[str, str, int], Seen]
 """How the answer has begun, side, position → what was seen."""
 COLUMNS = (
@@ -112,7 +112,7 @@ def measure(
     )
     look = partial(_observe, given=given, openings=refusal_openings, positions=positions)
     reference = comparison.of_baseline("depth", lambda: look(baseline), **options)
-    observed = comparison.observe_cells(look)
+    observed = comparison.observe_cells(partial(look, reference=reference))
     rows = [row for cell, seen in observed.items() for row in _rows(cell, seen, reference)]
     result = comparison.result("depth", rows, **options)
     result.table = result.table.reindex(columns=list(COLUMNS))
@@ -133,25 +133,30 @@ def _given(comparison: Comparison, openings: Openings, prefill: str, positions: 
 
 
 def _observe(
-    model: HookedModel, given: Sequence[tuple[str, Prefilled]], openings: Openings, positions: int
+    model: HookedModel,
+    given: Sequence[tuple[str, Prefilled]],
+    openings: Openings,
+    positions: int,
+    reference: Observed | None = None,
 ) -> Observed:
     seen = {}
     for side, prompts in given:
-        next_tokens = log_probabilities(model, prompts)
+        next_tokens = log_probabilities(model, prompts, positions)
         for position in range(positions):
-            values = margin(model, prompts, position, openings, next_tokens[:, position])
-            seen[prompts.begun, side, position] = (values, next_tokens[:, position])
+            key, following = (prompts.begun, side, position), next_tokens[:, position]
+            margins = margin(model, prompts, position, openings, following)
+            seen[key] = (margins, following.clone() if reference is None else kl(reference[key][1], following))
     return seen
 
 
 def _rows(cell: str, seen: Observed, reference: Observed) -> Iterator[dict[str, Any]]:
-    for (begun, side, position), (margins, next_token) in seen.items():
-        before, distribution = reference[begun, side, position]
+    for (begun, side, position), (margins, divergence) in seen.items():
+        before, _ = reference[begun, side, position]
         read = ~before.isnan()
         shift = (margins - before)[read].numpy()
         yield {
             **{"cell": cell, "begun": begun, "prompts": side, "position": position + 1, "n": int(read.sum())},
-            **interval_columns("kl", mean_interval(kl(distribution[read], next_token[read]))),
+            **interval_columns("kl", mean_interval(divergence[read].numpy())),
             "margin": before[read].mean().item(),
             "margin_cell": margins[read].mean().item(),
             **interval_columns("shift", mean_interval(shift)),

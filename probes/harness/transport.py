@@ -6,13 +6,16 @@ the model is taken for the model's answer. Its providers for OpenAI-compatible s
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import cache
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import anyio
 
@@ -177,6 +180,7 @@ def fetch_page(address: str, key: str, timeout: int | float = 10) -> tuple[str, 
     """As `fetch`, and what the header `Server` of the reply says, "" where there is none."""
     import httpx2
 
+    past_proxies(address)
     deadline, content = time.monotonic() + timeout, bytearray()
     try:
         client = httpx2.Client(timeout=timeout, follow_redirects=False, headers={"Authorization": f"Bearer {key}"})
@@ -255,6 +259,7 @@ async def complete_tokens(url: str, key: str, request: dict[str, Any], timeout: 
     import httpx2
     import openai
 
+    past_proxies(url)
     limits = httpx2.Limits(max_keepalive_connections=0)  # connections live no longer than the event loop they are of
     async with (
         httpx2.AsyncClient(follow_redirects=False, limits=limits, verify=_trusted()) as http,
@@ -267,7 +272,25 @@ async def complete_tokens(url: str, key: str, request: dict[str, Any], timeout: 
 @cache
 def _trusted() -> ssl.SSLContext:
     """Whom to believe; reading the certificates takes longer than most requests."""
-    return ssl.create_default_context()
+    import httpx2
+
+    return httpx2.create_ssl_context()
+
+
+def past_proxies(address: str) -> None:
+    """See that what is sent to this machine itself, keys included, goes through no proxy of the environment.
+
+    Args:
+        address: of a server; nothing is done for one of another machine.
+    """
+    try:
+        host = urlsplit(address).hostname or ""
+        local = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if local and host not in known.split(","):
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [known, host]))
 
 
 async def _reply(asked: AbstractAsyncContextManager[Any], read: Callable[[str], Found], timeout: int | float) -> Found:

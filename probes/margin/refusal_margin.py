@@ -143,6 +143,18 @@ def _right_padded(
     return input_ids.gather(1, order), attention_mask.sum(1)
 
 
+def in_one_pass(model: HookedModel, width: int, openings: Openings) -> bool:
+    """Whether `refusal_margin` takes one forward pass.
+
+    Args:
+        model: as it is now, hooks included.
+        width: of the batch.
+        openings: of the baseline.
+    """
+    paths = _inner_paths(openings)
+    return len(paths) == 1 or _can_be_side_by_side(model, width + max(map(len, paths)))
+
+
 def _can_be_side_by_side(model: HookedModel, length: int) -> bool:
     """Whether all paths can follow the prompts in one pass.
 

@@ -83,13 +83,15 @@ def subject_of(name: str, path: str, baseline: str, running: Running, options: O
     )
 
 
-def _servers(given: Sequence[str], names: Sequence[str], engine: EngineName) -> dict[str, str]:
+def _servers(
+    given: Sequence[str], names: Sequence[str], engine: EngineName, baseline_engine: EngineName | None
+) -> dict[str, str]:
     """Name of a cell → address.
 
     Raises:
         InputError: one that names no cell, or is no address; another engine.
     """
-    from probes.harness.names import is_url
+    from probes.harness.names import BASELINE, is_url
 
     servers: dict[str, str] = {}
     for each in given:
@@ -99,7 +101,8 @@ def _servers(given: Sequence[str], names: Sequence[str], engine: EngineName) -> 
                 f"--server {each} is no address of a cell", f"NAME=http://HOST:PORT/v1, NAME one of {', '.join(names)}"
             )
         servers[name] = address
-    if servers and engine is not EngineName.VLLM:
+    others = servers.keys() - ({BASELINE} if baseline_engine is EngineName.VLLM else set())
+    if others and engine is not EngineName.VLLM:
         raise InputError("--server is for --engine vllm, which sends it token ids", do="Add --engine vllm")
     return servers
 
@@ -193,7 +196,8 @@ def main(
     )
     batch_size = options.batch_size or BATCH_SIZE
     names = [BASELINE, *paths, *([] if control is None else [CONTROL])]
-    running = Running(engine, like, _servers(server or [], names, engine), data_parallel, tensor_parallel, gpu_memory)
+    places = _servers(server or [], names, engine, baseline_engine)
+    running = Running(engine, like, places, data_parallel, tensor_parallel, gpu_memory)
     subject = partial(subject_of, baseline=options.baseline, running=running, options=options)
     base = subject(BASELINE, options.baseline, running=replace(running, engine=baseline_engine or engine))
     patience = Patience(retries, timeout=timeout)

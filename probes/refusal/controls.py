@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pandas as pd
 
@@ -26,16 +26,20 @@ LOGIT_PROMPTS = 32
 
 
 def again(baseline: Subject) -> Subject:
-    """The baseline with another batch size, as fast as before; a server is asked as before."""
-    if not isinstance(baseline, LocalSubject):
+    """The baseline with another batch size, as fast as before; a server, which makes its own, is asked as before."""
+    if not _batched_here(baseline):
         return baseline
     return replace(baseline, batch_size=max(1, baseline.batch_size // 3))
+
+
+def _batched_here(subject: Subject) -> TypeGuard[LocalSubject]:
+    return isinstance(subject, LocalSubject) and subject.settings.engine is not EngineName.VLLM
 
 
 def self_flips(answers: pd.DataFrame, repeat: Subject, run: BehaviourRun, engine: str) -> dict[str, Any]:
     """Ask the baseline again, in another order, and count what changed; see `probes.refusal.controls.flips`."""
     conditions: dict[str, Any] = {"order": "shuffled"}
-    if isinstance(repeat, LocalSubject):
+    if _batched_here(repeat):
         conditions |= {"batch_size": repeat.batch_size}
     name = "-".join([REPEAT, *(f"{value}" for key, value in conditions.items() if key != "order")])
     second = run.answers(name, repeat, engine, shuffle=1)
@@ -54,10 +58,7 @@ def engine_drift(
         prompts: token ids of the requests; None where only a server knows them.
     """
     changed = flips(answers["baseline"], answers["control"])
-    gives_logits = all(
-        isinstance(each, LocalSubject) and each.settings.engine is not EngineName.VLLM for each in (baseline, control)
-    )
-    if prompts is None or not gives_logits:
+    if prompts is None or not all(map(_batched_here, (baseline, control))):
         return changed | {"largest_logit_difference": None, "reason": "a server does not give its logits"}
     logit_prompts = prompts[:LOGIT_PROMPTS]
     first, second = (_logits(each, logit_prompts) for each in (baseline, control))
@@ -74,7 +75,7 @@ def notes(settings: Mapping[str, Any]) -> list[str]:
     found_notes = []
     if repeat := settings.get("determinism"):
         found_notes.append(
-            f"the baseline again (another order, another batch size): {repeat['n_flips']} of {repeat['n']} flip, "
+            f"the baseline again ({_changed(repeat['conditions'])}): {repeat['n_flips']} of {repeat['n']} flip, "
             f"{repeat['n_responses_changed']} texts change"
         )
     if control := settings.get("engine_control"):
@@ -85,6 +86,10 @@ def notes(settings: Mapping[str, Any]) -> list[str]:
             f"{control['n_responses_changed']} texts change; {logits}"
         )
     return found_notes
+
+
+def _changed(conditions: Mapping[str, Any]) -> str:
+    return "another order, another batch size" if "batch_size" in conditions else "another order"
 
 
 def flips(first: pd.DataFrame, second: pd.DataFrame) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One cell through Inspect: `eval_set` with its logs inside the run folder, then rows.
 
-A sample that Inspect has finished is in its log, whatever happens then; the next run of the same command takes it from
-there. Inspect opens no server, writes nothing outside the folder and prints nothing.
+A sample that Inspect has finished is in its log at once, whatever happens then (of a thousand samples and more: with
+others, `FLUSHES` times a run); the next run of the same command takes it from there. Inspect opens no server, writes
+nothing outside the folder and prints nothing.
 """
 
 from __future__ import annotations

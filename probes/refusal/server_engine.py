@@ -119,7 +119,8 @@ class ServerEngine:
         except GaveUp as gave_up:
             if self._stopped.is_set():
                 raise Stopped from None
-            raise InputError(f"The server at {redact(place.url)} failed: {gave_up}") from None
+            ended = None if self._process is None else self._process.ended()
+            raise ended or InputError(f"The server at {redact(place.url)} failed: {gave_up}") from None
         _check_read(completion, prompt, place.url)
         return self._served(completion)
 

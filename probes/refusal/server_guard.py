@@ -22,7 +22,8 @@ PATIENCE = 15.0
 def main() -> None:
     """Run the command line's command until it ends or standard input does; exit with its status."""
     server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
-    signal.signal(signal.SIGTERM, lambda *_: _end(server))
+    # A thread: the handler runs inside `wait`, and nobody else would learn that the server has ended.
+    signal.signal(signal.SIGTERM, lambda *_: Thread(target=_end, args=[server], daemon=True).start())
     Thread(target=_watch, args=[server], daemon=True).start()
     status = server.wait()
     _kill(server)  # workers that it left behind

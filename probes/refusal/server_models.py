@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from interp.documents import parse_json
 from interp.errors import InputError
 from probes.harness.transport import ServerFailure, fetch, fetch_page, read_models
+from probes.refusal.settings import served_as
 
 KEY_VARIABLE = "QUANTSCOPE_API_KEY"
 """The environment variable with the key of a server that wants one."""
@@ -89,7 +90,7 @@ def model_at(address: str) -> tuple[str, str, dict[str, Any]]:
     Raises:
         InputError: nothing answers there, it wants a key or the address holds one, or it has no such model.
     """
-    url, _, name = address.partition("#")
+    url, name = address.partition("#")[0], served_as(address)
     check_address(url)
     models = list_models(url, key_from_environment())
     if not models or (name and name not in models):

@@ -30,6 +30,8 @@ START = 1800.0
 """Seconds in which a server has to answer; vLLM reads the weights and compiles first."""
 LOOK = 0.2
 """Seconds between two looks at a server that starts."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+"""The checkpoint is a path: nothing is downloaded, and nobody is told of it."""
 VERSION_PATIENCE = 180.0
 """Seconds for `vllm --version`, which imports torch."""
 LAST_LINES = 12
@@ -105,7 +107,7 @@ class ServerProcess:
             stdin=subprocess.PIPE,
             stdout=self._printed,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"VLLM_API_KEY": self.key},
+            env=os.environ | OFFLINE | {"VLLM_API_KEY": self.key},
             start_new_session=True,  # Ctrl-C reaches this process, which then stops the server: one place decides
         )
 
@@ -142,6 +144,11 @@ class ServerProcess:
         with suppress(ServerFailure):
             return SERVED_AS in read_models(fetch(f"{self.url}/models", self.key, timeout=5))
         return False
+
+    def ended(self) -> InputError | None:
+        """What to say of a server that ended by itself; None where it runs."""
+        status = self._guard.poll()
+        return None if status is None else self._failure(f"ended with exit status {status}")
 
     def _failure(self, what: str) -> InputError:
         self._printed.seek(0)

@@ -19,3 +19,8 @@ MAX_NEW_TOKENS = 128
 BATCH_SIZE = 32
 OF_SERVERS = {"data_parallel": 1, "tensor_parallel": 1, "gpu_memory": None}
 """What only vLLM is told, with defaults: copies of a checkpoint, GPUs per copy, and the share of a GPU's memory."""
+
+
+def served_as(address: str) -> str:
+    """Which of a server's models an address means, `http://HOST:PORT/v1#NAME`; "" where it does not say."""
+    return address.partition("#")[2]

@@ -10,11 +10,11 @@ from interp.chat import ChatTemplate, encode, render
 from interp.checkpoint import open_checkpoint
 from interp.errors import InputError
 from interp.system_prompts import NONE, OWN
-from probes.harness.transport import Patience, persist
+from probes.harness.transport import Patience, past_proxies, persist
 from probes.refusal.engines import EngineSettings
 from probes.refusal.parity import Reading, check_llama_cpp
 from probes.refusal.server_models import key_from_environment, model_at, own_page
-from probes.refusal.settings import EngineName
+from probes.refusal.settings import EngineName, served_as
 
 if TYPE_CHECKING:
     from inspect_ai.model import Model
@@ -62,10 +62,13 @@ class LocalSubject:
         return served_by(self.server)
 
     def describe(self) -> dict[str, Any]:
-        """Path, engine and content hash, and of a server its program and version; not where it listens."""
+        """Path, engine and content hash, and of a server its program and version and which of its models; not where it
+        listens."""
         checkpoint = open_checkpoint(self.settings.path)
         content = {"sha256": checkpoint.fingerprint(), "format": checkpoint.format}
         served = {"software": self.software} if self.settings.engine is EngineName.VLLM else {}
+        if self.server is not None and (name := served_as(self.server)):
+            served["served_as"] = name
         fields = _asked(self)
         del fields["server"]
         fields["settings"] = self.settings.chosen()
@@ -160,6 +163,7 @@ class ServerSubject:
         """Inspect's own provider for such servers, asked by `probes.harness.transport`."""
         from inspect_ai.model import GenerateConfig, get_model
 
+        past_proxies(self.url)
         name = f"openai-api/quantscope/{self.name}"
         config = GenerateConfig(system_message=None if self.system == OWN else self.system)
         return persist(

@@ -10,16 +10,18 @@ from interp.quantize.cells import content_hash, content_key
 from interp.system_prompts import OWN
 from probes.harness.results import SCHEMA_VERSION as RESULT_SCHEMA
 from probes.harness.results import versions
-from probes.refusal.settings import OF_SERVERS
+from probes.refusal.settings import OF_SERVERS, served_as
 from probes.study.checkpoints import on_disk
 from probes.study.schema import Model, Study, sha256_of
 from probes.study.step import Asked, Step
+from probes.study.steps import ALWAYS as COMPLETIONS
 from probes.study.steps import BY_NAME, options_of
 
 SCHEMA_VERSION = 1
 """The schema of run folders."""
 _WHERE: dict[str, Any] = {"out": True, "models": {"__all__": {"num_cpus", "num_gpus", "server", "stream"}}}
-"""What a study file says of machines and folders: no number depends on it."""
+"""What a study file says of machines and folders, on which no number depends; which of a server's models answers is
+part of a part's key."""
 _DECIDING = ("quantscope", "torch", "transformers")
 """Packages whose other versions make every part stale."""
 
@@ -53,11 +55,19 @@ class Keys:
         if asked.template.system != OWN:  # a part that was measured before there were system prompts is not stale
             self._common["system"] = asked.template.system
 
-    def key(self, model: Model, step: Step, baseline: Path | None, cell: Path | None) -> str:
-        """The hash of a part; "" where one of its checkpoints is not there or cannot be read."""
+    def key(self, model: Model, step: Step, name: str, baseline: Path | None, cell: Path | None) -> str:
+        """The hash of a part; "" where one of its checkpoints is not there or cannot be read.
+
+        Args:
+            model: whose part it is.
+            step: of it.
+            name: of the cell.
+            baseline: the model's baseline.
+            cell: the cell.
+        """
         try:
             checkpoints = [_content(str(path), _stamp(path)) for path in (baseline, cell) if path is not None]
-            beside = self._beside(model, step)
+            beside = self._beside(model, step, name)
         except OSError:
             return ""
         if len(checkpoints) < 2:
@@ -70,20 +80,24 @@ class Keys:
             steps=[self._step(each) for each in (step, *(BY_NAME[name] for name in step.needs))],
         )
 
-    def _beside(self, model: Model, step: Step) -> dict[str, Any]:
+    def _beside(self, model: Model, step: Step, name: str) -> dict[str, Any]:
         """What a step reads of a model beside its checkpoints."""
         if step.name == "reversion" and model.before is not None:
             before = on_disk(self.study.path(model.before))
             return {"before": None if before is None else _content(str(before), _stamp(before))}
         if step.name == "coverage" and model.calibration is not None:
             return {"calibration": sha256_of(self.study.path(model.calibration))}
+        if COMPLETIONS in (step.name, *step.needs):
+            servers = [model.server, *(cell.server for cell in model.cells if cell.called == name)]
+            if any(served := [served_as(server or "") for server in servers]):
+                return {"served_as": served}
         return {}
 
     def _step(self, step: Step) -> list[Any]:
         options = {name: _option(value) for name, value in options_of(self.study, step).items()}
         if step.name == "quality" and self.study.prompts.limit is not None:  # it takes as many of its own requests
             options["limit"] = self.study.prompts.limit
-        if step.name != "completions":
+        if step.name != COMPLETIONS:
             return [step.name, options]
         behaviour = self.study.behaviour.model_dump()
         for name, default in OF_SERVERS.items():  # a part that was measured before there were servers is not stale

@@ -26,7 +26,7 @@ from interp.inspect.wording import sized
 from interp.model import HookedModel
 from interp.opening import load, usable_device, usual_dtype
 from interp.progress import Lines, Stages, line
-from interp.streaming.memory import Plan, plan
+from interp.streaming.memory import SHARE, Plan, free_memory, plan
 from interp.threads import fit_threads
 from probes.harness.comparison import Cells, remembering
 from probes.harness.names import BASELINE
@@ -181,9 +181,16 @@ class Measuring:
         """The model from before alignment, opened when the first part needs it, in the dtype of the baseline.
 
         Raises:
-            InputError: the study does not say which it is.
+            InputError: the study does not say which it is; a third model does not fit beside the pair.
         """
         path = before_alignment(self.study, self.model, self.path(BASELINE))
+        free, size = free_memory(usable_device(self.model.device)), self.memory.pair // 2
+        if free is not None and size > SHARE * free:
+            raise InputError(
+                f"The model from before alignment takes {sized(size)} beside the pair, and {sized(free)} are free",
+                "as much free memory",
+                "Give the model a narrower dtype, or leave reversion out",
+            )
         return load(path, like=self.path(BASELINE), dtype=self.baseline.hf.dtype, device=self.model.device)
 
     @cached_property
@@ -218,7 +225,7 @@ class Measuring:
         baseline, cell = (self.places[name] for name in (BASELINE, part.cell))
         if isinstance(baseline, InputError) or isinstance(cell, InputError):
             return ""
-        return self.keys.key(self.model, BY_NAME[part.step], baseline, cell)
+        return self.keys.key(self.model, BY_NAME[part.step], part.cell, baseline, cell)
 
     def todo(self, before: Mapping[StudyPart, PartStatus]) -> list[StudyPart]:
         """What is left of that which was to be measured; what failed since, in another worker, is not tried again."""

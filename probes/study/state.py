@@ -304,7 +304,11 @@ def records(study: Study, folder: RunFolder, places: Places, looking: bool = Fal
     by_part = {}
     for part in parts_of(study):
         at = places[part.model]
-        key = "" if keys is None else keys.key(by_name[part.model], BY_NAME[part.step], at[BASELINE], at[part.cell])
+        key = (
+            ""
+            if keys is None
+            else keys.key(by_name[part.model], BY_NAME[part.step], part.cell, at[BASELINE], at[part.cell])
+        )
         by_part[part] = folder.record(part, key or (folder.keys.get(part, "") if looking else ""))
     return by_part
 

@@ -233,7 +233,10 @@ def _mlx(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) ->
 
 
 def _hqq(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:
-    return hqq_dense(module, shape)
+    said = bytes(module.get("compute_dtype", np.zeros(0, np.uint8)).tolist()).decode("ascii", "replace")
+    width = {"torch.float16": np.float16, "torch.float32": np.float32}.get(said, module["scale"].dtype)
+    cast = {name: module[name].astype(width) for name in ("scale", "zero")}  # as hqq does when it loads them
+    return hqq_dense({**module, **cast}, shape)
 
 
 def _modelopt(module: Arrays, settings: Mapping[str, Any], shape: tuple[int, int]) -> NDArray[Any]:

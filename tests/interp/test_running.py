@@ -363,6 +363,7 @@ def test_an_interrupted_cache_goes_on_where_it_was(
         ("texts.safetensors", lambda tensors: tensors | {"mask": tensors["mask"][1:]}),
         ("00001.safetensors", lambda tensors: tensors | {"indices": torch.tensor([0, 1])}),
         ("00001.safetensors", lambda tensors: tensors | {RESID: tensors[RESID][:, 1:].contiguous()}),
+        ("00001.safetensors", lambda tensors: tensors | {"indices": tensors["indices"].double()}),
         ("00001.safetensors", lambda tensors: {"indices": tensors["indices"]}),
         ("00001.safetensors", None),
     ],

@@ -81,6 +81,8 @@ def number(value: float, dtype: torch.dtype = torch.int32) -> Any:
         ("axis", number(0), r"has the value 0\. Expected 1, as the config says"),
         ("group_size", number(32), r"has the value 32\. Expected 16, as the config says"),
         ("group_size", number(0), "has the value 0"),
+        ("group_size", lambda t: torch.tensor(torch.nan), "has the value nan"),
+        ("group_size", lambda t: torch.tensor(16.5), "has the value 16.5"),
         ("shape", lambda t: t.flip(0), r"has the shape \[48, 32\]\. Expected \[32, 48\]"),
         ("compute_dtype", text("torch.int8"), "has the type 'torch.int8'"),
         ("compute_dtype", text("__import__('os')"), "has the type "),

@@ -202,3 +202,17 @@ def test_a_weight_that_is_not_finite(tiny: Callable[[str], Path], tmp_path: Path
 def test_a_streamed_model_takes_no_device_map(tiny: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match="one device"):
         load(tiny("llama"), stream=True, device_map="auto")
+
+
+def test_on_the_way_back_the_part_before_is_read_ahead(tiny: Callable[[str], Path], reads: Counter[str]) -> None:
+    checkpoint = open_checkpoint(tiny("llama"))
+    hf = empty_model(checkpoint.config, torch.float32)
+    slot = Slot(hf, checkpoint.architecture, checkpoint, torch.float32, CPU, ahead=True)
+    blocks = [f"model.layers.{number}" for number in range(checkpoint.config.num_hidden_layers)]
+    parts = ["model.embed_tokens", *blocks, "lm_head"]
+    reads.clear()
+    for part in (*parts, *parts[-2:0:-1]):
+        slot.hold(part)
+    slot.forget()
+    assert reads["lm_head.weight"] == 1
+    assert {n for name, n in reads.items() if name.startswith("model.layers.")} == {2}

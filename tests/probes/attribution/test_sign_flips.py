@@ -11,9 +11,11 @@ from torch import Tensor
 
 from interp import HookedModel, load
 from interp.pairs.weight_path import WeightPath
+from probes.attribution.cell import MarginObjective
 from probes.attribution.parts import Parts
 from probes.attribution.settings import PartKind
 from probes.attribution.sign_flips import sign_flips
+from probes.margin.openings import Openings
 from tests.attributed import MARGIN, PROMPTS, noisy
 
 Tiny = Callable[[str], Path]
@@ -82,3 +84,21 @@ def test_no_change_has_no_null(tiny: Tiny) -> None:
     null = sign_flips(WeightPath(load(tiny("llama")), load(tiny("llama"))), PROMPTS, MARGIN)
     assert null.drawn == {}
     assert null.drawn_variance_ratio() != null.drawn_variance_ratio()
+
+
+def test_several_passes_over_one_batch_add_up(tiny: Tiny) -> None:
+    """An open hook makes the margin take a pass for each path of the openings, in each of which a linear flows."""
+    baseline, cell = load(tiny("llama")), noisy(tiny("llama"))
+    path = WeightPath(baseline, cell)
+    (batch,) = PROMPTS.batches(baseline, None)
+    openings = Openings(((3, 4), (5, 6), (7, 8)), "test", ("",) * 3, (0,) * 3, (0.0,) * 3)
+    objective = MarginObjective(openings)
+    assert objective.in_one_pass(baseline, batch)
+    together = sign_flips(path, PROMPTS, objective, draws=0)
+    with baseline.intervene({"hook_embed": lambda value: value}):
+        assert not objective.in_one_pass(baseline, batch)
+        in_turn = sign_flips(path, PROMPTS, objective, draws=0)
+    for moments in ("first_order", "variance"):
+        ours, expected = (getattr(null, moments).rows for null in (in_turn, together))
+        for linear in expected:
+            torch.testing.assert_close(ours[linear], expected[linear], rtol=1e-3, atol=1e-8)

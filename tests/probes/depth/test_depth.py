@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from interp import HookedModel, load
 from interp.errors import InputError
+from interp.generation import Answer
 from probes import depth
 from probes.depth import __main__ as command
 from probes.depth.forced import Prefilled, kl, log_probabilities, margin, prefilled
@@ -64,7 +65,7 @@ def test_positions_are_those_of_the_answer_so_far(baseline: HookedModel) -> None
     """The second forced token, from a forward pass over one prompt and the first one."""
     given = Prefilled("refusal", baseline.token_ids(TEXTS), [[5, 9, 7]] * len(TEXTS))
     openings = lexicon_openings(baseline.tokenizer)
-    next_token = log_probabilities(baseline, given)[:, 1]
+    next_token = log_probabilities(baseline, given, 3)[:, 1]
     values = margin(baseline, given, 1, openings, next_token)
     for row, ids in enumerate(given.prompts):
         with torch.no_grad():
@@ -72,7 +73,7 @@ def test_positions_are_those_of_the_answer_so_far(baseline: HookedModel) -> None
         probabilities = logits.softmax(0)
         torch.testing.assert_close(next_token[row].double().exp(), probabilities, atol=1e-6, rtol=1e-4)
         assert values[row].item() == pytest.approx(torch.logit(probabilities[9]).item(), abs=1e-4)
-    first = margin(baseline, given, 0, openings, log_probabilities(baseline, given)[:, 0])
+    first = margin(baseline, given, 0, openings, log_probabilities(baseline, given, 3)[:, 0])
     np.testing.assert_allclose(first, margins(baseline, TEXTS, openings), atol=1e-5)
 
 
@@ -94,8 +95,18 @@ def test_the_baseline_goes_on_after_the_prefill(baseline: HookedModel) -> None:
 
 def test_an_answer_that_ended_before_has_no_number(baseline: HookedModel) -> None:
     given = Prefilled("refusal", baseline.token_ids(TEXTS), [[5, 9], [5], [5, 9], [5, 9]])
-    values = log_probabilities(baseline, given)[:, 1]
-    assert values.isnan().all(1).tolist() == [False, True, False, False]
+    values = log_probabilities(baseline, given, 3)
+    assert values[:, 1].isnan().all(1).tolist() == [False, True, False, False]
+    assert values[:, 2].isnan().all()
+
+
+def test_positions_beyond_all_answers(baseline: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("probes.depth.forced.generate", lambda _, prompts, n: [Answer([], True)] * len(prompts))
+    cells = {"cell": baseline}
+    result = depth.measure(baseline, cells, HARMFUL, HARMLESS, positions=9, prefill="Sure", openings="lexicon")
+    beyond = result.table.query("position == 9")
+    assert (beyond["n"] == 0).all()
+    assert set(beyond["reason"]) == {"the baseline has ended all answers before"}
 
 
 def test_bad_options(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:

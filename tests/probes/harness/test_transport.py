@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from inspect_ai.model import ChatMessageUser, GenerateConfig, ModelOutput, get_model
 
 from interp.errors import InputError
-from probes.harness.transport import UNSCORED, Patience, ServerFailure, fetch, persist, read_models
+from probes.harness.transport import UNSCORED, Patience, ServerFailure, fetch, past_proxies, persist, read_models
 from tests.judge_server import Behaviour, Server, drip, repeat_the_key, say, serving, sleep, status
 from tests.probes.harness.test_server_replies import CALL, reply
 
@@ -200,3 +201,19 @@ def test_the_settings_of_a_judge_and_a_run() -> None:
 
     patience: Any = OfJudges(1, 2.0, 3, 4)
     assert (patience.retries, patience.backoff, patience.timeout, patience.connections) == (1, 2.0, 3, 4)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_machine_is_not_reached_through_a_proxy(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "intra.example")
+    with serving(say("Fine.")) as server:
+        past_proxies(server.url)
+        assert ask(server).completion == "Fine."
+        with pytest.raises(ServerFailure, match="HTTP"):  # the stand-in has no list: it was reached
+            fetch(f"{server.url.replace('127.0.0.1', host)}/nothing", KEY)
+    past_proxies("http://elsewhere.example/v1")
+    assert os.environ["NO_PROXY"].split(",")[0] == "intra.example"
+    assert "elsewhere" not in os.environ["NO_PROXY"]

@@ -24,12 +24,15 @@ from interp.generation import Answer
 from interp.quantize.gguf_f16 import write_f16
 from probes.harness.transport import Patience
 from probes.refusal import server_process
+from probes.refusal.controls import again
+from probes.refusal.controls import notes as controls_notes
 from probes.refusal.engines import EngineSettings
 from probes.refusal.probe import build_tasks, measure
 from probes.refusal.run import BehaviourRun
 from probes.refusal.server_engine import ServerEngine
+from probes.refusal.server_guard import PATIENCE
 from probes.refusal.server_models import KEY_VARIABLE
-from probes.refusal.server_process import ServerProcess
+from probes.refusal.server_process import GUARD, SERVED_AS, ServerProcess
 from probes.refusal.settings import EngineName
 from probes.refusal.stopped import Stopped
 from probes.refusal.subjects import LocalSubject
@@ -267,3 +270,26 @@ def test_llama_cpps_server_reads_the_token_ids(baseline: Path, tmp_path: Path) -
     expected = answers(run_in(tmp_path / "local"), local)
     for column in ("prompt_sha256", "n_prompt_tokens", "response", "n_tokens", "stop_reason"):
         assert found[column].tolist() == expected[column].tolist(), column
+
+
+def test_the_guard_ends_its_command_at_once() -> None:
+    process = subprocess.Popen([sys.executable, "-I", str(GUARD), "sleep", "600"], stdin=subprocess.PIPE)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    process.wait(60)
+    assert time.monotonic() - started < PATIENCE / 2
+
+
+def test_a_server_makes_its_own_batches(baseline: Path) -> None:
+    served, hooked = subject(baseline), subject(baseline, EngineName.HOOKED)
+    assert again(served) == served
+    assert again(hooked).batch_size < hooked.batch_size  # type: ignore[union-attr]
+    repeat = {"n": 4, "n_flips": 0, "n_responses_changed": 1}
+    told = [controls_notes({"determinism": repeat | {"conditions": c}})[0] for c in ({}, {"batch_size": 10})]
+    assert ["another batch size" in each for each in told] == [False, True]
+
+
+def test_which_of_a_servers_models_answers_is_part_of_the_run(running: str, baseline: Path) -> None:
+    plain, named = (subject(baseline, server=address).describe() for address in (running, f"{running}#{SERVED_AS}"))
+    assert named == plain | {"served_as": SERVED_AS}

@@ -204,6 +204,23 @@ def test_what_changes_makes_stale_what_depends_on_it(folder: Path, opened: list[
     assert set(statuses(folder)) == {"stale"}
 
 
+def test_another_model_of_a_server_makes_its_answers_stale(folder: Path) -> None:
+    study = read_study(folder / "study.toml")
+    model = study.models[0]
+    paths = folder / "base", folder / "cell"
+
+    def key(step: str, server: str | None) -> str:
+        cells = [cell.model_copy(update={"server": server}) for cell in model.cells]
+        changed = model.model_copy(update={"cells": cells})
+        return keys.Keys(study, Asked.of(study)).key(changed, BY_NAME[step], cells[0].called, *paths)
+
+    address = "http://127.0.0.1:8000/v1"
+    assert key("completions", None) == key("completions", address) == key("completions", "http://other:80/v1")
+    assert len({key("completions", server) for server in (address, f"{address}#a", f"{address}#b")}) == 3
+    assert key("calibration", f"{address}#a") != key("calibration", f"{address}#b")
+    assert key("entropy", f"{address}#a") == key("entropy", f"{address}#b")
+
+
 def test_another_system_prompt_is_measured_anew(folder: Path) -> None:
     change(folder / "study.toml", "[prompts]", '[prompts]\nsystem = "told.txt"')
     (folder / "told.txt").write_text("Be terse.")
