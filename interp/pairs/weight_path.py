@@ -195,8 +195,8 @@ class _Line:
         return _turn(weight, self.transposed)
 
     def matrix(self, alpha: float) -> Float[Tensor, "out in"]:
-        unchanged = self.weight is None
-        return self.oriented(self.baseline.parameter(f"{self.name}.weight") if unchanged else self.weight.at(alpha))
+        weight = self.baseline.parameter(f"{self.name}.weight") if self.weight is None else self.weight.at(alpha)
+        return self.oriented(weight)
 
     def offset(self, alpha: float) -> Float[Tensor, " out"] | None:
         if self.bias is not None:
