@@ -16,6 +16,8 @@ UNEMBEDDING = "lm_head"
 UNEMBEDDING_WEIGHT = f"{UNEMBEDDING}.weight"
 UNEMBEDDINGS = (UNEMBEDDING, "embed_out")
 """The module as files call it: GPT-NeoX's has another name there."""
+ATTENTION, RECURRENT = "full_attention", "linear_attention"
+"""The kinds of blocks of a hybrid, as `layer_types` of its config has them."""
 MOST_EXPERTS = 2048
 """The most experts of a block; more are a damaged config, and names are made of each before any tensor is looked at."""
 
@@ -33,6 +35,7 @@ class Experts:
         stored_mlp: what files call `mlp`, where it is another name.
         stacked: files hold all experts of a block in one tensor, [experts, in, out], as the model does (gpt-oss).
         scaled: a per-channel scale can move between the last of `inputs` and `output`.
+        shared: the MLP beside them that every token goes through, where there is one (Qwen3-Next).
     """
 
     count_key: str = "num_experts"
@@ -43,11 +46,34 @@ class Experts:
     stored_mlp: str = "mlp"
     stacked: bool = False
     scaled: bool = True
+    shared: str | None = None
 
     def linears(self, expert: int) -> tuple[tuple[str, ...], str]:
         """The linears that write an expert's neurons, and the one that reads them."""
-        prefix = f"{self.module}.{expert}."
-        return tuple(prefix + name for name in self.inputs), prefix + self.output
+        return self.linears_of(f"{self.module}.{expert}")
+
+    def linears_of(self, mlp: str) -> tuple[tuple[str, ...], str]:
+        """The linears of an expert, or of the MLP beside all of them, by its name."""
+        return tuple(f"{mlp}.{name}" for name in self.inputs), f"{mlp}.{self.output}"
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """What stands in place of attention in some blocks of a hybrid: a gated delta net; names are relative to the block.
+
+    Its state is carried from token to token, so no mask over positions says what a token sees.
+
+    Attributes:
+        inputs: the linears that read the norm's output.
+        output: output projection; its input is the outputs of each head of values.
+        added: module whose output is added to the residual stream.
+        heads_key: the config's number of heads of values.
+    """
+
+    inputs: tuple[str, ...]
+    output: str = "linear_attn.out_proj"
+    added: str = "linear_attn"
+    heads_key: str = "linear_num_value_heads"
 
 
 @dataclass(frozen=True)
@@ -86,11 +112,15 @@ class Architecture:
         norm_offset: the norm multiplies by `weight + norm_offset` (Gemma: 1).
         experts: what stands in place of the MLP in a mixture of experts, else None. The names of the MLP's linears then
             are those of blocks without experts, if there are any.
+        recurrence: what stands in place of attention in blocks of the kind `linear_attention`, else None. The names of
+            attention's linears then are those of the other blocks; see `of_block`.
+        heads_key: the config's number of heads.
         conv1d: linears are stored as GPT-2's Conv1D, [in, out].
-        gguf: the architecture's name in GGUF files.
+        gguf: the architecture's name in GGUF files; "" where none of it is read.
         gguf_permuted: llama.cpp stores the rows of q and k permuted (interleaved rotary layout).
         gguf_norm_offset: what a GGUF norm weight has added to it compared with Hugging Face's.
         inferred: no row of the table; see `interp.inferred`.
+        kinds: of each block of one model, `full_attention` or `linear_attention`; () where all are alike.
     """
 
     model_type: str
@@ -119,10 +149,13 @@ class Architecture:
     )
     norm_offset: float = 0.0
     experts: Experts | None = None
+    recurrence: Recurrence | None = None
+    heads_key: str = "num_attention_heads"
     conv1d: bool = False
     gguf_permuted: bool = False
     gguf_norm_offset: float = 0.0
     inferred: bool = False
+    kinds: tuple[str, ...] = ()
 
     def parallel(self, config: Any) -> bool:
         """Whether attention and MLP read the same residual stream, so that `hook_resid_mid` does not exist."""
@@ -138,34 +171,66 @@ class Architecture:
         dense = getattr(config, "mlp_only_layers", None) or ()
         return self.experts is not None and block not in dense and (block + 1) % step == 0
 
+    def of_block(self, block: int) -> Architecture:
+        """The row of one block of an expanded row: a recurrence's names in place of attention's, where it has one."""
+        instead = self.recurrence
+        if instead is None or self.kinds[block] != RECURRENT:
+            return self
+        return replace(
+            self,
+            attention_in=instead.inputs,
+            attention_out=instead.output,
+            attention_added=instead.added,
+            heads_key=instead.heads_key,
+        )
+
     def expanded(self, config: Any) -> Architecture:
-        """The row of one model: with the linears of each of its experts where scales can move.
+        """The row of one model: with the kinds of its blocks, and the linears of each expert where scales can move.
 
         Raises:
-            InputError: a number of experts that no model has, or more of them for a token than there are.
+            InputError: a kind of block that the architecture does not have; a number of experts that no model has, or
+                more of them for a token than there are.
         """
-        if self.experts is None:
-            return self
-        count, taken = getattr(config, self.experts.count_key), config.num_experts_per_tok
+        row = self if self.recurrence is None else replace(self, kinds=self._checked_kinds(config))
+        return row if row.experts is None else row._with_experts(row.experts, config)
+
+    def _checked_kinds(self, config: Any) -> tuple[str, ...]:
+        kinds = tuple(config.layer_types)
+        if unknown := sorted(set(kinds) - {RECURRENT, ATTENTION}):
+            raise InputError(
+                f"config.json gives a {self.model_type} model blocks of the kind {unknown[0]!r} (layer_types)",
+                f"{ATTENTION} or {RECURRENT} for each block",
+                "Restore the file as it was written",
+            )
+        return kinds
+
+    def _with_experts(self, of_experts: Experts, config: Any) -> Architecture:
+        count, taken = getattr(config, of_experts.count_key), config.num_experts_per_tok
         whole = isinstance(count, int) and isinstance(taken, int)  # keys of other names are not checked by transformers
         if not whole or not 1 <= taken <= count <= MOST_EXPERTS:
             raise InputError(
-                f"config.json says {self.experts.count_key} = {count!r} and num_experts_per_tok = {taken!r}",
+                f"config.json says {of_experts.count_key} = {count!r} and num_experts_per_tok = {taken!r}",
                 f"1 to {MOST_EXPERTS} experts, and no more for a token than there are",
                 "Restore the file as it was written",
             )
-        experts = [self.experts.linears(expert) for expert in range(count)]
+        experts = [of_experts.linears(expert) for expert in range(count)]
+        gates: tuple[str, ...] = (of_experts.router,)
+        if of_experts.shared is not None:
+            experts.append(of_experts.linears_of(of_experts.shared))
+            gates += (f"{of_experts.shared}_gate",)
         *norms, (last, readers) = self.scaled_by_norm
-        every = (*readers, self.experts.router, *(name for inputs, _ in experts for name in inputs))
-        pairs = tuple((inputs[-1], output) for inputs, output in experts if self.experts.scaled)
+        every = (*readers, *gates, *(name for inputs, _ in experts for name in inputs))
+        pairs = tuple((inputs[-1], output) for inputs, output in experts if of_experts.scaled)
         return replace(self, scaled_by_norm=(*norms, (last, every)), scaled_by_linear=(*self.scaled_by_linear, *pairs))
 
     def writes_residual(self, linear: str) -> bool:
         """Whether a linear, named within its block, is attention's, the MLP's or an expert's output projection."""
-        expert = self.experts is not None and linear.startswith(f"{self.experts.module}.")
-        if self.experts is not None and expert:
-            return linear.endswith(f".{self.experts.output}")
-        return linear in (self.attention_out, self.mlp_out)
+        experts = self.experts
+        if experts is not None and linear.startswith(f"{experts.module}."):
+            return linear.endswith(f".{experts.output}")
+        shared = experts is not None and experts.shared is not None and linear == f"{experts.shared}.{experts.output}"
+        recurrent = self.recurrence is not None and linear == self.recurrence.output
+        return shared or recurrent or linear in (self.attention_out, self.mlp_out)
 
     def require_modules(self) -> None:
         """Raise an InputError where not every linear is a module of its own, which some analyses need."""
@@ -198,6 +263,19 @@ _OLMO2: dict[str, Any] = {
     "scaled_by_norm": (),
 }
 
+_QWEN_DELTA_NET = Recurrence(("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"))
+
+
+def _hybrid(recurrence: Recurrence) -> dict[str, Any]:
+    """Qwen's blocks with attention, whose query projection holds an output gate, too, and with a recurrence."""
+    attention, mlp = Architecture.scaled_by_norm
+    return {
+        "recurrence": recurrence,
+        "scaled_by_norm": (attention, (attention[0], recurrence.inputs), mlp),
+        "norm_offset": 1.0,
+    }
+
+
 _GPT_OSS = Experts("num_local_experts", ("gate_up_proj",), "down_proj", router="mlp.router", stacked=True, scaled=False)
 _MIXTRAL = Experts("num_local_experts", ("w1", "w3"), "w2", stored_mlp="block_sparse_moe")
 
@@ -213,6 +291,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mixtral", "llama", gguf_permuted=True, experts=_MIXTRAL),
         Architecture("qwen3_moe", "qwen3moe", experts=Experts()),
         Architecture("olmoe", "olmoe", experts=Experts()),
+        Architecture("qwen3_next", "", experts=Experts(shared="mlp.shared_expert"), **_hybrid(_QWEN_DELTA_NET)),
         Architecture("gpt_oss", "gpt-oss", experts=_GPT_OSS),
         Architecture("smollm3", "smollm3", gguf_permuted=True),
         Architecture(

@@ -132,7 +132,7 @@ def _steps(
         if len(staying) < len(rows):
             places = torch.tensor(staying, device=mask.device)
             rows, tokens, mask = [rows[place] for place in staying], tokens[places], mask[places]
-            cache.batch_select_indices(places)
+            cache.reorder_cache(places)  # a recurrence's state has rows, too
         step, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         positions = mask.sum(dim=1, keepdim=True) - 1
 

@@ -92,7 +92,7 @@ def hook_points(row: Architecture, config: Any) -> dict[str, HookPoint]:
     multiplier = row.multiplier(row.embed_multiplier, config)
     points = [HookPoint("hook_embed", row.embed_out or row.embed, multiplier=multiplier)]
     for block in range(config.num_hidden_layers):
-        points += _block_points(row, config, block)
+        points += _block_points(row.of_block(block), config, block)
     points.append(HookPoint("ln_final.hook_normalized", row.final_norm))
     return {point.name: point for point in points}
 
@@ -106,7 +106,7 @@ def _block_points(row: Architecture, config: Any, block: int) -> list[HookPoint]
     return [
         HookPoint(f"{name}.hook_resid_pre", module, at_input=True),
         HookPoint(
-            f"{name}.attn.hook_z", f"{module}.{row.attention_out}", at_input=True, heads=config.num_attention_heads
+            f"{name}.attn.hook_z", f"{module}.{row.attention_out}", at_input=True, heads=getattr(config, row.heads_key)
         ),
         HookPoint(f"{name}.hook_attn_out", f"{module}.{row.attention_added}", multiplier=multiplier),
         *mid,

@@ -39,7 +39,7 @@ def refusal_margin(
 
     Open hooks act on it. A forward pass sees the rows as they are, and where openings have several tokens
     [batch, pos + k]: the k tokens stand right after each prompt (one pass per inner path of the trie). Without hooks
-    one pass reads all inner nodes of the trie side by side after each prompt.
+    one pass reads all inner nodes of the trie side by side after each prompt, where masks alone say what a token sees.
 
     Args:
         model: gradients flow to whatever requires them.
@@ -146,11 +146,13 @@ def _right_padded(
 def _can_be_side_by_side(model: HookedModel, length: int) -> bool:
     """Whether all paths can follow the prompts in one pass.
 
-    Hooks are promised the rows as they are, and layers with a window shorter than a row have masks of their own.
+    Hooks are promised the rows as they are, layers with a window shorter than a row have masks of their own, and a
+    recurrence reads a row from left to right, whatever the mask.
     """
     from transformers import DynamicCache
 
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules()):
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules())
+    if hooked or model.architecture.recurrence is not None:
         return False
     layers = DynamicCache(config=model.config).layers
     return all(getattr(layer, "sliding_window", length) >= length for layer in layers)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp import HookedModel, load
 from interp.errors import InputError
-from tests.tiny_models import CONFIGS, MIXTURES, TEXTS
+from tests.tiny_models import CONFIGS, HYBRIDS, MIXTURES, TEXTS
 
 TOLERANCE = 1e-5
 """Of the activation's largest magnitude, float32."""
@@ -70,8 +70,13 @@ def assert_agrees(other: str, where: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 def has_experts(name: str, block: int) -> bool:
-    """One block of the Qwen mixture has an MLP."""
-    return name in MIXTURES and (name, block) != ("qwen3_moe", 1)
+    """One block of Qwen's mixtures has an MLP."""
+    return name in MIXTURES and (name, block) not in (("qwen3_moe", 1), ("qwen3_next", 1))
+
+
+def is_recurrent(name: str, block: int) -> bool:
+    """All blocks of a hybrid but one have a gated delta net in place of attention."""
+    return name in HYBRIDS and block != 1
 
 
 def routed(points: list[str], name: str, block: int) -> list[str]:
@@ -147,7 +152,7 @@ def name_in_bridge(point: str, name: str) -> str:
 
 def with_gain(model: HookedModel, name: str, normalized: Tensor) -> Tensor:
     norm: Any = model.hf.get_submodule(model.architecture.final_norm)
-    gained = normalized * (norm.weight + 1 if name.startswith("gemma") else norm.weight)
+    gained = normalized * (norm.weight + 1 if name.startswith("gemma") or name in HYBRIDS else norm.weight)
     return gained + norm.bias if hasattr(norm, "bias") else gained
 
 
@@ -203,6 +208,8 @@ NNSIGHT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt_neox", "gpt_neox_sequential"), (*NEOX, "attention", "mlp")),
 }
 """What someone would write in an nnsight trace: blocks, embedding, final norm, and the four modules of a block."""
+DELTA_NET = ("linear_attn.out_proj", "linear_attn")
+"""What stands in a hybrid's recurrent blocks for the fourth and the sixth of these names."""
 SECOND_NORM = {
     **dict.fromkeys((*LLAMAS, "gpt_neox_sequential"), "post_attention_layernorm"),
     **dict.fromkeys(GEMMAS, "pre_feedforward_layernorm"),
@@ -215,13 +222,14 @@ GRANITE = {"hook_embed": 12.0, "hook_attn_out": 0.22, "hook_mlp_out": 0.22}
 
 
 def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
-    blocks, embed, final_norm, attention_out, mlp_out, attention, mlp = NNSIGHT[name]
+    blocks, embed, final_norm, _, mlp_out, _, mlp = NNSIGHT[name]
     view = model.to_nnsight()
     saved: dict[str, Any] = {}
     with torch.no_grad(), view.trace(tokens(model)):
         saved["hook_embed"] = view.get(embed).output.save()
         for i in range(3):
             block = f"blocks.{i}"
+            attention_out, attention = DELTA_NET if is_recurrent(name, i) else (NNSIGHT[name][3], NNSIGHT[name][5])
             saved[f"{block}.hook_resid_pre"] = view.get(f"{blocks}.{i}").input.save()
             saved[f"{block}.attn.hook_z"] = view.get(f"{blocks}.{i}.{attention_out}").input.save()
             saved[f"{block}.hook_attn_out"] = view.get(f"{blocks}.{i}.{attention}").output.save()
