@@ -144,10 +144,14 @@ def router_of(name: str) -> str:
     return "router" if name == "gpt_oss" else "gate"
 
 
-def name_in_bridge(point: str, name: str) -> str:
-    """TransformerLens' name."""
+def name_in_bridge(point: str, name: str) -> str | None:
+    """TransformerLens' name; None for the outputs of a recurrence's heads, which it does not show."""
     block, _, kind = point.rpartition(".mlp.hook_")
-    return f"{block}.mlp.{router_of(name)}.{ROUTER[kind]}" if kind in ROUTER else point
+    if kind in ROUTER:
+        return f"{block}.mlp.{router_of(name)}.{ROUTER[kind]}"
+    if point.startswith("blocks.") and is_recurrent(name, int(point.split(".")[1])):
+        return None if point.endswith("hook_z") else point.replace("hook_attn_out", "linear_attn.hook_out")
+    return point
 
 
 def with_gain(model: HookedModel, name: str, normalized: Tensor) -> Tensor:
@@ -163,7 +167,9 @@ def test_agrees_with_transformer_lens(model: HookedModel, name: str) -> None:
         logits, cache = bridge.run_with_cache(tokens(model))
     acts = captured(model)
     for point, ours in acts.items():
-        theirs = cache[name_in_bridge(point, name)]
+        if (in_bridge := name_in_bridge(point, name)) is None:
+            continue
+        theirs = cache[in_bridge]
         if point.endswith("expert_weights"):  # the bridge has one for each expert, zeros for those that are not taken
             theirs = theirs.gather(-1, acts[point.replace("weights", "indices")].flatten(0, 1))
         theirs = theirs.reshape(ours.shape)
@@ -289,11 +295,13 @@ def test_interventions_agree_with_transformer_lens(
         *(["hook_embed"] if name == "gpt2" else []),
     )
     for point in [p for p in model.hook_names if not p.endswith(differs)]:
+        if (in_bridge := name_in_bridge(point, name)) is None:
+            continue
         with torch.no_grad(), model.intervene({point: change}):
             ours = model.hf(tokens(model)).logits
         with torch.no_grad():
             theirs = bridge.run_with_hooks(
-                tokens(model), fwd_hooks=[(point, lambda activation, hook: change(activation))]
+                tokens(model), fwd_hooks=[(in_bridge, lambda activation, hook: change(activation))]
             )
         assert not torch.allclose(ours, output(model), rtol=1e-3), f"{point} changed nothing"
         assert_agrees("TransformerBridge's interventions", f"{name} {point}", ours, theirs)

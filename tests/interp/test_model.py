@@ -280,7 +280,9 @@ def test_shapes(model: HookedModel) -> None:
     acts = model.activations(TEXTS, model.hook_names)
     for point, value in acts.items():
         kind = point.split(".")[-1]
-        expected = {"hook_z": (heads, d_head), "hook_post": (48,), "hook_router_logits": (experts,)}.get(kind, (32,))
+        recurrent = kind == "hook_z" and model.architecture.recurrence and point.split(".")[1] != "1"
+        of_heads = (6, 16) if recurrent else (heads, d_head)
+        expected = {"hook_z": of_heads, "hook_post": (48,), "hook_router_logits": (experts,)}.get(kind, (32,))
         if kind in ("hook_expert_weights", "hook_expert_indices"):
             expected = (model.config.num_experts_per_tok,)
         assert value.shape == (len(TEXTS), *expected), point
