@@ -263,17 +263,13 @@ _OLMO2: dict[str, Any] = {
     "scaled_by_norm": (),
 }
 
-_QWEN_DELTA_NET = Recurrence(("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"))
 
-
-def _hybrid(recurrence: Recurrence) -> dict[str, Any]:
-    """Qwen's blocks with attention, whose query projection holds an output gate, too, and with a recurrence."""
+def _hybrid(*inputs: str) -> dict[str, Any]:
+    """Qwen's blocks with attention, whose query projection holds an output gate, too, and those with a delta net."""
+    recurrence = Recurrence(tuple(f"linear_attn.in_proj_{name}" for name in inputs))
     attention, mlp = Architecture.scaled_by_norm
-    return {
-        "recurrence": recurrence,
-        "scaled_by_norm": (attention, (attention[0], recurrence.inputs), mlp),
-        "norm_offset": 1.0,
-    }
+    norms = (attention, (attention[0], recurrence.inputs), mlp)
+    return {"recurrence": recurrence, "scaled_by_norm": norms, "norm_offset": 1.0}
 
 
 _GPT_OSS = Experts("num_local_experts", ("gate_up_proj",), "down_proj", router="mlp.router", stacked=True, scaled=False)
@@ -291,7 +287,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mixtral", "llama", gguf_permuted=True, experts=_MIXTRAL),
         Architecture("qwen3_moe", "qwen3moe", experts=Experts()),
         Architecture("olmoe", "olmoe", experts=Experts()),
-        Architecture("qwen3_next", "", experts=Experts(shared="mlp.shared_expert"), **_hybrid(_QWEN_DELTA_NET)),
+        Architecture("qwen3_next", "", experts=Experts(shared="mlp.shared_expert"), **_hybrid("qkvz", "ba")),
+        Architecture("qwen3_5_text", "", **_hybrid("qkv", "z", "b", "a")),
         Architecture("gpt_oss", "gpt-oss", experts=_GPT_OSS),
         Architecture("smollm3", "smollm3", gguf_permuted=True),
         Architecture(

@@ -121,6 +121,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         shared_expert_intermediate_size=40,
         mlp_only_layers=[1],
     ),
+    "qwen3_5_text": lambda: transformers.Qwen3_5TextConfig(**_SIZES, **_GROUPED, **_WIDE_HEADS, **_DELTA_NET),
     "olmoe": lambda: transformers.OlmoeConfig(**_SIZES, **_GROUPED, num_experts=6, num_experts_per_tok=3),
     "gpt_oss": lambda: transformers.GptOssConfig(
         **_SIZES | {"intermediate_size": 64},
@@ -141,7 +142,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 """Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
 MIXTURES = ("mixtral", "qwen3_moe", "qwen3_next", "olmoe", "gpt_oss")
 """Of experts."""
-HYBRIDS = ("qwen3_next",)
+HYBRIDS = ("qwen3_next", "qwen3_5_text")
 """Two blocks of three have a recurrence in place of attention."""
 DENSE = [name for name in CONFIGS if name not in MIXTURES]
 DISTINCT = [name for name in DENSE if name not in ("ministral", "ministral3", "olmo2", "smollm3")]

@@ -194,6 +194,7 @@ POST_NORMED = (*LLAMA_LIKE[:5], "post_attention_layernorm", "post_feedforward_la
 LLAMAS = (
     *("llama", "qwen2", "qwen3", "mistral", "ministral", "ministral3", "smollm3", "granite", "phi3", "gemma"),
     *MIXTURES,
+    "qwen3_5_text",
 )
 OLMOS = ("olmo2", "olmo3")
 GEMMAS = ("gemma2", "gemma3_text")
@@ -424,16 +425,17 @@ def test_an_intervention_does_not_touch_what_was_captured_before_it(model: Hooke
         assert torch.equal(captured(model)["blocks.0.hook_resid_post"], original)
 
 
-def test_gradients_flow_through_an_intervention(model: HookedModel) -> None:
+def test_gradients_flow_through_an_intervention(model: HookedModel, name: str) -> None:
     shift = torch.zeros(32, requires_grad=True)
     with model.intervene({"blocks.1.hook_resid_pre": lambda resid: resid + shift}):
         model.hf(tokens(model)).logits[0, -1, 7].backward()
-    step = 1e-2 * torch.nn.functional.normalize(shift.grad, dim=0)  # a finite difference along the gradient
+    size = 1e-3 if name in HYBRIDS else 1e-2  # a tiny delta net's norm makes much of little, so steep curves
+    step = size * torch.nn.functional.normalize(shift.grad, dim=0)  # a finite difference along the gradient
     values = []
     for sign in (1, -1):
         with model.intervene({"blocks.1.hook_resid_pre": lambda resid, sign=sign: resid + sign * step}):
             values.append(output(model)[0, -1, 7])
-    torch.testing.assert_close((values[0] - values[1]) / 2e-2, shift.grad.norm(), rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close((values[0] - values[1]) / (2 * size), shift.grad.norm(), rtol=2e-2, atol=1e-3)
     assert all(parameter.grad is None for parameter in model.hf.parameters())
 
 
