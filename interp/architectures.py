@@ -77,6 +77,23 @@ class Recurrence:
 
 
 @dataclass(frozen=True)
+class LayerInput:
+    """What is added to the residual stream after the MLP in Gemma 4: an embedding of the token for each block, gated.
+
+    Attributes:
+        width_key: the config's width of that embedding; 0 or null where a model has none of this.
+        embed: the embedding for all blocks, absolute.
+        gate: module whose *input* is the residual stream after the MLP.
+        added: module whose output is added.
+    """
+
+    width_key: str = "hidden_size_per_layer_input"
+    embed: str = "model.embed_tokens_per_layer"
+    gate: str = "per_layer_input_gate"
+    added: str = "post_per_layer_input_norm"
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Where the parts of a transformer live in Hugging Face's module tree.
 
@@ -115,6 +132,9 @@ class Architecture:
         recurrence: what stands in place of attention in blocks of the kind `linear_attention`, else None. The names of
             attention's linears then are those of the other blocks; see `of_block`.
         heads_key: the config's number of heads.
+        layer_input: what is added after the MLP, else None.
+        scalar: the block's buffer by which all of its output, the residual stream included, is multiplied, else None.
+        unsupported: settings that some models of this type have and that are refused.
         conv1d: linears are stored as GPT-2's Conv1D, [in, out].
         gguf: the architecture's name in GGUF files; "" where none of it is read.
         gguf_permuted: llama.cpp stores the rows of q and k permuted (interleaved rotary layout).
@@ -151,6 +171,9 @@ class Architecture:
     experts: Experts | None = None
     recurrence: Recurrence | None = None
     heads_key: str = "num_attention_heads"
+    layer_input: LayerInput | None = None
+    scalar: str | None = None
+    unsupported: tuple[tuple[str, object], ...] = ()
     conv1d: bool = False
     gguf_permuted: bool = False
     gguf_norm_offset: float = 0.0
@@ -188,10 +211,19 @@ class Architecture:
         """The row of one model: with the kinds of its blocks, and the linears of each expert where scales can move.
 
         Raises:
-            InputError: a kind of block that the architecture does not have; a number of experts that no model has, or
-                more of them for a token than there are.
+            InputError: a setting that is not supported; a kind of block that the architecture does not have; a number
+                of experts that no model has, or more of them for a token than there are.
         """
+        for key, value in self.unsupported:
+            if getattr(config, key) == value:
+                raise InputError(
+                    f"config.json describes a {self.model_type} model with {key} = {value!r}, which is not supported",
+                    f"a {self.model_type} model without",
+                    "Choose another size of the model",
+                )
         row = self if self.recurrence is None else replace(self, kinds=self._checked_kinds(config))
+        if row.layer_input is not None and not getattr(config, row.layer_input.width_key):
+            row = replace(row, layer_input=None)
         return row if row.experts is None else row._with_experts(row.experts, config)
 
     def _checked_kinds(self, config: Any) -> tuple[str, ...]:
@@ -232,6 +264,20 @@ class Architecture:
         recurrent = self.recurrence is not None and linear == self.recurrence.output
         return shared or recurrent or linear in (self.attention_out, self.mlp_out)
 
+    def require_sums(self, what: str) -> None:
+        """Raise an InputError where a block multiplies the residual stream, so that it does not only add to it.
+
+        Args:
+            what: needs that.
+        """
+        if self.scalar is not None:
+            raise InputError(
+                f"{what} needs blocks that only add to the residual stream, and those of a {self.model_type} model "
+                f"multiply it ({self.scalar})",
+                "another architecture",
+                "Ask for linears, heads or neurons, or exchange weights",
+            )
+
     def require_modules(self) -> None:
         """Raise an InputError where not every linear is a module of its own, which some analyses need."""
         if self.experts is not None:
@@ -254,6 +300,14 @@ _GEMMA: dict[str, Any] = {
     "scaled_by_norm": _GEMMA_NORMS,
     "norm_offset": 1.0,
     "gguf_norm_offset": 1.0,
+}
+
+_GEMMA4: dict[str, Any] = {
+    **{key: _GEMMA[key] for key in ("attention_added", "mlp_added", "mid", "scaled_by_norm")},
+    "scaled_by_linear": (("mlp.up_proj", "mlp.down_proj"),),  # a norm stands between values and attention's output
+    "layer_input": LayerInput(),
+    "scalar": "layer_scalar",
+    "unsupported": (("enable_moe_block", True), ("use_bidirectional_attention", "all")),
 }
 
 _OLMO2: dict[str, Any] = {
@@ -314,6 +368,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("gemma", "gemma", norm_offset=1.0, gguf_norm_offset=1.0),
         Architecture("gemma2", "gemma2", **_GEMMA),
         Architecture("gemma3_text", "gemma3", **_GEMMA),
+        Architecture("gemma4_text", "", **_GEMMA4),
         Architecture(
             "phi",
             "phi2",

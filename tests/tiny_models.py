@@ -97,6 +97,21 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **_WIDE_HEADS,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "gemma4_text": lambda: transformers.Gemma4TextConfig(
+        **_SIZES,
+        **_GROUPED,
+        **_WINDOWED,
+        head_dim=8,
+        global_head_dim=12,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=2,
+        num_kv_shared_layers=1,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=6,
+        vocab_size_per_layer_input=320,
+        final_logit_softcapping=30.0,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+    ),
     "mixtral": lambda: transformers.MixtralConfig(
         **_SIZES, **_GROUPED, **_WINDOWED, num_local_experts=4, num_experts_per_tok=2
     ),
@@ -142,6 +157,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 """Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
 MIXTURES = ("mixtral", "qwen3_moe", "qwen3_next", "olmoe", "gpt_oss")
 """Of experts."""
+NO_GGUF = ("qwen3_5_text", "gemma4_text")
+"""Dense ones that are not read from GGUF files."""
 HYBRIDS = ("qwen3_next", "qwen3_5_text")
 """Two blocks of three have a recurrence in place of attention."""
 DENSE = [name for name in CONFIGS if name not in MIXTURES]
@@ -183,6 +200,9 @@ def bare_model(name: str, **overrides: Any) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("layer_scalar"):
+                buffer.mul_(0.8)
     return model
 
 

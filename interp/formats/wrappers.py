@@ -11,12 +11,12 @@ from typing import Any
 
 from interp.errors import InputError
 
-TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text"}
+TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text", "gemma4": "gemma4_text"}
 """`model_type` of what also sees → that of its language model, where its own config does not say it."""
 PREFIXES = ("language_model.model.", "model.language_model.")
 """What stands before a tensor's name instead of `model.`, by older and newer writers."""
-OTHER_PARTS = ("vision_tower", "multi_modal_projector", "visual")
-"""The parts that read images."""
+OTHER_PARTS = ("vision_tower", "multi_modal_projector", "visual", "embed_vision", "audio_tower", "embed_audio")
+"""The parts that read images, or hear."""
 FURTHER_TOKENS = "mtp."
 """What stands before the names of a part that guesses further tokens for an engine to check (Qwen)."""
 

@@ -212,7 +212,8 @@ class Parts:
         query, *shared = inputs
         queries = self.shapes[query][0] // self.n_heads  # twice the width where there is a gate after each head's query
         rows = [Slice(query, WeightAxis.ROWS, head * queries, (head + 1) * queries)]
-        rows += [self._shared_rows(name, head, width, 0, self.shapes[name][0]) for name in shared]
+        own = [name for name in shared if name in self.shapes]  # keys may be values, or both another layer's (Gemma 4)
+        rows += [self._shared_rows(name, head, width, 0, self.shapes[name][0]) for name in own]
         return [*rows, read]
 
     def _shared_rows(self, linear: str, head: int, width: int, begin: int, n_rows: int) -> Slice:
