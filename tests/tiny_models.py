@@ -104,7 +104,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         head_dim=8,
         global_head_dim=12,
         attention_k_eq_v=True,
-        num_global_key_value_heads=2,
+        num_global_key_value_heads=1,
         num_kv_shared_layers=1,
         use_double_wide_mlp=True,
         hidden_size_per_layer_input=6,
@@ -157,8 +157,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 """Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
 MIXTURES = ("mixtral", "qwen3_moe", "qwen3_next", "olmoe", "gpt_oss")
 """Of experts."""
-NO_GGUF = ("qwen3_5_text", "gemma4_text")
-"""Dense ones that are not read from GGUF files."""
+NO_GGUF = ("qwen3_next", "qwen3_5_text", "gemma4_text")
+"""Those that are not read from GGUF files."""
 HYBRIDS = ("qwen3_next", "qwen3_5_text")
 """Two blocks of three have a recurrence in place of attention."""
 DENSE = [name for name in CONFIGS if name not in MIXTURES]

@@ -24,7 +24,9 @@ ROUTER = {"router_logits": "hook_out", "expert_weights": "hook_expert_weights", 
 WITHOUT_BRIDGE = ("ministral",)
 """What TransformerLens does not know; its modules are Mistral's."""
 WITH_BRIDGE = [name for name in CONFIGS if name not in WITHOUT_BRIDGE]
-SEQUENTIAL = [name for name in CONFIGS if name not in PARALLEL]
+THREE_TERMS = ("gemma4_text",)
+"""What adds a third term after the MLP and multiplies the sum; `test_gemma4.py` has what differs."""
+SEQUENTIAL = [name for name in CONFIGS if name not in (*PARALLEL, *THREE_TERMS)]
 WORST: dict[tuple[str, str], tuple[float, str]] = {}
 """Model and other reading → largest disagreement and where; printed at the end (pytest -s), and in docs/formats.md."""
 
@@ -101,6 +103,8 @@ def test_names_are_those_of_the_contract(model: HookedModel, name: str) -> None:
     ]
     if name in PARALLEL:
         per_block.remove("hook_resid_mid")
+    if name in THREE_TERMS:
+        per_block.insert(-1, "hook_layer_input_out")
     blocks = [f"blocks.{i}.{point}" for i in range(3) for point in routed(per_block, name, i)]
     assert model.hook_names == ["hook_embed", *blocks, "ln_final.hook_normalized"]
 
@@ -134,7 +138,10 @@ def test_parts_add_up_to_the_residual_stream(model: HookedModel, name: str) -> N
             acts[f"blocks.{block}.{point}"]
             for point in ("hook_resid_pre", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
         )
-        torch.testing.assert_close(pre + attn + mlp, post, rtol=1e-5, atol=1e-6)
+        total = pre + attn + mlp
+        if name in THREE_TERMS:
+            total = (total + acts[f"blocks.{block}.hook_layer_input_out"]) * 0.8
+        torch.testing.assert_close(total, post, rtol=1e-5, atol=1e-6)
         if name not in PARALLEL:
             torch.testing.assert_close(pre + attn, acts[f"blocks.{block}.hook_resid_mid"], rtol=1e-5, atol=1e-6)
 
@@ -146,6 +153,9 @@ def router_of(name: str) -> str:
 
 def name_in_bridge(point: str, name: str) -> str | None:
     """TransformerLens' name; None for the outputs of a recurrence's heads, which it does not show."""
+    if name in THREE_TERMS:
+        renamed = {"hook_normalized": "hook_out", "hook_layer_input_out": "post_per_layer_input_norm.hook_out"}
+        return point.replace(kind := point.rpartition(".")[2], renamed.get(kind, kind))
     block, _, kind = point.rpartition(".mlp.hook_")
     if kind in ROUTER:
         return f"{block}.mlp.{router_of(name)}.{ROUTER[kind]}"
@@ -175,7 +185,7 @@ def test_agrees_with_transformer_lens(model: HookedModel, name: str) -> None:
         theirs = theirs.reshape(ours.shape)
         if point == "hook_embed" and name == "gpt2":
             theirs = theirs + cache["hook_pos_embed"]
-        if point == "ln_final.hook_normalized":
+        if point == "ln_final.hook_normalized" and name not in THREE_TERMS:
             theirs = with_gain(model, name, theirs)
         assert_agrees("TransformerBridge", f"{name} {point}", ours, theirs)
     assert_agrees("TransformerBridge", f"{name} logits", output(model), logits)
@@ -201,7 +211,7 @@ GEMMAS = ("gemma2", "gemma3_text")
 NEOX = ("gpt_neox.layers", "gpt_neox.embed_in", "gpt_neox.final_layer_norm", "attention.dense", "mlp.dense_4h_to_h")
 NNSIGHT: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LLAMAS, LLAMA_LIKE),
-    **dict.fromkeys((*GEMMAS, *OLMOS), POST_NORMED),
+    **dict.fromkeys((*GEMMAS, *OLMOS, *THREE_TERMS), POST_NORMED),
     "phi": (
         "model.layers",
         "model.embed_tokens",
@@ -219,7 +229,7 @@ DELTA_NET = ("linear_attn.out_proj", "linear_attn")
 """What stands in a hybrid's recurrent blocks for the fourth and the sixth of these names."""
 SECOND_NORM = {
     **dict.fromkeys((*LLAMAS, "gpt_neox_sequential"), "post_attention_layernorm"),
-    **dict.fromkeys(GEMMAS, "pre_feedforward_layernorm"),
+    **dict.fromkeys((*GEMMAS, *THREE_TERMS), "pre_feedforward_layernorm"),
     **dict.fromkeys(OLMOS, "mlp"),
     "gpt2": "ln_2",
 }
@@ -248,6 +258,9 @@ def nnsight_activations(model: HookedModel, name: str) -> dict[str, Any]:
             else:
                 saved[f"{block}.mlp.hook_post"] = view.get(f"{blocks}.{i}.{mlp_out}").input.save()
             saved[f"{block}.hook_mlp_out"] = view.get(f"{blocks}.{i}.{mlp}").output.save()
+            if name in THREE_TERMS:
+                third = view.get(f"{blocks}.{i}.post_per_layer_input_norm").output
+                saved[f"{block}.hook_layer_input_out"] = third.save()
             saved[f"{block}.hook_resid_post"] = view.get(f"{blocks}.{i}").output.save()
         saved["ln_final.hook_normalized"] = view.get(final_norm).output.save()
     values = {point: value[0] if isinstance(value, tuple) else value for point, value in saved.items()}
@@ -349,8 +362,9 @@ def test_what_is_added_anywhere_in_the_residual_stream_flows_on(model: HookedMod
         with model.intervene({point: lambda activation: activation + shift}):
             return output(model)
 
-    same = [["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.0.hook_mlp_out"]]
-    same += [["hook_embed", "blocks.0.hook_resid_pre"]]
+    same = [["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]]
+    if name not in THREE_TERMS:
+        same += [["blocks.0.hook_resid_post", "blocks.0.hook_mlp_out"], ["hook_embed", "blocks.0.hook_resid_pre"]]
     same += [] if name in PARALLEL else [["blocks.1.hook_resid_mid", "blocks.1.hook_attn_out"]]
     for first, *others in same:
         for other in others:

@@ -23,6 +23,7 @@ from interp.pairs.weight_path import WeightPath
 from probes import neurons
 from probes.attribution.parts import Part, Parts
 from probes.attribution.settings import PartKind
+from probes.causal.rankings import contrast_scores
 from probes.neurons.settings import Site
 from probes.neurons.weight_errors import safety_units
 from tests.cells import HARMFUL, HARMLESS
@@ -191,6 +192,8 @@ def test_what_cannot_be_asked_of_a_hybrid_is_told(tiny: Tiny) -> None:
     assert {part.layer for part in parts.every(PartKind.HEAD)} == {1}
     with pytest.raises(InputError, match="Layer 0 of this qwen3_5_text model has a recurrence"):
         parts.slices(Part(PartKind.HEAD, 0, 1))
+    contrasts = contrast_scores(dense, PartKind.HEAD, HARMFUL.instructions, HARMLESS.instructions)
+    assert list(contrasts) == parts.every(PartKind.HEAD)
     queries = parts.slices(Part(PartKind.HEAD, 1, 1))[0]
     assert (queries.linear, queries.start, queries.stop) == ("model.layers.1.self_attn.q_proj", 24, 48)  # and its gate
 

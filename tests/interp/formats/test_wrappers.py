@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,15 @@ WRAPPERS: dict[str, tuple[Any, Any, Any, Any]] = {
         CONFIGS["qwen3_5_text"],
         {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16, "patch_size": 8},
     ),
+    "gemma4": (
+        transformers.Gemma4ForConditionalGeneration,
+        partial(transformers.Gemma4Config, audio_config=None),
+        CONFIGS["gemma4_text"],
+        {"patch_size": 4, "position_embedding_size": 16, "num_key_value_heads": 2, "head_dim": 8},
+    ),
 }
-PARTS = {"qwen3_5": "visual"}
-TEXT_MODELS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text"}
+PARTS = {"qwen3_5": "visual", "gemma4": "vision_tower, embed_vision"}
+TEXT_MODELS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text", "gemma4": "gemma4_text"}
 
 
 def whole_model(name: str, tied: bool) -> Any:
@@ -71,7 +78,7 @@ def saved(model: Any, directory: Path, newer_names: bool = False) -> Path:
 
 @pytest.mark.parametrize("newer_names", [False, True])
 @pytest.mark.parametrize(
-    ("name", "tied"), [("gemma3", True), ("mistral3", False), ("qwen3_5", True), ("qwen3_5", False)]
+    ("name", "tied"), [("gemma3", True), ("mistral3", False), ("qwen3_5", True), ("qwen3_5", False), ("gemma4", True)]
 )
 def test_the_language_model_is_the_wholes_on_text(name: str, tied: bool, newer_names: bool, tmp_path: Path) -> None:
     whole = whole_model(name, tied)

@@ -30,7 +30,8 @@ BIASED = ["llama", "phi", "gpt2", "gpt_neox", "qwen2"]
 def test_shares_add_up_to_the_shift(tiny: Tiny, name: str) -> None:
     """With noise in every parameter there is, on every prompt; each forward hook is gone afterwards."""
     baseline, cell = load(tiny(name)), noisy(tiny(name), chosen=lambda n: not n.endswith(NOT_ON_THE_PATH))
-    found = attribute(baseline, cell, PROMPTS, MARGIN)
+    steps = {"steps": 32} if name == "gemma4_text" else {}  # with 8 it misses 0.0024, with 16 a quarter of that
+    found = attribute(baseline, cell, PROMPTS, MARGIN, **steps)
     assert found.shift.abs().max() > 0.02
     assert found.complete()
     torch.testing.assert_close(found.total, found.shift, rtol=0.01, atol=3e-4)

@@ -55,7 +55,7 @@ def test_the_rows_of_a_head_write_its_group_alone(model: HookedModel) -> None:
     before = model.activations(tiny_models.TEXTS, [name])[name]
     _zero(model, parts, Part(PartKind.HEAD, 1, 3), WeightAxis.ROWS)
     after = model.activations(tiny_models.TEXTS, [name])[name]
-    group = 4 // getattr(model.config, "num_key_value_heads", 4)
+    group = 4 // getattr(model.config.per_layer_config[1], "num_key_value_heads", 4)
     silent = [head // group == 3 // group for head in range(4)]
     assert (after[:, silent] == 0).all()
     torch.testing.assert_close(after[:, [not s for s in silent]], before[:, [not s for s in silent]])
