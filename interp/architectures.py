@@ -84,12 +84,14 @@ class LayerInput:
         width_key: the config's width of that embedding; 0 or null where a model has none of this.
         embed: the embedding for all blocks, absolute.
         gate: module whose *input* is the residual stream after the MLP.
+        output: the linear that writes it, before a norm.
         added: module whose output is added.
     """
 
     width_key: str = "hidden_size_per_layer_input"
     embed: str = "model.embed_tokens_per_layer"
     gate: str = "per_layer_input_gate"
+    output: str = "per_layer_projection"
     added: str = "post_per_layer_input_norm"
 
 
@@ -256,13 +258,13 @@ class Architecture:
         return replace(self, scaled_by_norm=(*norms, (last, every)), scaled_by_linear=(*self.scaled_by_linear, *pairs))
 
     def writes_residual(self, linear: str) -> bool:
-        """Whether a linear, named within its block, is attention's, the MLP's or an expert's output projection."""
+        """Whether a linear, named within its block, is an output projection of what is added to the residual stream."""
         experts = self.experts
         if experts is not None and linear.startswith(f"{experts.module}."):
             return linear.endswith(f".{experts.output}")
         shared = experts is not None and experts.shared is not None and linear == f"{experts.shared}.{experts.output}"
-        recurrent = self.recurrence is not None and linear == self.recurrence.output
-        return shared or recurrent or linear in (self.attention_out, self.mlp_out)
+        others = (part.output for part in (self.recurrence, self.layer_input) if part is not None)
+        return shared or linear in (self.attention_out, self.mlp_out, *others)
 
     def require_sums(self, what: str) -> None:
         """Raise an InputError where a block multiplies the residual stream, so that it does not only add to it.

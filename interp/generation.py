@@ -136,7 +136,7 @@ def _steps(
         if not staying:
             return
         if len(staying) < len(rows):
-            places = torch.tensor(staying, device=mask.device)
+            places: Any = torch.tensor(staying, device=mask.device)
             rows, tokens, mask = [rows[place] for place in staying], tokens[places], mask[places]
             cache.reorder_cache(places)  # a recurrence's state has rows, too
         step, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)

@@ -22,12 +22,16 @@ from interp.errors import InputError
 from interp.formats.names import architecture_of
 from interp.pairs.alignment import aligned
 from interp.pairs.weight_error import check_pair, recovered_scales, weight_error
+from probes import neurons
 from probes.attribution.parts import Part
 from probes.attribution.settings import PartKind
 from probes.causal.exchange import Aim
 from probes.causal.settings import By
+from probes.neurons.settings import Site
+from probes.neurons.weight_errors import safety_units
+from tests.cells import HARMFUL, HARMLESS
 from tests.exchanges import interventions
-from tests.packed_files import edit
+from tests.packed_files import edit, gptq_copy
 from tests.tiny_models import TEXTS, bare_model, tokenizer
 
 Tiny = Callable[[str], Path]
@@ -173,6 +177,30 @@ def test_scales_that_awq_moved_are_undone(tiny: Tiny, tmp_path: Path, model: Hoo
     expected = cell.logits(TEXTS)
     with aligned(cell, model):
         torch.testing.assert_close(cell.logits(TEXTS), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_writes_and_what_reads_a_dimension(tiny: Tiny, tmp_path: Path, model: HookedModel) -> None:
+    """The third term's linears do, too."""
+    path = gptq_copy(tiny("gemma4_text"), tmp_path / "cell")
+    cell = load(path)
+    result = neurons.measure(model, {"cell": cell}, HARMFUL, HARMLESS, template="none", sites=[Site.RESID])
+    table = safety_units(result, model.checkpoint, {"cell": cell.checkpoint}).table
+    (row,) = table[table.layer == 1].itertuples()
+
+    def relative(linears: list[str], index: Any) -> float:
+        before, after = (
+            torch.cat([m.checkpoint.weight(f"model.layers.{linear}")[index].double().flatten() for linear in linears])
+            for m in (model, cell)
+        )
+        return float((after - before).norm() / before.norm())
+
+    outputs = ("self_attn.o_proj", "mlp.down_proj", "per_layer_projection")
+    inputs = ("self_attn.q_proj", "mlp.gate_proj", "mlp.up_proj", "per_layer_input_gate")
+    written = relative([f"{block}.{linear}" for block in (0, 1) for linear in outputs], row.unit)
+    assert row.write_error == pytest.approx(written, rel=1e-5)
+    assert row.read_error == pytest.approx(
+        relative([f"2.{linear}" for linear in inputs], (slice(None), row.unit)), rel=1e-5
+    )
 
 
 def test_another_scalar_is_another_model(tiny: Tiny, tmp_path: Path) -> None:
