@@ -16,6 +16,8 @@ UNEMBEDDING = "lm_head"
 UNEMBEDDING_WEIGHT = f"{UNEMBEDDING}.weight"
 UNEMBEDDINGS = (UNEMBEDDING, "embed_out")
 """The module as files call it: GPT-NeoX's has another name there."""
+ATTENTION, RECURRENT = "full_attention", "linear_attention"
+"""The kinds of blocks of a hybrid, as `layer_types` of its config has them."""
 MOST_EXPERTS = 2048
 """The most experts of a block; more are a damaged config, and names are made of each before any tensor is looked at."""
 
@@ -33,6 +35,7 @@ class Experts:
         stored_mlp: what files call `mlp`, where it is another name.
         stacked: files hold all experts of a block in one tensor, [experts, in, out], as the model does (gpt-oss).
         scaled: a per-channel scale can move between the last of `inputs` and `output`.
+        shared: the MLP beside them that every token goes through, where there is one (Qwen3-Next).
     """
 
     count_key: str = "num_experts"
@@ -43,11 +46,53 @@ class Experts:
     stored_mlp: str = "mlp"
     stacked: bool = False
     scaled: bool = True
+    shared: str | None = None
 
     def linears(self, expert: int) -> tuple[tuple[str, ...], str]:
         """The linears that write an expert's neurons, and the one that reads them."""
-        prefix = f"{self.module}.{expert}."
-        return tuple(prefix + name for name in self.inputs), prefix + self.output
+        return self.linears_of(f"{self.module}.{expert}")
+
+    def linears_of(self, mlp: str) -> tuple[tuple[str, ...], str]:
+        """The linears of an expert, or of the MLP beside all of them, by its name."""
+        return tuple(f"{mlp}.{name}" for name in self.inputs), f"{mlp}.{self.output}"
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """What stands in place of attention in some blocks of a hybrid: a gated delta net; names are relative to the block.
+
+    Its state is carried from token to token, so no mask over positions says what a token sees.
+
+    Attributes:
+        inputs: the linears that read the norm's output.
+        output: output projection; its input is the outputs of each head of values.
+        added: module whose output is added to the residual stream.
+        heads_key: the config's number of heads of values.
+    """
+
+    inputs: tuple[str, ...]
+    output: str = "linear_attn.out_proj"
+    added: str = "linear_attn"
+    heads_key: str = "linear_num_value_heads"
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """What is added to the residual stream after the MLP in Gemma 4: an embedding of the token for each block, gated.
+
+    Attributes:
+        width_key: the config's width of that embedding; 0 or null where a model has none of this.
+        embed: the embedding for all blocks, absolute.
+        gate: module whose *input* is the residual stream after the MLP.
+        output: the linear that writes it, before a norm.
+        added: module whose output is added.
+    """
+
+    width_key: str = "hidden_size_per_layer_input"
+    embed: str = "model.embed_tokens_per_layer"
+    gate: str = "per_layer_input_gate"
+    output: str = "per_layer_projection"
+    added: str = "post_per_layer_input_norm"
 
 
 @dataclass(frozen=True)
@@ -86,11 +131,18 @@ class Architecture:
         norm_offset: the norm multiplies by `weight + norm_offset` (Gemma: 1).
         experts: what stands in place of the MLP in a mixture of experts, else None. The names of the MLP's linears then
             are those of blocks without experts, if there are any.
+        recurrence: what stands in place of attention in blocks of the kind `linear_attention`, else None. The names of
+            attention's linears then are those of the other blocks; see `of_block`.
+        heads_key: the config's number of heads.
+        layer_input: what is added after the MLP, else None.
+        scalar: the block's buffer by which all of its output, the residual stream included, is multiplied, else None.
+        unsupported: settings that some models of this type have and that are refused.
         conv1d: linears are stored as GPT-2's Conv1D, [in, out].
-        gguf: the architecture's name in GGUF files.
+        gguf: the architecture's name in GGUF files; "" where none of it is read.
         gguf_permuted: llama.cpp stores the rows of q and k permuted (interleaved rotary layout).
         gguf_norm_offset: what a GGUF norm weight has added to it compared with Hugging Face's.
         inferred: no row of the table; see `interp.inferred`.
+        kinds: of each block of one model, `full_attention` or `linear_attention`; () where all are alike.
     """
 
     model_type: str
@@ -119,10 +171,16 @@ class Architecture:
     )
     norm_offset: float = 0.0
     experts: Experts | None = None
+    recurrence: Recurrence | None = None
+    heads_key: str = "num_attention_heads"
+    layer_input: LayerInput | None = None
+    scalar: str | None = None
+    unsupported: tuple[tuple[str, object], ...] = ()
     conv1d: bool = False
     gguf_permuted: bool = False
     gguf_norm_offset: float = 0.0
     inferred: bool = False
+    kinds: tuple[str, ...] = ()
 
     def parallel(self, config: Any) -> bool:
         """Whether attention and MLP read the same residual stream, so that `hook_resid_mid` does not exist."""
@@ -138,34 +196,89 @@ class Architecture:
         dense = getattr(config, "mlp_only_layers", None) or ()
         return self.experts is not None and block not in dense and (block + 1) % step == 0
 
+    def of_block(self, block: int) -> Architecture:
+        """The row of one block of an expanded row: a recurrence's names in place of attention's, where it has one."""
+        instead = self.recurrence
+        if instead is None or self.kinds[block] != RECURRENT:
+            return self
+        return replace(
+            self,
+            attention_in=instead.inputs,
+            attention_out=instead.output,
+            attention_added=instead.added,
+            heads_key=instead.heads_key,
+        )
+
     def expanded(self, config: Any) -> Architecture:
-        """The row of one model: with the linears of each of its experts where scales can move.
+        """The row of one model: with the kinds of its blocks, and the linears of each expert where scales can move.
 
         Raises:
-            InputError: a number of experts that no model has, or more of them for a token than there are.
+            InputError: a setting that is not supported; a kind of block that the architecture does not have; a number
+                of experts that no model has, or more of them for a token than there are.
         """
-        if self.experts is None:
-            return self
-        count, taken = getattr(config, self.experts.count_key), config.num_experts_per_tok
+        for key, value in self.unsupported:
+            if getattr(config, key) == value:
+                raise InputError(
+                    f"config.json describes a {self.model_type} model with {key} = {value!r}, which is not supported",
+                    f"a {self.model_type} model without",
+                    "Choose another size of the model",
+                )
+        row = self if self.recurrence is None else replace(self, kinds=self._checked_kinds(config))
+        if row.layer_input is not None and not getattr(config, row.layer_input.width_key):
+            row = replace(row, layer_input=None)
+        return row if row.experts is None else row._with_experts(row.experts, config)
+
+    def _checked_kinds(self, config: Any) -> tuple[str, ...]:
+        kinds = tuple(config.layer_types)
+        if unknown := sorted(set(kinds) - {RECURRENT, ATTENTION}):
+            raise InputError(
+                f"config.json gives a {self.model_type} model blocks of the kind {unknown[0]!r} (layer_types)",
+                f"{ATTENTION} or {RECURRENT} for each block",
+                "Restore the file as it was written",
+            )
+        return kinds
+
+    def _with_experts(self, of_experts: Experts, config: Any) -> Architecture:
+        count, taken = getattr(config, of_experts.count_key), config.num_experts_per_tok
         whole = isinstance(count, int) and isinstance(taken, int)  # keys of other names are not checked by transformers
         if not whole or not 1 <= taken <= count <= MOST_EXPERTS:
             raise InputError(
-                f"config.json says {self.experts.count_key} = {count!r} and num_experts_per_tok = {taken!r}",
+                f"config.json says {of_experts.count_key} = {count!r} and num_experts_per_tok = {taken!r}",
                 f"1 to {MOST_EXPERTS} experts, and no more for a token than there are",
                 "Restore the file as it was written",
             )
-        experts = [self.experts.linears(expert) for expert in range(count)]
+        experts = [of_experts.linears(expert) for expert in range(count)]
+        gates: tuple[str, ...] = (of_experts.router,)
+        if of_experts.shared is not None:
+            experts.append(of_experts.linears_of(of_experts.shared))
+            gates += (f"{of_experts.shared}_gate",)
         *norms, (last, readers) = self.scaled_by_norm
-        every = (*readers, self.experts.router, *(name for inputs, _ in experts for name in inputs))
-        pairs = tuple((inputs[-1], output) for inputs, output in experts if self.experts.scaled)
+        every = (*readers, *gates, *(name for inputs, _ in experts for name in inputs))
+        pairs = tuple((inputs[-1], output) for inputs, output in experts if of_experts.scaled)
         return replace(self, scaled_by_norm=(*norms, (last, every)), scaled_by_linear=(*self.scaled_by_linear, *pairs))
 
     def writes_residual(self, linear: str) -> bool:
-        """Whether a linear, named within its block, is attention's, the MLP's or an expert's output projection."""
-        expert = self.experts is not None and linear.startswith(f"{self.experts.module}.")
-        if self.experts is not None and expert:
-            return linear.endswith(f".{self.experts.output}")
-        return linear in (self.attention_out, self.mlp_out)
+        """Whether a linear, named within its block, is an output projection of what is added to the residual stream."""
+        experts = self.experts
+        if experts is not None and linear.startswith(f"{experts.module}."):
+            return linear.endswith(f".{experts.output}")
+        shared = experts is not None and experts.shared is not None and linear == f"{experts.shared}.{experts.output}"
+        others = (part.output for part in (self.recurrence, self.layer_input) if part is not None)
+        return shared or linear in (self.attention_out, self.mlp_out, *others)
+
+    def require_sums(self, what: str) -> None:
+        """Raise an InputError where a block multiplies the residual stream, so that it does not only add to it.
+
+        Args:
+            what: needs that.
+        """
+        if self.scalar is not None:
+            raise InputError(
+                f"{what} needs blocks that only add to the residual stream, and those of a {self.model_type} model "
+                f"multiply it ({self.scalar})",
+                "another architecture",
+                "Ask for linears, heads or neurons, or exchange weights",
+            )
 
     def require_modules(self) -> None:
         """Raise an InputError where not every linear is a module of its own, which some analyses need."""
@@ -191,12 +304,29 @@ _GEMMA: dict[str, Any] = {
     "gguf_norm_offset": 1.0,
 }
 
+_GEMMA4: dict[str, Any] = {
+    **{key: _GEMMA[key] for key in ("attention_added", "mlp_added", "mid", "scaled_by_norm")},
+    "scaled_by_linear": (("mlp.up_proj", "mlp.down_proj"),),  # a norm stands between values and attention's output
+    "layer_input": LayerInput(),
+    "scalar": "layer_scalar",
+    "unsupported": (("enable_moe_block", True), ("use_bidirectional_attention", "all")),
+}
+
 _OLMO2: dict[str, Any] = {
     "attention_added": "post_attention_layernorm",
     "mlp_added": "post_feedforward_layernorm",
     "mid": "mlp",
     "scaled_by_norm": (),
 }
+
+
+def _hybrid(*inputs: str) -> dict[str, Any]:
+    """Qwen's blocks with attention, whose query projection holds an output gate, too, and those with a delta net."""
+    recurrence = Recurrence(tuple(f"linear_attn.in_proj_{name}" for name in inputs))
+    attention, mlp = Architecture.scaled_by_norm
+    norms = (attention, (attention[0], recurrence.inputs), mlp)
+    return {"recurrence": recurrence, "scaled_by_norm": norms, "norm_offset": 1.0}
+
 
 _GPT_OSS = Experts("num_local_experts", ("gate_up_proj",), "down_proj", router="mlp.router", stacked=True, scaled=False)
 _MIXTRAL = Experts("num_local_experts", ("w1", "w3"), "w2", stored_mlp="block_sparse_moe")
@@ -213,6 +343,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mixtral", "llama", gguf_permuted=True, experts=_MIXTRAL),
         Architecture("qwen3_moe", "qwen3moe", experts=Experts()),
         Architecture("olmoe", "olmoe", experts=Experts()),
+        Architecture("qwen3_next", "", experts=Experts(shared="mlp.shared_expert"), **_hybrid("qkvz", "ba")),
+        Architecture("qwen3_5_text", "", **_hybrid("qkv", "z", "b", "a")),
         Architecture("gpt_oss", "gpt-oss", experts=_GPT_OSS),
         Architecture("smollm3", "smollm3", gguf_permuted=True),
         Architecture(
@@ -238,6 +370,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("gemma", "gemma", norm_offset=1.0, gguf_norm_offset=1.0),
         Architecture("gemma2", "gemma2", **_GEMMA),
         Architecture("gemma3_text", "gemma3", **_GEMMA),
+        Architecture("gemma4_text", "", **_GEMMA4),
         Architecture(
             "phi",
             "phi2",

@@ -117,11 +117,17 @@ def _steps(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
     rows = list(range(len(prompts)))
+    last = torch.tensor([-1])  # a number would let Gemma 4's last blocks, and hooks in them, see the last token alone
     for _ in range(max_new_tokens):
         if computing is not None:
             computing(rows)
         output = model.hf(
-            step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            step,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last,
         )
         tokens = output.logits[:, -1].argmax(dim=-1)
         next_tokens = tokens.tolist()
@@ -130,9 +136,9 @@ def _steps(
         if not staying:
             return
         if len(staying) < len(rows):
-            places = torch.tensor(staying, device=mask.device)
+            places: Any = torch.tensor(staying, device=mask.device)
             rows, tokens, mask = [rows[place] for place in staying], tokens[places], mask[places]
-            cache.batch_select_indices(places)
+            cache.reorder_cache(places)  # a recurrence's state has rows, too
         step, mask = tokens[:, None], torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         positions = mask.sum(dim=1, keepdim=True) - 1
 

@@ -11,6 +11,11 @@ hook that lives only inside a `with` block. Where TransformerLens means somethin
   one's output is multiplied by (TransformerLens has that for every expert, 0 for those that are not taken).
 - `hook_attn_out` and `hook_mlp_out` are what is *added* to the residual stream: in Gemma 2 and 3 and OLMo 2 and 3 after
   the post-norms, in Granite after the residual multiplier.
+- In Qwen's hybrids `attn.hook_z` and `hook_attn_out` of a block with a recurrence are the recurrence's: its heads of
+  values, after norm and gate, and what it adds. In their other blocks `attn.hook_z` is after the output gate.
+- In Gemma 4 a block adds a third term, `hook_layer_input_out`, and multiplies everything by a number of its own, so
+  resid_post = (resid_mid + mlp_out + layer_input_out) · layer_scalar. A change of `hook_embed` changes that third term
+  too.
 """
 
 from __future__ import annotations
@@ -37,6 +42,8 @@ Names = Rule | Sequence[Rule] | None
 """Hook names: one, with wildcards or not (`blocks.*.hook_resid_post`), a regular expression that is searched for, a
 filter, several of these, or None for all."""
 WILDCARDS = "*?["
+LAYER_INPUT_OUT = "hook_layer_input_out"
+"""What Gemma 4's embedding of the token for a block adds to the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def hook_points(row: Architecture, config: Any) -> dict[str, HookPoint]:
     multiplier = row.multiplier(row.embed_multiplier, config)
     points = [HookPoint("hook_embed", row.embed_out or row.embed, multiplier=multiplier)]
     for block in range(config.num_hidden_layers):
-        points += _block_points(row, config, block)
+        points += _block_points(row.of_block(block), config, block)
     points.append(HookPoint("ln_final.hook_normalized", row.final_norm))
     return {point.name: point for point in points}
 
@@ -106,12 +113,13 @@ def _block_points(row: Architecture, config: Any, block: int) -> list[HookPoint]
     return [
         HookPoint(f"{name}.hook_resid_pre", module, at_input=True),
         HookPoint(
-            f"{name}.attn.hook_z", f"{module}.{row.attention_out}", at_input=True, heads=config.num_attention_heads
+            f"{name}.attn.hook_z", f"{module}.{row.attention_out}", at_input=True, heads=getattr(config, row.heads_key)
         ),
         HookPoint(f"{name}.hook_attn_out", f"{module}.{row.attention_added}", multiplier=multiplier),
         *mid,
         *_mlp_points(row, config, block),
         HookPoint(f"{name}.hook_mlp_out", f"{module}.{row.mlp_added}", multiplier=multiplier),
+        *([HookPoint(f"{name}.{LAYER_INPUT_OUT}", f"{module}.{row.layer_input.added}")] if row.layer_input else []),
         HookPoint(f"{name}.hook_resid_post", module),
     ]
 
@@ -314,10 +322,12 @@ class Hooks:
         """`hook_resid_mid`: the norm's or MLP's input is only a branch of the residual stream, carried around it.
 
         So the new value goes in there, and the block's output becomes what the block would have computed from it:
-        the new value plus what the MLP added.
+        the new value plus what the MLP added; in Gemma 4 a third term that is computed from their sum, and all of it
+        multiplied.
         """
         parts: dict[str, Tensor] = {}
         block, mlp = f"{self._row.blocks}.{point.block}", self.point(f"blocks.{point.block}.hook_mlp_out")
+        third = self._row.layer_input
 
         def replace(value: Tensor) -> Tensor:
             parts["mid"] = replaced(point, function, value)
@@ -326,10 +336,25 @@ class Hooks:
         def remember(value: Tensor) -> None:
             parts["mlp"] = mlp.read(value)
 
-        return [
+        def add_third(value: Tensor) -> None:
+            parts["mlp"] = parts["mid"] + parts["mlp"]
+            parts["mid"] = value
+
+        def output(_: Tensor) -> Tensor:
+            total = parts.pop("mid") + parts.pop("mlp")
+            return total if self._row.scalar is None else total * self._model.get_buffer(f"{block}.{self._row.scalar}")
+
+        callbacks = [
             _Callback(_Order.INTERVENE, point.module, True, replace),
             _Callback(_Order.OBSERVE, mlp.module, False, remember),
-            _Callback(_Order.REPAIR, block, False, lambda _: parts.pop("mid") + parts.pop("mlp")),
+            _Callback(_Order.REPAIR, block, False, output),
+        ]
+        if third is None:
+            return callbacks
+        return [
+            *callbacks,
+            _Callback(_Order.REPAIR, f"{block}.{third.gate}", True, lambda _: parts["mid"] + parts["mlp"]),
+            _Callback(_Order.OBSERVE, f"{block}.{third.added}", False, add_third),
         ]
 
 

@@ -21,6 +21,8 @@ OPENINGS = Openings(((30,), (31, 32), (31, 33)), "lexicon", ("", "", ""), (0, 0,
 MARGIN = MarginObjective(OPENINGS)
 STRATA = (("harmful", "a"), ("harmful", "b"), ("harmless", "all"))
 PROMPTS = AttributedPrompts(TEXTS, STRATA, torch.tensor([0, 2, 1, 0, 2]))
+NOT_ON_THE_PATH = ("linear_attn.A_log", "linear_attn.dt_bias", "conv1d.weight")
+"""A recurrence's own parameters, in which it is not affine."""
 
 
 def token_odds(model: HookedModel, batch: Batch) -> Float[Tensor, " batch"]:

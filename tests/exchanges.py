@@ -22,7 +22,7 @@ HARMLESS = [f"What is the price of {thing}?" for thing in ("tea", "a pen", "milk
 
 def baseline(name: str = "llama") -> HookedModel:
     hf = tiny_models.bare_model(name).requires_grad_(False)
-    return HookedModel(hf, tiny_models.tokenizer(), architecture(hf.config.model_type))
+    return HookedModel(hf, tiny_models.tokenizer(), architecture(hf.config.model_type).expanded(hf.config))
 
 
 def noisy(model: HookedModel, everything: bool = True, seed: int = 1) -> HookedModel:

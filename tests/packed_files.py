@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,33 @@ def write_gptq(
     quantization = {"quant_method": "gptq", "bits": bits, "group_size": group_size, "sym": False, "desc_act": False}
     label = {"checkpoint_format": "gptq_p" if planar else "gptq" if version == 1 else "gptq_v2"}
     return write_packed(directory, pack, quantization | label | settings)
+
+
+def gptq_copy(source: Path, out: Path) -> Path:
+    """A dense tiny checkpoint rounded to four bits in groups of 8; of its blocks the linears that whole words hold."""
+
+    def pack(weight: NDArray[np.float32]) -> dict[str, torch.Tensor]:
+        groups = weight.T.reshape(-1, 8, len(weight))  # [group, input, out]
+        low, high = groups.min(1, keepdims=True), groups.max(1, keepdims=True)
+        scales = ((high - low) / 15).astype(np.float16)
+        zeros = np.clip(np.round(-low / scales), 1, 15)
+        codes = np.clip(np.round(groups / scales) + zeros, 0, 15).astype(np.int64).reshape(-1, len(weight))
+        g_idx = np.arange(len(codes)) // 8
+        return gptq_tensors(codes, zeros[:, 0].astype(np.int64), scales[:, 0].copy(), g_idx, 4, 1)
+
+    def rounded(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if ".layers." in name and name.endswith("weight")]:
+            shape = tensors[name].shape
+            if len(shape) == 2 and not any(side % 8 for side in shape):
+                packed = pack(tensors.pop(name).float().numpy())
+                tensors |= {f"{name.removesuffix('weight')}{suffix}": tensor for suffix, tensor in packed.items()}
+
+    shutil.copytree(source, out)
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 8, "sym": False, "desc_act": False}
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = settings | {"checkpoint_format": "gptq"}
+    (out / "config.json").write_text(json.dumps(config))
+    return edit(out, rounded)
 
 
 def write_awq(directory: Path, group_size: int = 16, **settings: Any) -> Path:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import typer
 
-from interp import cli
+from interp import cli, load
 from interp.errors import InputError
 from probes.calibration import __main__ as calibration_command
 from probes.direction import __main__ as direction_command
@@ -25,7 +26,7 @@ from probes.margin import __main__ as margin_command
 from probes.neurons import __main__ as neurons_command
 from probes.study.reader import parse_study
 from tests.cells import HARMFUL, HARMLESS, q8_0
-from tests.packed_files import edit
+from tests.packed_files import edit, gptq_copy
 from tests.tiny_models import write
 
 APPS = {
@@ -75,6 +76,26 @@ def test_writes_and_prints(name: str, invoke: Any, arguments: list[str], tmp_pat
     assert "llama-q8" in result.table["cell"].tolist()
     assert result.settings["cells"]["llama-q8"]["format"] == "gguf"
     assert result.settings["prompts"]["harmless"]["n"] == 4
+
+
+@pytest.mark.parametrize("model", ["qwen3_next", "qwen3_5_text", "gemma4_text"])
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_blocks_that_differ(
+    model: str, stream: list[str], tiny: Callable[[str], Path], invoke: Any, arguments: list[str], tmp_path: Path
+) -> None:
+    """The shift of entropy of a cell against the two models' logits, by the definition."""
+    baseline, cell = tiny(model), gptq_copy(tiny(model), tmp_path / "cell")
+    of_pair = replaced(replaced(arguments, "--baseline", str(baseline)), "--quantized", f"cell={cell}")
+    assert invoke(APPS["entropy"], [*of_pair, "--template", "none", *stream]) == cli.Exit.MEASURED
+    table = read_result(tmp_path / "out" / "entropy.json").table.set_index(["cell", "prompts"])
+    for prompts in (HARMFUL, HARMLESS):
+        expected = [
+            torch.distributions.Categorical(logits=load(path).logits(prompts.instructions).double()).entropy().mean()
+            for path in (baseline, cell)
+        ]
+        for name, value in zip(("baseline", "cell"), expected, strict=True):
+            side = "harmful" if prompts is HARMFUL else "harmless"
+            assert table.loc[(name, side), "entropy"] == pytest.approx(value.item(), abs=1e-5)
 
 
 def test_json_on_standard_output_is_the_result(invoke: Any, arguments: list[str], tmp_path: Path, capsys: Any) -> None:

@@ -51,6 +51,14 @@ _YARN = {
     "llama_4_scaling_beta": 0.1,
 }
 
+_DELTA_NET = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**_SIZES, **_GROUPED),
     "qwen2": lambda: transformers.Qwen2Config(
@@ -89,6 +97,21 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **_WIDE_HEADS,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "gemma4_text": lambda: transformers.Gemma4TextConfig(
+        **_SIZES,
+        **_GROUPED,
+        **_WINDOWED,
+        head_dim=8,
+        global_head_dim=12,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        num_kv_shared_layers=1,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=6,
+        vocab_size_per_layer_input=320,
+        final_logit_softcapping=30.0,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+    ),
     "mixtral": lambda: transformers.MixtralConfig(
         **_SIZES, **_GROUPED, **_WINDOWED, num_local_experts=4, num_experts_per_tok=2
     ),
@@ -102,6 +125,18 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         mlp_only_layers=[1],
         norm_topk_prob=True,
     ),
+    "qwen3_next": lambda: transformers.Qwen3NextConfig(
+        **_SIZES,
+        **_GROUPED,
+        **_WIDE_HEADS,
+        **_DELTA_NET,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+        mlp_only_layers=[1],
+    ),
+    "qwen3_5_text": lambda: transformers.Qwen3_5TextConfig(**_SIZES, **_GROUPED, **_WIDE_HEADS, **_DELTA_NET),
     "olmoe": lambda: transformers.OlmoeConfig(**_SIZES, **_GROUPED, num_experts=6, num_experts_per_tok=3),
     "gpt_oss": lambda: transformers.GptOssConfig(
         **_SIZES | {"intermediate_size": 64},
@@ -120,8 +155,12 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(**_SIZES, use_parallel_residual=False),
 }
 """Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
-MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "gpt_oss")
+MIXTURES = ("mixtral", "qwen3_moe", "qwen3_next", "olmoe", "gpt_oss")
 """Of experts."""
+NO_GGUF = ("qwen3_next", "qwen3_5_text", "gemma4_text")
+"""Those that are not read from GGUF files."""
+HYBRIDS = ("qwen3_next", "qwen3_5_text")
+"""Two blocks of three have a recurrence in place of attention."""
 DENSE = [name for name in CONFIGS if name not in MIXTURES]
 DISTINCT = [name for name in DENSE if name not in ("ministral", "ministral3", "olmo2", "smollm3")]
 """Without those whose modules are another one's: they differ in positions and windows."""
@@ -161,6 +200,9 @@ def bare_model(name: str, **overrides: Any) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("layer_scalar"):
+                buffer.mul_(0.8)
     return model
 
 

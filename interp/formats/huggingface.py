@@ -311,12 +311,7 @@ class HuggingFaceReader(Reader):
                 self._require_zero(name)
                 continue
             unused.append(name)
-        seeing = [name for name in unused if self._wrapped and wrappers.is_other_part(name)]
-        unused = [name for name in unused if name not in {*seeing}]
-        warnings = [wrappers.left_out(self.directory, len(seeing))] if seeing else []
-        if unused:
-            warnings.append(f"{len(unused)} tensors of {self.directory} belong to no part of the model: {unused[:5]}")
-        return warnings
+        return wrappers.warnings_of_unused(self.directory, unused, self._wrapped)
 
     def _require_zero(self, bias: str) -> None:
         """AutoGPTQ writes a zero bias for linears that have none."""

@@ -25,9 +25,10 @@ def architecture_of(file: Path, name: str, experts: bool = False) -> Architectur
         name: `general.architecture`.
         experts: the file counts experts: Mixtral shares the name, too.
     """
-    rows = [row for row in ARCHITECTURES.values() if row.gguf == name and (row.experts is not None) == experts]
+    candidates = [row for row in ARCHITECTURES.values() if row.gguf and (row.experts is not None) == experts]
+    rows = [row for row in candidates if row.gguf == name]
     if not rows:
-        known = {row.gguf for row in ARCHITECTURES.values() if (row.experts is not None) == experts}
+        known = {row.gguf for row in candidates}
         raise InputError(
             f"The architecture {name!r} of {file}{' with experts' if experts else ''} is not supported",
             f"one of {', '.join(sorted(known))}",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import Tensor, nn
 
 from interp.architectures import Architecture
 from interp.experts import expert_shapes
@@ -58,7 +60,7 @@ def skeleton(config: Any, architecture: Architecture) -> Skeleton:
     blocks = architecture.blocks + "."
     shapes = {
         weight: shape
-        for name, parameter in model.named_parameters()
+        for name, parameter in [*model.named_parameters(), *_stored_buffers(model)]
         for weight, shape in expert_shapes(architecture, name, tuple(parameter.shape)).items()
     }
     linears: list[str] = []
@@ -74,3 +76,9 @@ def skeleton(config: Any, architecture: Architecture) -> Skeleton:
         tied=dict(model.all_tied_weights_keys),
         prefix=model.base_model_prefix + ".",
     )
+
+
+def _stored_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that are in the files (Gemma 4's `layer_scalar`), not computed from the config."""
+    stored = model.state_dict()
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in stored)

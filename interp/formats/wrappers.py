@@ -11,12 +11,14 @@ from typing import Any
 
 from interp.errors import InputError
 
-TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text", "gemma4": "gemma4_text"}
 """`model_type` of what also sees → that of its language model, where its own config does not say it."""
 PREFIXES = ("language_model.model.", "model.language_model.")
 """What stands before a tensor's name instead of `model.`, by older and newer writers."""
-OTHER_PARTS = ("vision_tower", "multi_modal_projector")
-"""The parts that read images."""
+OTHER_PARTS = ("vision_tower", "multi_modal_projector", "visual", "embed_vision", "audio_tower", "embed_audio")
+"""The parts that read images, or hear."""
+FURTHER_TOKENS = "mtp."
+"""What stands before the names of a part that guesses further tokens for an engine to check (Qwen)."""
 
 
 def text_settings(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -58,14 +60,38 @@ def names_within(name: str) -> tuple[str, ...]:
     return (f"language_model.{name}",) if inner == name else tuple(prefix + inner for prefix in PREFIXES)
 
 
-def is_other_part(name: str) -> bool:
-    """Whether a tensor belongs to what reads images."""
-    return name.removeprefix("model.").startswith(OTHER_PARTS)
+def warnings_of_unused(directory: Path, names: Collection[str], wrapped: bool) -> list[str]:
+    """What is said of the tensors of a checkpoint that the language model does not take.
+
+    Args:
+        directory: of the checkpoint.
+        names: of these tensors.
+        wrapped: its config.json is a wrapper's.
+    """
+    seeing = [name for name in names if wrapped and _other_part(name) is not None]
+    further = [name for name in names if name.startswith(FURTHER_TOKENS)]
+    rest = [name for name in names if name not in {*seeing, *further}]
+    warnings = [_left_out(directory, seeing)] if seeing else []
+    if further:
+        warnings.append(
+            f"{len(further)} tensors of {directory} ({FURTHER_TOKENS}*) guess further tokens, which changes no answer: "
+            "they are left out"
+        )
+    if rest:
+        warnings.append(f"{len(rest)} tensors of {directory} belong to no part of the model: {rest[:5]}")
+    return warnings
 
 
-def left_out(directory: Path, n_tensors: int) -> str:
-    """What is said of a wrapper whose language model is opened."""
+def _other_part(name: str) -> str | None:
+    """The part that reads images that a tensor belongs to, if any."""
+    inner = name.removeprefix("model.")
+    return next((part for part in OTHER_PARTS if inner.startswith(f"{part}.")), None)
+
+
+def _left_out(directory: Path, names: Collection[str]) -> str:
+    parts = dict.fromkeys(_other_part(name) for name in names)
+    listed = ", ".join(part for part in OTHER_PARTS if part in parts)
     return (
-        f"{directory} also sees images: {n_tensors} tensors ({', '.join(OTHER_PARTS)}) are left out, and what is "
-        "measured is its language model on text"
+        f"{directory} also sees images: {len(names)} tensors ({listed}) are left out, and what is measured is its "
+        "language model on text"
     )

@@ -81,6 +81,7 @@ def _of_directory(path: Path, request: str) -> Summary:
     _require(not any((path / name).exists() for name in QUANTIZATION_FILES))
     check_config(path, config)
     architecture = ARCHITECTURES[config["model_type"]]
+    _require(architecture.layer_input is None)
     headers, files = read_dense_headers(path) or ({}, [])
     tensors = {name: HeaderTensor(header.shape, header.n_bytes) for name, header in headers.items()}
     blocks = _blocks(tensors, architecture.blocks, config.get("num_hidden_layers") or config.get("n_layer"))

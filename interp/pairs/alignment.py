@@ -65,7 +65,8 @@ def function_preserving(scales: Scales, architecture: Architecture, config: Any)
     inputs, outputs = dict(scales.inputs), dict(scales.outputs)
     for norm, factor in scales.norms.items():
         block, _, part = norm.rpartition(".")
-        inputs |= {f"{block}.{name}": factor for name in dict(architecture.scaled_by_norm)[part]}
+        readers = (name for norm_read, names in architecture.scaled_by_norm if norm_read == part for name in names)
+        inputs |= {f"{block}.{name}": factor for name in readers}
     for producer, consumer in architecture.scaled_by_linear:
         for name in scales.outputs:
             if name.endswith(f".{producer}"):

@@ -99,7 +99,15 @@ def _computed(config: Any) -> dict[str, Any]:
         settings.pop("max_position_embeddings", None)
     if "sliding_attention" not in (settings.get("layer_types") or ["sliding_attention"]):
         settings.pop("sliding_window", None)
-    return settings | rope | {"head_dim": _head_dim(config)}
+    return settings | rope | {"head_dim": _head_dim(config)} | _of_blocks(config)
+
+
+def _of_blocks(config: Any) -> dict[str, list[Any]]:
+    """The settings that differ between blocks (Gemma 4), one value for each."""
+    if not getattr(config, "is_heterogeneous", False):
+        return {}
+    keys = sorted(config.per_layer_attributes)
+    return {key: [getattr(block, key) for block in config.per_layer_config] for key in keys}
 
 
 def _flat_rope(parameters: Mapping[str, Any], prefix: str = "rope_parameters") -> dict[str, Any]:
@@ -134,8 +142,12 @@ def _each(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _head_dim(config: Any) -> Any:
+    return (
+        _of_blocks(config).get("head_dim")
+        or getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads
+    )
 
 
 def _rope(config: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ function
 that the cell computes; both ends of the path then are the models' own. Rescaling that does not cancel cannot be undone:
 such a cell needs the path to its tensors as they are.
 
-Every module with parameters of its own is affine in them: linears, embeddings, norms. Its output on the path is
+Every module on the path is affine in its parameters: linears, embeddings, norms. Its output on the path is
 M(x) + α·D(x) with D(x) = M̂(x) − M(x), so that a gradient g of its output says all: the share of each weight's change
 in ∂/∂α is g·∂D.
 """
@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from interp.errors import InputError
 from interp.model import HookedModel
 from interp.pairs.scales import Scales, unscaled_vector, unscaled_weight
 
@@ -93,9 +94,9 @@ class Observer(ABC):
         """A linear: its inputs, the gradient of its outputs, and the differences of its parameters that change."""
 
     @abstractmethod
-    def affine(self, parameter: str, inputs: Tensor, products: Float[Tensor, "row pos *head channel"]) -> None:
+    def affine(self, parameter: str, inputs: Tensor, products: Float[Tensor, "*row_pos_head channel"]) -> None:
         """A norm's or embedding's parameter: the gradient of the module's outputs times what the change adds to
-        them. `inputs`: the module's, token ids for an embedding."""
+        them, row after row. `inputs`: the module's, token ids for an embedding."""
 
 
 class WeightPath:
@@ -111,7 +112,7 @@ class WeightPath:
         linears: the modules on it that multiply by a matrix (the unembedding, too).
 
     Raises:
-        InputError: a mixture of experts.
+        InputError: a mixture of experts; what differs is a recurrence's own parameter.
     """
 
     def __init__(self, baseline: HookedModel, cell: HookedModel, scales: Scales | None = None) -> None:
@@ -123,6 +124,7 @@ class WeightPath:
         for name, module in baseline.hf.named_modules():
             changes = [self._change(name, leaf, module) for leaf in module._parameters]
             if differing := [change for change in changes if change is not None]:
+                _require_affine(differing[0], module)
                 self.changes[name] = differing
         self.linears = [name for name in self.changes if is_linear(baseline.hf.get_submodule(name))]
 
@@ -318,6 +320,16 @@ def _parameter(module: nn.Module, leaf: str, tensor: Tensor) -> Iterator[None]:
         yield
     finally:
         parameters[leaf] = original
+
+
+def _require_affine(change: ChangedParameter, module: nn.Module) -> None:
+    """Refuse what a recurrence reads without a module of its own: convolutions, decays, time steps."""
+    if isinstance(module, nn.Conv1d) or next(module.children(), None) is not None:
+        raise InputError(
+            f"The parameter {change.name} differs between the two models, which are not affine in it",
+            "differences in linears, embeddings and norms, as quantization makes them",
+            "Quantize the baseline again and leave this parameter as it is",
+        )
 
 
 def is_linear(module: nn.Module) -> bool:

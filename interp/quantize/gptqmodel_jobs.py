@@ -123,9 +123,8 @@ def usual_group_size(checkpoint: Checkpoint) -> int | None:
 
 
 def _widths(checkpoint: Checkpoint) -> dict[str, int]:
-    """Inputs of the linears of the first block, which has the shapes of all."""
-    first = f"{checkpoint.architecture.blocks}.0."
-    return {name: checkpoint.weight_shape(name)[1] for name in checkpoint.linears() if name.startswith(first)}
+    """Inputs of every linear: blocks may differ."""
+    return {name: checkpoint.weight_shape(name)[1] for name in checkpoint.linears()}
 
 
 def _check_groups(checkpoint: Checkpoint, group_size: int) -> None:
@@ -148,10 +147,10 @@ def unsound_folds(folds: Sequence[Sequence[Any]], architecture: Architecture) ->
         folds: (producer, consumers) within a block: the producer was divided, the consumers' columns multiplied.
         architecture: says which moves are sound.
     """
-    readers = {norm: set(linears) for norm, linears in architecture.scaled_by_norm}
+    readers = [(norm, set(linears)) for norm, linears in architecture.scaled_by_norm]
     unsound = []
     for producer, consumers in folds:
-        whole_norm = producer in readers and readers[producer] <= set(consumers)
+        whole_norm = any(norm == producer and linears <= set(consumers) for norm, linears in readers)
         if not whole_norm and {(producer, consumer) for consumer in consumers} - set(architecture.scaled_by_linear):
             unsound.append(f"{producer} → {' + '.join(consumers)}")
     return unsound

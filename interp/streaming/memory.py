@@ -68,11 +68,14 @@ def plan(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, strea
 
 
 def part_sizes(checkpoint: Checkpoint, dtype: torch.dtype) -> Counter[str]:
-    """Bytes of each block, by its path, and of every tensor outside the blocks, by its name."""
-    blocks = checkpoint.architecture.blocks + "."
+    """Bytes of each block, by its path, and of every tensor outside the blocks, by its name; embeddings are one."""
+    row = checkpoint.architecture
+    blocks = row.blocks + "."
+    beside = {} if row.layer_input is None else {f"{row.layer_input.embed}.weight": f"{row.embed}.weight"}
     sizes: Counter[str] = Counter()
     for name, shape in checkpoint.shapes().items():
-        part = blocks + name.removeprefix(blocks).partition(".")[0] if name.startswith(blocks) else name
+        outside = beside.get(name, name)
+        part = blocks + name.removeprefix(blocks).partition(".")[0] if name.startswith(blocks) else outside
         sizes[part] += torch.Size(shape).numel() * dtype.itemsize
     return sizes
 

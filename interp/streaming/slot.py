@@ -31,9 +31,11 @@ def parts_of(hf: Any, architecture: Architecture) -> dict[str, list[str]]:
     blocks = [f"{architecture.blocks}.{index}" for index in range(hf.config.num_hidden_layers)]
     parts: dict[str, list[str]] = {part: [] for part in (ALWAYS, architecture.embed, *blocks, unembedding)}
     depth = architecture.blocks.count(".") + 2
+    beside = {} if architecture.layer_input is None else {architecture.layer_input.embed: architecture.embed}
     for name in hf.state_dict():
-        part = next(p for p in (".".join(name.split(".")[:depth]), name.rpartition(".")[0], ALWAYS) if p in parts)
-        parts[part].append(name)
+        module = name.rpartition(".")[0]
+        candidates = (".".join(name.split(".")[:depth]), beside.get(module, module), ALWAYS)
+        parts[next(part for part in candidates if part in parts)].append(name)
     return parts
 
 

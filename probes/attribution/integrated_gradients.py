@@ -191,7 +191,7 @@ class ShareAccumulator(BatchObserver):
 
     def affine(self, parameter: str, inputs: Tensor, products: Tensor) -> None:
         """Shares of a norm's or an embedding's parameter."""
-        entries = products.flatten(1, -2).sum(1)
+        entries = products.reshape(len(self.batch.indices), -1, products.shape[-1]).sum(1)
         self._add_prompts(parameter, entries)
         if parameter not in self._embeddings:
             self._add_vector(parameter, entries)

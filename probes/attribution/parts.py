@@ -145,7 +145,8 @@ class Parts:
             case PartKind.MODULE:
                 return [Part(kind, self.layer_of(name), module=name) for name in self.shapes]
             case PartKind.HEAD:
-                return [Part(kind, layer, head) for layer in layers for head in range(self.n_heads)]
+                attending = [layer for layer in layers if self._attends(layer)]
+                return [Part(kind, layer, head) for layer in attending for head in range(self.n_heads)]
             case PartKind.NEURON:
                 return [Part(kind, layer, neuron) for layer in layers for neuron in range(self.n_neurons(layer))]
             case PartKind.OTHER:
@@ -182,6 +183,9 @@ class Parts:
     def _linear(self, layer: int, name: str) -> str:
         return f"{self.architecture.blocks}.{layer}.{name}"
 
+    def _attends(self, layer: int) -> bool:
+        return self.architecture.of_block(layer).attention_out == self.architecture.attention_out
+
     def _whole(self, linear: str) -> Slice:
         return Slice(linear, WeightAxis.ROWS, 0, self.shapes[linear][0])
 
@@ -194,6 +198,12 @@ class Parts:
 
     def _head(self, layer: int, head: int) -> list[Slice]:
         row = self.architecture
+        if not self._attends(layer):
+            raise InputError(
+                f"Layer {layer} of this {row.model_type} model has a recurrence, none of whose heads is a part",
+                "a head of a layer with attention",
+                "Ask for the layer or its linears",
+            )
         out = self._linear(layer, row.attention_out)
         width = self.shapes[out][1] // self.n_heads
         read = Slice(out, WeightAxis.COLUMNS, head * width, (head + 1) * width)
@@ -201,8 +211,10 @@ class Parts:
         if len(inputs) == 1:
             return [*self._fused_head(inputs[0], head, width), read]
         query, *shared = inputs
-        rows = [Slice(query, WeightAxis.ROWS, head * width, (head + 1) * width)]
-        rows += [self._shared_rows(name, head, width, 0, self.shapes[name][0]) for name in shared]
+        queries = self.shapes[query][0] // self.n_heads  # twice the width where there is a gate after each head's query
+        rows = [Slice(query, WeightAxis.ROWS, head * queries, (head + 1) * queries)]
+        own = [name for name in shared if name in self.shapes]  # keys may be values, or both another layer's (Gemma 4)
+        rows += [self._shared_rows(name, head, width, 0, self.shapes[name][0]) for name in own]
         return [*rows, read]
 
     def _shared_rows(self, linear: str, head: int, width: int, begin: int, n_rows: int) -> Slice:

@@ -103,6 +103,8 @@ class Interventions:
     def _with_activations(self, aim: Aim, selection: Sequence[Part]) -> Float[Tensor, " prompt"]:
         """Margins of the target while activations of the source, which reads the same, replace its own."""
         target, source = self.ends(aim)
+        if any(part.kind is PartKind.LAYER for part in selection):
+            target.architecture.require_sums("Exchanging what layers add to the residual stream")
         sites = list(dict.fromkeys(site for part in selection for site in sites_of(part)))
         with accompanied(target, source, sites) as activations, changed(target, _changes(activations, selection)):
             return self._runs_beside(source, len(sites)).margins(target)

@@ -87,8 +87,10 @@ def contrast_scores(
     batch_size: int | None = None,
 ) -> Scores:
     """The study's safety contrast (arXiv:2606.10154, probe 4) of every neuron or head, in all layers: the size of mean
-    over harmful − mean over harmless prompts in the baseline, at the last prompt position."""
-    places = [Place(SITES[kind], layer) for layer in range(baseline.n_layers)]
+    over harmful − mean over harmless prompts in the baseline, at the last prompt position; of layers that have such
+    parts."""
+    layers = sorted({part.layer for part in Parts.of(baseline).every(kind)})
+    places = [Place(SITES[kind], layer) for layer in layers]
     means = [_means(baseline, places, texts, batch_size) for texts in (harmful, harmless)]
     return {
         Part(kind, place.layer, unit): value

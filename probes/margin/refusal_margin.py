@@ -39,7 +39,7 @@ def refusal_margin(
 
     Open hooks act on it. A forward pass sees the rows as they are, and where openings have several tokens
     [batch, pos + k]: the k tokens stand right after each prompt (one pass per inner path of the trie). Without hooks
-    one pass reads all inner nodes of the trie side by side after each prompt.
+    one pass reads all inner nodes of the trie side by side after each prompt, where masks alone say what a token sees.
 
     Args:
         model: gradients flow to whatever requires them.
@@ -158,13 +158,14 @@ def in_one_pass(model: HookedModel, width: int, openings: Openings) -> bool:
 def _can_be_side_by_side(model: HookedModel, length: int) -> bool:
     """Whether all paths can follow the prompts in one pass.
 
-    Hooks are promised the rows as they are, and layers with a window shorter than a row have masks of their own.
+    Hooks are promised the rows as they are, layers with a window shorter than a row have masks of their own, and a
+    recurrence reads a row from left to right, whatever the mask.
     """
     from transformers import DynamicCache
 
     own = set() if model.streamed is None else model.streamed.slot.hooks
     hooks = (hook for module in model.hf.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks))
-    if any(hook not in own for hook in hooks):
+    if model.architecture.recurrence is not None or any(hook not in own for hook in hooks):
         return False
     layers = DynamicCache(config=model.config).layers
     return all(getattr(layer, "sliding_window", length) >= length for layer in layers)

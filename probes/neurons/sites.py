@@ -26,7 +26,8 @@ class Place(NamedTuple):
 
     def reader(self, architecture: Architecture) -> str | None:
         """The linear whose input the units are: the MLP's or attention's output projection; None for `resid`."""
-        linear = {Site.MLP: architecture.mlp_out, Site.HEAD: architecture.attention_out}.get(self.site)
+        row = architecture.of_block(self.layer)
+        linear = {Site.MLP: row.mlp_out, Site.HEAD: row.attention_out}.get(self.site)
         return linear and f"{architecture.blocks}.{self.layer}.{linear}"
 
     def writer(self, architecture: Architecture) -> str | None:

@@ -9,7 +9,7 @@ import torch
 from interp.generation import end_tokens, generate, last_logits
 from interp.model import HookedModel
 from interp.opening import load
-from tests.tiny_models import TEXTS
+from tests.tiny_models import HYBRIDS, TEXTS
 
 NEW = 12
 
@@ -21,7 +21,7 @@ def by_transformers(model: HookedModel, prompt: list[int]) -> list[int]:
     return output[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "phi", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "phi", "gpt2", "gpt_neox", *HYBRIDS])
 def test_a_batch_answers_as_transformers_does_one_by_one(name: str, tiny: Callable[[str], Path]) -> None:
     model = load(tiny(name))
     prompts = model.token_ids(TEXTS)

@@ -280,9 +280,15 @@ def test_shapes(model: HookedModel) -> None:
     acts = model.activations(TEXTS, model.hook_names)
     for point, value in acts.items():
         kind = point.split(".")[-1]
-        expected = {"hook_z": (heads, d_head), "hook_post": (48,), "hook_router_logits": (experts,)}.get(kind, (32,))
+        recurrent = kind == "hook_z" and model.architecture.recurrence and point.split(".")[1] != "1"
+        of_heads = (6, 16) if recurrent else (heads, d_head)
+        if model.architecture.scalar and not point.startswith("blocks.0."):
+            of_heads = (4, 12)
+        expected = {"hook_z": of_heads, "hook_post": (48,), "hook_router_logits": (experts,)}.get(kind, (32,))
         if kind in ("hook_expert_weights", "hook_expert_indices"):
             expected = (model.config.num_experts_per_tok,)
+        if kind == "hook_post" and model.architecture.scalar and point.startswith("blocks.2."):
+            expected = (96,)  # a block that takes another one's keys and values has twice the neurons
         assert value.shape == (len(TEXTS), *expected), point
         assert value.dtype == torch.float32
     assert model.logits(TEXTS).shape == (len(TEXTS), 320)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,21 @@ WRAPPERS: dict[str, tuple[Any, Any, Any, Any]] = {
         CONFIGS["mistral"],
         {"model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 8},
     ),
+    "qwen3_5": (
+        transformers.Qwen3_5ForConditionalGeneration,
+        transformers.Qwen3_5Config,
+        CONFIGS["qwen3_5_text"],
+        {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16, "patch_size": 8},
+    ),
+    "gemma4": (
+        transformers.Gemma4ForConditionalGeneration,
+        partial(transformers.Gemma4Config, audio_config=None),
+        CONFIGS["gemma4_text"],
+        {"patch_size": 4, "position_embedding_size": 16, "num_key_value_heads": 2, "head_dim": 8},
+    ),
 }
+PARTS = {"qwen3_5": "visual", "gemma4": "vision_tower, embed_vision"}
+TEXT_MODELS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text", "gemma4": "gemma4_text"}
 
 
 def whole_model(name: str, tied: bool) -> Any:
@@ -62,7 +77,9 @@ def saved(model: Any, directory: Path, newer_names: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("newer_names", [False, True])
-@pytest.mark.parametrize(("name", "tied"), [("gemma3", True), ("mistral3", False)])
+@pytest.mark.parametrize(
+    ("name", "tied"), [("gemma3", True), ("mistral3", False), ("qwen3_5", True), ("qwen3_5", False), ("gemma4", True)]
+)
 def test_the_language_model_is_the_wholes_on_text(name: str, tied: bool, newer_names: bool, tmp_path: Path) -> None:
     whole = whole_model(name, tied)
     model = load(saved(whole, tmp_path, newer_names))
@@ -77,8 +94,9 @@ def test_the_language_model_is_the_wholes_on_text(name: str, tied: bool, newer_n
         torch.testing.assert_close(acts["blocks.1.hook_resid_post"], theirs.hidden_states[2])
     (warning,) = model.checkpoint.warnings
     n_others = sum(not key.startswith(("model.language_model", "lm_head")) for key in whole.state_dict())
-    assert f"also sees images: {n_others} tensors (vision_tower, multi_modal_projector) are left out" in warning
-    assert model.architecture.model_type == {"gemma3": "gemma3_text", "mistral3": "mistral"}[name]
+    parts = PARTS.get(name, "vision_tower, multi_modal_projector")
+    assert f"also sees images: {n_others} tensors ({parts}) are left out" in warning
+    assert model.architecture.model_type == TEXT_MODELS[name]
 
 
 def test_an_exported_language_model_is_a_pair_with_the_whole(tmp_path: Path) -> None:
@@ -88,6 +106,19 @@ def test_an_exported_language_model_is_a_pair_with_the_whole(tmp_path: Path) -> 
     alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype=torch.float32)
     assert type(alone) is transformers.Gemma3ForCausalLM
     assert torch.equal(alone(torch.arange(3, 20)[None]).logits, load(source).hf(torch.arange(3, 20)[None]).logits)
+
+
+def test_a_part_that_guesses_further_tokens_is_left_out(tmp_path: Path) -> None:
+    directory = saved(whole_model("qwen3_5", False), tmp_path)
+    tensors = load_file(directory / "model.safetensors")
+    layers = {"mtp.layers.0.mlp.up_proj.weight": torch.ones(48, 32), "mtp.fc.weight": torch.ones(32, 64)}
+    save_file(tensors | layers | {"stray": torch.ones(2)}, directory / "model.safetensors", {"format": "pt"})
+    of_images, of_tokens, of_others = open_checkpoint(directory).warnings
+    assert "(visual) are left out" in of_images
+    assert "2 tensors" in of_tokens
+    assert "guess further tokens" in of_tokens
+    assert "1 tensors" in of_others
+    assert "['stray']" in of_others
 
 
 def test_tied_or_not_is_told_by_the_tensors_where_the_config_is_silent(tmp_path: Path) -> None:

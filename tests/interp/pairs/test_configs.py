@@ -11,7 +11,7 @@ import transformers
 
 from interp.formats.names import ROPE_FACTORS
 from interp.pairs.configs import GGUF_KEYS, config_differences, metadata_differences
-from tests.tiny_models import CONFIGS
+from tests.tiny_models import CONFIGS, NO_GGUF
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -57,6 +57,9 @@ def test_a_config_says_the_same_as_its_copy(model: str) -> None:
         ("gemma2", "query_pre_attn_scalar", 128),
         ("gemma2", "hidden_activation", "silu"),
         ("gemma2", "use_bidirectional_attention", True),
+        ("gemma4_text", "num_kv_shared_layers", 0),
+        ("qwen3_5_text", "linear_num_key_heads", 3),
+        ("qwen3_5_text", "layer_types", ["linear_attention", "full_attention", "full_attention"]),
         ("phi", "rope_parameters", {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}),
         ("phi", "layer_norm_eps", 1e-6),
         ("gpt2", "layer_norm_epsilon", 1e-6),
@@ -165,7 +168,15 @@ def test_rotary_factors_of_llama_3() -> None:
     assert ROPE_FACTORS in metadata_differences(CONFIGS["llama"](), {ROPE_FACTORS: factors})[0]
 
 
-@pytest.mark.parametrize("model", CONFIGS)
+def test_a_size_of_some_blocks_alone_is_a_difference() -> None:
+    sizes = {block: {"head_dim": 16, "num_key_value_heads": 1} for block in (1, 2)}
+    (difference,) = changed("gemma4_text", per_layer_config=sizes)
+    assert "head_dim" in difference
+    assert "[8, 12, 12]" in difference
+    assert "[8, 16, 16]" in difference
+
+
+@pytest.mark.parametrize("model", sorted(set(CONFIGS) - {*NO_GGUF}))
 def test_every_key_can_be_asked_of_every_architecture(model: str) -> None:
     config = CONFIGS[model]()
     said = {key: value(config) for key, value in GGUF_KEYS.items()}

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from interp import HookedModel, load
 from interp.batching import Batch
+from interp.errors import InputError
 from interp.pairs.scales import Scales
 from probes.attribution.cell import attribute_cell
 from probes.attribution.integrated_gradients import attribute, evaluate
 from probes.attribution.parts import Part, Parts, WeightAxis, linear_weight
 from probes.attribution.settings import PartKind
 from probes.attribution.shares import AttributedPrompts, Attribution
-from tests.attributed import MARGIN, PROMPTS, STRATA, noisy, token_odds
+from tests.attributed import MARGIN, NOT_ON_THE_PATH, PROMPTS, STRATA, noisy, token_odds
 from tests.tiny_models import DISTINCT, TEXTS
 
 Tiny = Callable[[str], Path]
@@ -28,14 +29,22 @@ BIASED = ["llama", "phi", "gpt2", "gpt_neox", "qwen2"]
 @pytest.mark.parametrize("name", DISTINCT)
 def test_shares_add_up_to_the_shift(tiny: Tiny, name: str) -> None:
     """With noise in every parameter there is, on every prompt; each forward hook is gone afterwards."""
-    baseline, cell = load(tiny(name)), noisy(tiny(name))
-    found = attribute(baseline, cell, PROMPTS, MARGIN)
+    baseline, cell = load(tiny(name)), noisy(tiny(name), chosen=lambda n: not n.endswith(NOT_ON_THE_PATH))
+    steps = {"steps": 32} if name == "gemma4_text" else {}  # with 8 it misses 0.0024, with 16 a quarter of that
+    found = attribute(baseline, cell, PROMPTS, MARGIN, **steps)
     assert found.shift.abs().max() > 0.02
     assert found.complete()
     torch.testing.assert_close(found.total, found.shift, rtol=0.01, atol=3e-4)
     names = {n for n, _ in baseline.hf.named_parameters(remove_duplicate=False)}
-    assert set(found.parameters) == names
+    assert set(found.parameters) == {n for n in names if not n.endswith(NOT_ON_THE_PATH)}
     assert not any("forward" in vars(module) for module in baseline.hf.modules())
+
+
+@pytest.mark.parametrize("changed", NOT_ON_THE_PATH)
+def test_what_a_recurrence_is_not_affine_in_must_not_differ(changed: str, tiny: Tiny) -> None:
+    baseline = load(tiny("qwen3_5_text"))
+    with pytest.raises(InputError, match=rf"layers\.0\..*{changed} differs .* not affine"):
+        attribute(baseline, noisy(tiny("qwen3_5_text"), chosen=lambda n: n.endswith(changed)), PROMPTS, MARGIN)
 
 
 def test_error_of_the_midpoint_rule_is_of_second_order(tiny: Tiny) -> None:

@@ -15,7 +15,7 @@ from tests import tiny_models
 
 def _model(name: str) -> HookedModel:
     hf = tiny_models.bare_model(name).requires_grad_(False)
-    return HookedModel(hf, tiny_models.tokenizer(), architecture(hf.config.model_type))
+    return HookedModel(hf, tiny_models.tokenizer(), architecture(hf.config.model_type).expanded(hf.config))
 
 
 @pytest.fixture(params=tiny_models.DISTINCT)
@@ -55,7 +55,7 @@ def test_the_rows_of_a_head_write_its_group_alone(model: HookedModel) -> None:
     before = model.activations(tiny_models.TEXTS, [name])[name]
     _zero(model, parts, Part(PartKind.HEAD, 1, 3), WeightAxis.ROWS)
     after = model.activations(tiny_models.TEXTS, [name])[name]
-    group = 4 // getattr(model.config, "num_key_value_heads", 4)
+    group = 4 // getattr(model.config.per_layer_config[1], "num_key_value_heads", 4)
     silent = [head // group == 3 // group for head in range(4)]
     assert (after[:, silent] == 0).all()
     torch.testing.assert_close(after[:, [not s for s in silent]], before[:, [not s for s in silent]])
@@ -64,7 +64,7 @@ def test_the_rows_of_a_head_write_its_group_alone(model: HookedModel) -> None:
 @pytest.mark.parametrize("kind", [PartKind.NEURON, PartKind.HEAD])
 def test_the_columns_read_the_part_alone(model: HookedModel, kind: PartKind) -> None:
     """Without its columns a part changes nothing, whatever its activation."""
-    parts, layer = Parts.of(model), 2
+    parts, layer = Parts.of(model), 1 if model.architecture.recurrence and kind is PartKind.HEAD else 2
     _zero(model, parts, Part(kind, layer, 2), WeightAxis.COLUMNS)
     before = model.logits(tiny_models.TEXTS)
     hook = f"blocks.{layer}.{'mlp.hook_post' if kind is PartKind.NEURON else 'attn.hook_z'}"

@@ -18,7 +18,7 @@ from probes.labels.study_lexicon import REFUSAL_OPENINGS, normalize_prefix
 from probes.margin import settings
 from probes.margin.openings import PHRASES, Openings, Tokens, find_openings, lexicon_openings, minimal, openings_of
 from probes.margin.refusal_margin import MarginRuns, following_tokens, margins, refusal_margin
-from tests.tiny_models import CONFIGS, CONTEXT, TEXTS, tokenizer
+from tests.tiny_models import CONFIGS, CONTEXT, HYBRIDS, TEXTS, tokenizer
 
 ANSWERS = st.lists(
     st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=9).map(tuple), st.booleans()), max_size=40
@@ -66,8 +66,9 @@ def test_margin_is_the_odds_summed_over_all_continuations(name: str, tiny: Calla
         assert margin == pytest.approx(expected, abs=2e-5)
 
 
-def test_deep_openings_against_products_of_probabilities(tiny: Callable[[str], Path]) -> None:
-    model = load(tiny("llama"))
+@pytest.mark.parametrize("name", ["llama", *HYBRIDS])
+def test_deep_openings_against_products_of_probabilities(name: str, tiny: Callable[[str], Path]) -> None:
+    model = load(tiny(name))
     sequences = ((4, 5, 6, 7), (4, 5, 8), (4, 9), (10, 5, 6), (11,))
     for text, margin in zip(TEXTS, margins(model, TEXTS, opened(*sequences)).tolist(), strict=True):
         prompt = model.token_ids([text])[0]
@@ -104,7 +105,7 @@ def test_tiny_probabilities_on_either_side_stay_exact(tiny: Callable[[str], Path
         assert margin == pytest.approx(direction - torch.tensor(VOCAB - 1.0).log().item(), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", *HYBRIDS])
 def test_padding_changes_nothing(name: str, tiny: Callable[[str], Path]) -> None:
     model = load(tiny(name))
     wanted = opened((5,), (7, 9), (7, 11, 12))
