@@ -38,5 +38,15 @@ def architecture_of(file: Path, name: str, experts: bool = False) -> Architectur
 
 
 def model_arch(row: Architecture) -> gguf.MODEL_ARCH:
-    """The `gguf` package's key for its tables of an architecture."""
+    """The `gguf` package's key for its tables of an architecture.
+
+    Raises:
+        InputError: no GGUF file of it is read or written here.
+    """
+    if not row.gguf:
+        raise InputError(
+            f"GGUF files of {row.model_type} models are not supported",
+            f"one of {', '.join(sorted(other.model_type for other in ARCHITECTURES.values() if other.gguf))}",
+            "Use another format of it",
+        )
     return next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == row.gguf)

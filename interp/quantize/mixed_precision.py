@@ -74,7 +74,7 @@ def gguf_tensors(keep: Iterable[str], architecture: Architecture, n_blocks: int)
     """The names that llama.cpp gives to the weights of these linears, e.g. "blk.0.attn_q.weight".
 
     Raises:
-        InputError: GGUF has no name for one of them.
+        InputError: GGUF has no name for one of them, or is not supported for the architecture.
     """
     from gguf import get_tensor_name_map
 

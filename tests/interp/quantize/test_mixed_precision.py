@@ -16,6 +16,7 @@ from interp.errors import InputError
 from interp.quantize import mixed_precision
 from interp.quantize.cells import read_record
 from interp.quantize.write import write_cells
+from tests.tiny_models import NO_GGUF
 from tests.writer_models import CALIBRATION, write_checkpoint
 
 N_BLOCKS = 12
@@ -59,7 +60,7 @@ def test_llm_compressor_ignores_exactly_these_modules(model_type: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("model_type", NAMES)
+@pytest.mark.parametrize("model_type", sorted(set(NAMES) - {*NO_GGUF}))
 def test_llama_cpp_types_exactly_these_tensors(model_type: str) -> None:
     """llama-quantize splits at "=", makes the pattern lower case, and searches it anywhere in a tensor's name."""
     row, names, keep = architecture(model_type), NAMES[model_type], chosen(NAMES[model_type])
@@ -70,6 +71,12 @@ def test_llama_cpp_types_exactly_these_tensors(model_type: str) -> None:
     stored = dict(zip(mixed_precision.gguf_tensors(names, row, N_BLOCKS), names, strict=True))
     matched = [name for tensor, name in stored.items() if any(pattern.search(tensor) for pattern in patterns)]
     assert matched == keep
+
+
+@pytest.mark.parametrize("model_type", NO_GGUF)
+def test_an_architecture_without_gguf(model_type: str) -> None:
+    with pytest.raises(InputError, match=f"GGUF files of {model_type} models are not supported"):
+        mixed_precision.gguf_tensors(["model.layers.0.mlp.down_proj"], architecture(model_type), 2)
 
 
 def test_names_that_gguf_does_not_have() -> None:
