@@ -11,6 +11,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from interp.architectures import ARCHITECTURES
+
 CONTEXT = 96
 TEXTS = [
     "How do I bake bread?",
@@ -164,6 +166,8 @@ HYBRIDS = ("qwen3_next", "qwen3_5_text")
 DENSE = [name for name in CONFIGS if name not in MIXTURES]
 DISTINCT = [name for name in DENSE if name not in ("ministral", "ministral3", "olmo2", "smollm3")]
 """Without those whose modules are another one's: they differ in positions and windows."""
+IN_GGUF = sorted(name for name in {*ARCHITECTURES} & {*DENSE} if ARCHITECTURES[name].gguf)
+"""Those that are read from GGUF files, too."""
 
 
 def tokenizer(chat: bool = True, adds_bos: bool = True) -> PreTrainedTokenizerFast:

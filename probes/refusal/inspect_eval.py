@@ -161,6 +161,7 @@ def _quiet(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _settled_heap() -> Iterator[None]:
     """What exists is not searched for garbage meanwhile: with PyTorch and Inspect loaded, a third of the time."""
+    gc.collect()  # the model of the cell before, which must not be kept
     gc.freeze()
     try:
         yield

@@ -19,7 +19,7 @@ from interp.formats.gguf import unpermute
 from interp.opening import load
 from tests import tiny_models
 from tests.gguf_files import write_gguf
-from tests.tiny_models import CONFIGS, DENSE, bare_model
+from tests.tiny_models import CONFIGS, IN_GGUF, bare_model
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 F16 = gguf.GGMLQuantizationType.F16
@@ -35,7 +35,7 @@ def state_of(model_type: str) -> tuple[dict[str, torch.Tensor], object]:
     return {name: parameter.detach().half() for name, parameter in model.named_parameters()}, config
 
 
-@pytest.mark.parametrize("model_type", sorted({*ARCHITECTURES} & {*DENSE}))
+@pytest.mark.parametrize("model_type", IN_GGUF)
 def test_f16_file_gives_the_model_that_was_converted(model_type: str, tmp_path: Path) -> None:
     state, config = state_of(model_type)
     row = ARCHITECTURES[model_type]

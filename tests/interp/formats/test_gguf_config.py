@@ -11,7 +11,7 @@ from interp.formats.gguf_config import transformers_config
 from interp.tokenizer_files import gguf_tokenizer
 from tests.gguf_files import write_gguf
 from tests.interp.formats.test_formats_gguf import state_of
-from tests.tiny_models import DENSE
+from tests.tiny_models import IN_GGUF
 
 WITHOUT = ("gemma", "gpt_neox", "granite", "ministral3", "olmo2", "olmo3", "phi", "smollm3")
 """Architectures that transformers does not read from a GGUF."""
@@ -19,7 +19,7 @@ F16 = gguf.GGMLQuantizationType.F16
 LETTERS = [*"abcdefghijklmnopqrstuvwxyzHowareu?", "Ġ", "<|end|>"]
 
 
-@pytest.mark.parametrize("model_type", sorted({*ARCHITECTURES} & {*DENSE} - {*WITHOUT}))
+@pytest.mark.parametrize("model_type", sorted({*IN_GGUF} - {*WITHOUT}))
 def test_the_config_is_the_one_that_transformers_makes(model_type: str, tmp_path: Path) -> None:
     state, config = state_of(model_type)
     more = {"general__name": "mistral"} if model_type == "mistral" else {"tokenizer__ggml__eos_token_id": 7}

@@ -54,7 +54,7 @@ def test_a_streamed_study_measures_the_same_and_refuses_what_needs_the_whole_mod
     streamed = probes.measure(baseline, {"q8": cell}, stream=True, **PROMPTS)
     for name in ("entropy", "neurons", "safety_units"):
         pd.testing.assert_frame_equal(pd.DataFrame(streamed.table(name)), pd.DataFrame(study.table(name)))
-    for name in ("attribution", "answers"):
+    for name in ("quality", "answers"):
         with pytest.raises(InputError, match="needs the whole model in memory"):
             getattr(streamed, name)
     with pytest.raises(InputError, match="no stream beside it"):
