@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 Report = Callable[[int, int], None]
 
@@ -69,6 +70,23 @@ def counted(blocks: Iterable[Any], report: Report) -> Iterator[Any]:
         report(done, len(every))
 
 
+def keep_weights_while_searching(quantizer: Any) -> None:
+    """Let AutoAWQ's search for scales have the copy of the weights that it means to have.
+
+    It puts back `{name: tensor.cpu()}` after each scale that it tries. On a GPU that is a copy; on a CPU it is the
+    weights themselves, which the first scale is multiplied into for good: the linears of a block then have it, and the
+    norm before them does not.
+    """
+    search = quantizer._compute_best_scale
+
+    def searched(self: Any, inputs: Any, w_mean: Any, x_mean: Any, module: Any, *rest: Any) -> Any:
+        own = module.state_dict
+        with patch.object(module, "state_dict", lambda: {name: tensor.clone() for name, tensor in own().items()}):
+            return search(self, inputs, w_mean, x_mean, module, *rest)
+
+    quantizer._compute_best_scale = searched
+
+
 def write_awq(job: dict[str, Any], source: str, report: Report) -> dict[str, Any]:
     """AutoAWQ's own `quantize` and `save_quantized`, on token ids; says which scales it moved where."""
     import torch
@@ -83,6 +101,7 @@ def write_awq(job: dict[str, Any], source: str, report: Report) -> dict[str, Any
         return apply_scale(module, scales_list, *rest, **named)
 
     quantizer.apply_scale = recording
+    keep_weights_while_searching(quantizer.AwqQuantizer)
     quantizer.tqdm = lambda blocks, **_: counted(blocks, report)
     model = AutoAWQForCausalLM.from_pretrained(source, torch_dtype=torch.float16, trust_remote_code=False)
     total = sum(len(row) for row in job["rows"])
