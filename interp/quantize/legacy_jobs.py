@@ -37,6 +37,10 @@ MULTIPLES = {"autoawq": (32, 64), "autogptq": (32, 32)}
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+SEARCHED = {"search": "on a copy of the weights"}
+"""In the record of AutoAWQ's cells: those without it were damaged on a CPU (`legacy_worker`), and are written again."""
+
+
 def legacy_directory() -> Path:
     """Where the environment of the writers of 2024 is, or would be."""
     named = os.environ.get(VARIABLE)
@@ -102,7 +106,7 @@ def legacy_job(
     check_settings(cell, checkpoint, calibration, settings)
     if writer == "autoawq" and settings["group_size"] == -1:
         raise InputError("AutoAWQ cannot write one group a row", "a group size such as 128, 64 or 32")
-    described = settings | described_texts(calibration)
+    described = settings | described_texts(calibration) | (SEARCHED if writer == "autoawq" else {})
     key = content_key(cell=cell, baseline=content_hash(checkpoint.path), settings=described, versions=used)
     request: dict[str, Any] = {"method": cell.lower(), "source": str(checkpoint.path.resolve())} | settings
 
