@@ -97,9 +97,10 @@ def byte_pairs(size: int) -> PreTrainedTokenizerFast:
     known = letters.copy()
     while len(tokens) < size:
         pair = draw.choice(known), draw.choice(known)
-        if len("".join(pair)) < 12 and "".join(pair) not in tokens:
-            tokens["".join(pair)] = None
-            known.append("".join(pair))
+        joined = "".join(pair)
+        if len(joined) < 12 and joined not in tokens:
+            tokens[joined] = None
+            known.append(joined)
             merges.append(pair)
     bpe = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

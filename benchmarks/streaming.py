@@ -158,8 +158,8 @@ def main() -> None:
         pair = ["--baseline", dense, "--quantized", gptq, "--template", "none", "--out", str(folder / "out")]
         pair += ["--harmful", str(folder / "harmful.txt"), "--harmless", str(folder / "harmless.txt")]
         measured("probes.neurons --stream", ["-m", "probes.neurons", *pair, "--stream"])
-        path = ["--steps", "1", "--max-steps", "1", "--openings", "lexicon"]
-        measured("probes.attribution --stream", ["-m", "probes.attribution", *pair, *path, "--stream"])
+        one_step = ["--steps", "1", "--max-steps", "1", "--openings", "lexicon"]
+        measured("probes.attribution --stream", ["-m", "probes.attribution", *pair, *one_step, "--stream"])
         walk = "from interp import load; m = load({!r}, stream=True); m.logits([{!r}] * {})"
         for path in (dense, gptq):
             code = walk.format(path, PROMPTS["harmful"], 2 * options.prompts)

@@ -123,7 +123,8 @@ class Parts:
             if weight is not None and weight.ndim == 2:
                 out, inputs = reversed(weight.shape) if row.conv1d else weight.shape
                 shapes[f"{row.blocks}.{name}"] = (out, inputs)
-        names = [name for name, _ in model.hf.named_parameters(remove_duplicate=False) if name not in model.tied]
+        tied = model.tied
+        names = [name for name, _ in model.hf.named_parameters(remove_duplicate=False) if name not in tied]
         others = [name for name in names if name.rpartition(".")[0] not in shapes]
         return cls(row, int(model.config.num_attention_heads), shapes, tuple(others))
 

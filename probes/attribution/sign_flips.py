@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float64, Int8
 from torch import Tensor, nn
 
-from interp.memory import SMALLEST, give_back
+from interp.memory import SMALLEST, give_back, spare_memory
 from interp.model import HookedModel
 from interp.pairs.weight_path import WeightPath
 from probes.attribution.integrated_gradients import (
@@ -32,7 +32,7 @@ from probes.attribution.integrated_gradients import (
     in_one_pass,
     observe,
 )
-from probes.attribution.memory import row_blocks, spare_memory
+from probes.attribution.memory import row_blocks
 from probes.attribution.parts import Part, Parts, WeightAxis
 from probes.attribution.settings import PartKind
 from probes.attribution.shares import AttributedPrompts, Sums, head_shares, neuron_sums
