@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import sys
@@ -33,7 +34,20 @@ def settle_heap() -> None:
 
     It is for commands, before they load a model; what a library's caller has may still become garbage.
     """
+    atexit.unregister(gc.unfreeze)
+    atexit.register(gc.unfreeze)  # at its end an extension (Triton's) would report what it still holds as leaks
     gc.freeze()
+
+
+@contextmanager
+def settled_heap() -> Iterator[None]:
+    """Inside, what existed before is not searched for garbage; after, everything is, also what a command settled."""
+    gc.collect()  # what is garbage now must not be kept
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def give_back() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import gc
 import hashlib
 import os
 import sqlite3
@@ -22,6 +21,7 @@ import pandas as pd
 
 from interp.errors import InputError
 from interp.files import trouble_with_disk
+from interp.memory import settled_heap
 from interp.redaction import redact
 from interp.thinking import split_thinking
 from probes.harness.transport import UNSCORED
@@ -71,7 +71,7 @@ def run_cell(
     async def count(_: Any) -> None:
         finished()
 
-    with _quiet(folder), _settled_heap():
+    with _quiet(folder), settled_heap():
         try:
             _, logs = eval_set(
                 [task_with(task, cleanup=count) for task in tasks],
@@ -156,17 +156,6 @@ def _quiet(folder: Path) -> Iterator[None]:
             del os.environ["XDG_DATA_HOME"]
         else:
             os.environ["XDG_DATA_HOME"] = before
-
-
-@contextlib.contextmanager
-def _settled_heap() -> Iterator[None]:
-    """What exists is not searched for garbage meanwhile: with PyTorch and Inspect loaded, a third of the time."""
-    gc.collect()  # the model of the cell before, which must not be kept
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def outcomes(cell: str, engine: str, log: EvalLog) -> pd.DataFrame:

@@ -1,8 +1,10 @@
-"""What is freed goes back to the system, by glibc's own count of the regions that it mapped."""
+"""What is freed goes back to the system, by glibc's own count of the regions that it mapped; garbage in a settled heap."""
 
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from interp import load, memory
-from interp.memory import freed_at_once, spare_memory
+from interp.memory import freed_at_once, settled_heap, spare_memory
 
 N = 6 * 2**20
 """Of 24 MB: less than what glibc maps on its own after it has freed larger ones, more than any hole in its heaps."""
@@ -46,3 +48,35 @@ def test_large_arrays_are_mapped_on_their_own_inside(
     kept = torch.empty(N)
     assert mapped_regions() == before
     del kept
+
+
+def test_what_a_command_settled_is_still_freed_at_its_end() -> None:
+    """Extensions report what is not as leaks, on the last lines that a user reads."""
+    script = """
+from interp.memory import settle_heap
+
+class Held:
+    def __del__(self):
+        print("freed")
+
+held = Held()
+held.itself = held
+settle_heap()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout == "freed\n"
+
+
+def test_garbage_from_before_is_not_kept_by_a_settled_heap() -> None:
+    freed = []
+
+    class Held:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            freed.append(self)
+
+    Held()
+    with settled_heap():
+        assert len(freed) == 1
