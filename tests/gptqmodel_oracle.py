@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from interp.child import JobReport, serve
 from interp.quantize import gptqmodel_worker
-from interp.quantize.process import JobReport, serve
 
 
 def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:

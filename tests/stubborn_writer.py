@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from interp.quantize.process import JobReport, serve
+from interp.child import JobReport, serve
 
 
 def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:

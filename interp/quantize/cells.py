@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from interp.child import JobReport
 from interp.documents import checked, read_json_object
 from interp.errors import InputError, MissingExtra
 from interp.files import atomic_directory, sha256
-from interp.quantize.process import JobReport
 
 RECORD = "quantscope.json"
 SCHEMA_VERSION = 1

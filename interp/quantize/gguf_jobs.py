@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.child import Child, JobReport
 from interp.errors import InputError
 from interp.files import sha256
 from interp.quantize import gguf_f16
 from interp.quantize.cells import CellRecord, Job, Outcome, content_hash, content_key, need, versions
 from interp.quantize.mixed_precision import KEPT_TYPE, exactly, gguf_tensors, mixed_name
-from interp.quantize.process import JobReport, WriterProcess
 from interp.quantize.settings import KINDS
 
 
-def llama_cpp_process() -> WriterProcess:
+def llama_cpp_process() -> Child:
     """The child in which llama.cpp quantizes."""
-    return WriterProcess("interp.quantize.llama_cpp_worker")
+    return Child("interp.quantize.llama_cpp_worker")
 
 
 def f16_job(checkpoint: Checkpoint, out: Path, converter: Path | None) -> Job:
@@ -52,7 +52,7 @@ def _convert(converter: Path, source: Path, weights: Path, log: Path) -> None:
         raise InputError(f"{converter} could not convert {source} (exit status {status})", do=f"Its log is {log}")
 
 
-def gguf_job(process: WriterProcess, f16: Path, out: Path, kind: str, keep: Sequence[str] = ()) -> Job:
+def gguf_job(process: Child, f16: Path, out: Path, kind: str, keep: Sequence[str] = ()) -> Job:
     """The job of quantizing an F16 GGUF file as one of `KINDS`, with the linears of `keep` left in float16."""
     need("llama_cpp", "llama-cpp-python", "gguf", "Writing quantized GGUF files")
     if kind not in KINDS:

@@ -8,22 +8,22 @@ from typing import Any
 
 from interp.architectures import Architecture
 from interp.checkpoint import Checkpoint
+from interp.child import Child, JobReport
 from interp.errors import InputError
 from interp.quantize.calibration import BuiltinChats
 from interp.quantize.cells import CellRecord, Job, Outcome, content_hash, content_key, need, text_hash, versions
 from interp.quantize.gptqmodel_worker import ENVIRONMENT
 from interp.quantize.mixed_precision import gptqmodel_dynamic, mixed_name
-from interp.quantize.process import JobReport, WriterProcess
 from interp.quantize.settings import BITS, GROUP_SIZES, WRITABLE_BITS
 
 
-def gptqmodel_process() -> WriterProcess:
+def gptqmodel_process() -> Child:
     """The child in which GPTQModel runs."""
-    return WriterProcess("interp.quantize.gptqmodel_worker", ENVIRONMENT)
+    return Child("interp.quantize.gptqmodel_worker", ENVIRONMENT)
 
 
 def gptqmodel_job(
-    process: WriterProcess,
+    process: Child,
     cell: str,
     checkpoint: Checkpoint,
     out: Path,

@@ -1,4 +1,4 @@
-"""The child process that writes AWQ and GPTQ checkpoints with GPTQModel; see `interp.quantize.process`."""
+"""The child process that writes AWQ and GPTQ checkpoints with GPTQModel; see `interp.child`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from interp.child import JobReport, serve
 from interp.quantize.calibration import token_rows
-from interp.quantize.process import JobReport, serve
 
 BATCH_SIZE = 8
 ENVIRONMENT = {

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from interp.checkpoint import Checkpoint
+from interp.child import Child, JobReport
 from interp.errors import InputError
 from interp.quantize.calibration import token_rows
 from interp.quantize.cells import CellRecord, Job, Outcome, content_hash, content_key
 from interp.quantize.gptqmodel_jobs import check_settings, described_texts, fold_notes
-from interp.quantize.process import JobReport, WriterProcess
 from interp.quantize.settings import BITS, WRITERS
 from interp.tokenizer_files import FILES, JSON_OBJECTS, open_tokenizer
 
@@ -47,12 +47,12 @@ def legacy_directory() -> Path:
     return Path(named) if named else Path(__file__).resolve().parents[2] / ".venv-legacy"
 
 
-def legacy_process() -> WriterProcess:
+def legacy_process() -> Child:
     """The child in which AutoAWQ and AutoGPTQ run."""
     script = Path(__file__).with_name("legacy_worker.py")
     python = str(legacy_directory().absolute() / "bin" / "python")
     # -I: nothing of this project, nor of its environment, is on the child's search path.
-    return WriterProcess("interp.quantize.legacy_worker", _ENVIRONMENT, [python, "-I", str(script)])
+    return Child("interp.quantize.legacy_worker", _ENVIRONMENT, [python, "-I", str(script)])
 
 
 def legacy_versions(writer: str) -> dict[str, str]:
@@ -79,7 +79,7 @@ def legacy_versions(writer: str) -> dict[str, str]:
 
 
 def legacy_job(
-    process: WriterProcess,
+    process: Child,
     writer: str,
     checkpoint: Checkpoint,
     out: Path,

@@ -1,7 +1,7 @@
-"""The child process that writes AWQ with AutoAWQ and GPTQ with AutoGPTQ; see `interp.quantize.process`.
+"""The child process that writes AWQ with AutoAWQ and GPTQ with AutoGPTQ; see `interp.child`.
 
 Both need transformers 4, so it runs in an environment of their own (`make legacy`) as a plain script: it imports
-nothing of this project and speaks the protocol of `interp.quantize.process.serve` by itself. Both are asked through
+nothing of this project and speaks the protocol of `interp.child.serve` by itself. Both are asked through
 their own public calls; what is changed is what stops them on a CPU.
 """
 

@@ -1,4 +1,4 @@
-"""The child process that quantizes GGUF files with llama.cpp; see `interp.quantize.process`."""
+"""The child process that quantizes GGUF files with llama.cpp; see `interp.child`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from interp.quantize.process import JobReport, serve
+from interp.child import JobReport, serve
 
 _TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
 

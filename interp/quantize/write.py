@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.checkpoint import Checkpoint, open_checkpoint
+from interp.child import JobReport
 from interp.errors import InputError, did_you_mean
 from interp.quantize.cells import Job, need
 from interp.quantize.gguf_f16 import check_convertible
@@ -14,7 +15,6 @@ from interp.quantize.gguf_jobs import check_file, f16_job, gguf_job, llama_cpp_p
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, gptqmodel_process, group_size_for, usual_group_size
 from interp.quantize.legacy_jobs import legacy_job, legacy_process
 from interp.quantize.mixed_precision import checked, mixed_name
-from interp.quantize.process import JobReport
 from interp.quantize.settings import BITS, KINDS, LADDER, NAMES, OF_BITS, WRITERS
 
 CellProgress = Callable[[str, float], None]

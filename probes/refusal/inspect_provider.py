@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Event, Lock
 from typing import Any
 
@@ -36,6 +37,7 @@ from interp.system_prompts import OWN
 from interp.thinking import decode_answer, split_thinking
 from probes.harness.server_replies import NotTheModelsWord
 from probes.harness.transport import Patience, unscored
+from probes.refusal.engine_process import EngineProcess
 from probes.refusal.engines import Engine, EngineSettings
 from probes.refusal.request_batcher import Batcher
 from probes.refusal.request_sets import prompt_sha256
@@ -105,6 +107,7 @@ class CheckpointAPI(HuggingFaceAPI):
         self.chat_template = template_source(self.tokenizer, ChatTemplate(template, system))
         self.use_chat_template = self.chat_template is not None
         self._engine: Engine | None = None
+        self._open: Callable[[], Engine] = self.settings.open
         self._server = ServerEngine(self.settings) if self.settings.engine is EngineName.VLLM else None
         self._loading = Lock()
         self._closed = Event()
@@ -115,12 +118,17 @@ class CheckpointAPI(HuggingFaceAPI):
         if self._server is not None:
             self._server = ServerEngine(self.settings, address, patience)
 
+    def compute_apart(self) -> None:
+        """Of the hooked model: let a process of its own compute; see `probes.refusal.engine_process`."""
+        if self.settings.engine is EngineName.HOOKED:
+            self._open = partial(EngineProcess, self.settings)
+
     @property
     def engine(self) -> Engine:
         """The loaded model."""
         with self._loading:
             if self._engine is None:
-                engine = self.settings.open()
+                engine = self._open()
                 if self._closed.is_set():  # meanwhile, by another thread
                     raise Stopped
                 self._engine = engine

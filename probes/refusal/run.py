@@ -100,10 +100,11 @@ class BehaviourRun:
         """
         from probes.refusal.inspect_eval import outcomes, run_cell
 
+        n_requests = sum(len(task.dataset) for task in self.tasks.values())
         with outside_notebook():
-            model = subject.model(self.patience)
+            model = subject.model(self.patience, n_requests)
         try:
-            with counter(sum(len(task.dataset) for task in self.tasks.values()), name) as advance:
+            with counter(n_requests, name) as advance:
                 logs = without_loop(
                     lambda: run_cell(
                         list(self.tasks.values()),

@@ -19,6 +19,9 @@ from probes.refusal.settings import EngineName, served_as
 if TYPE_CHECKING:
     from inspect_ai.model import Model
 
+MANY = 1000
+"""Requests for which a model's own process is worth the seconds in which it starts."""
+
 
 @runtime_checkable
 class Subject(Protocol):
@@ -30,8 +33,8 @@ class Subject(Protocol):
     def read(self, texts: Sequence[str]) -> Reading:
         """How it reads the requests."""
 
-    def model(self, patience: Patience) -> Model:
-        """Inspect's view of it; patience is with a server that fails."""
+    def model(self, patience: Patience, n_requests: int) -> Model:
+        """Inspect's view of it; patience is with a server that fails, `n_requests` are how many it will be asked."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class LocalSubject:
         warnings = [*rendered.warnings, *([] if self.server is None else [_not_known(self.server, self.settings.path)])]
         return Reading(self.software, rendered.texts, prompts, context, warnings)
 
-    def model(self, patience: Patience) -> Model:
+    def model(self, patience: Patience, n_requests: int) -> Model:
         """The provider `quantscope/PATH`; weights are loaded by the first request; only a server is asked again."""
         from inspect_ai.model import get_model
 
@@ -107,6 +110,8 @@ class LocalSubject:
         )
         assert isinstance(model.api, CheckpointAPI)
         model.api.reached_at(self.server, patience)
+        if n_requests >= MANY:
+            model.api.compute_apart()
         return model
 
 
@@ -159,7 +164,7 @@ class ServerSubject:
         ]
         return Reading(f"server ({self.software})", list(texts), None, None, warnings)
 
-    def model(self, patience: Patience) -> Model:
+    def model(self, patience: Patience, n_requests: int) -> Model:
         """Inspect's own provider for such servers, asked by `probes.harness.transport`."""
         from inspect_ai.model import GenerateConfig, get_model
 

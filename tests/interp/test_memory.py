@@ -1,4 +1,4 @@
-"""What is freed goes back to the system, by glibc's own count of the regions that it mapped; garbage in a settled heap."""
+"""What is freed goes back to the system, by glibc's own count of its regions; and garbage in a settled heap."""
 
 from __future__ import annotations
 

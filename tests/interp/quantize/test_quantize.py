@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from interp.architectures import architecture
 from interp.checkpoint import open_checkpoint
+from interp.child import Child, JobReport
 from interp.errors import InputError, MissingExtra
 from interp.files import sha256
 from interp.quantize import __main__ as quantize_command
@@ -29,7 +30,6 @@ from interp.quantize import calibration, write
 from interp.quantize.cells import CellRecord, Job, content_hash, read_record
 from interp.quantize.gptqmodel_jobs import gptqmodel_job, group_size_for, unsound_folds
 from interp.quantize.gptqmodel_worker import ENVIRONMENT
-from interp.quantize.process import JobReport, WriterProcess
 from interp.quantize.settings import LADDER, OF_BITS
 from probes.harness.prompts import BUILTIN, builtin
 from probes.labels.refused import refuses
@@ -70,7 +70,7 @@ def cells(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("cells")
     before = set(os.listdir())
     eager = {"TORCHDYNAMO_DISABLE": "1"}  # GPTQModel would compile its dequantization, for half a minute
-    with WriterProcess("tests.gptqmodel_oracle", ENVIRONMENT | eager) as process:
+    with Child("tests.gptqmodel_oracle", ENVIRONMENT | eager) as process:
         for name, (source, cell, settings) in JOBS.items():
             gptqmodel_job(process, cell, open_checkpoint(sources[source]), out / name, CALIBRATION, settings).write()
     assert set(os.listdir()) == before  # GPTQModel would leave its logs in the working directory
@@ -183,7 +183,7 @@ def test_built_in_chats_are_in_the_models_template_and_ask_what_no_probe_asks(so
 def test_records_name_the_built_in_chats(sources: dict[str, Path], tmp_path: Path) -> None:
     settings = {}
     for texts in (calibration.calibration_of(sources["llama"]), CALIBRATION):
-        with WriterProcess("unused") as process:
+        with Child("unused") as process:
             job = gptqmodel_job(process, "GPTQ", open_checkpoint(sources["llama"]), tmp_path / "x", texts, GPTQ)
         settings[len(texts)] = job.planned.settings
     assert settings[128]["calibration"] == "built-in chats"
@@ -303,7 +303,7 @@ def test_finished_cells_are_not_written_again(
     def never(*_: Any, **__: Any) -> dict[str, Any]:
         raise AssertionError("a writer was started")
 
-    monkeypatch.setattr(WriterProcess, "run", never)
+    monkeypatch.setattr(Child, "run", never)
     out, seen = ladder["AWQ"].parent, []
     assert write.write_cells(sources["llama"], out, CALIBRATION, progress=lambda *s: seen.append(s)) == ladder
     assert seen == [(cell, 1.0) for cell in LADDER]
@@ -328,12 +328,12 @@ def test_every_file_of_a_checkpoint_counts(sources: dict[str, Path], tmp_path: P
 
 
 @pytest.fixture
-def stubborn() -> Iterator[WriterProcess]:
-    with WriterProcess("tests.stubborn_writer") as process:
+def stubborn() -> Iterator[Child]:
+    with Child("tests.stubborn_writer") as process:
         yield process
 
 
-def stubborn_job(process: WriterProcess, out: Path, ending: str) -> Job:
+def stubborn_job(process: Child, out: Path, ending: str) -> Job:
     def fill(weights: Path, log: Path, report: JobReport | None) -> Any:
         return process.run({"out": str(weights), "ending": ending}, log, report), []
 
@@ -343,7 +343,7 @@ def stubborn_job(process: WriterProcess, out: Path, ending: str) -> Job:
 @pytest.mark.parametrize(
     ("ending", "said"), [("raise", "no calibration reached this layer"), ("die", "exit status -6")]
 )
-def test_a_failed_writer_leaves_what_was_there(tmp_path: Path, stubborn: WriterProcess, ending: str, said: str) -> None:
+def test_a_failed_writer_leaves_what_was_there(tmp_path: Path, stubborn: Child, ending: str, said: str) -> None:
     out = tmp_path / "AWQ"
     with pytest.raises(InputError, match=said) as failure:
         stubborn_job(stubborn, out, ending).write()
@@ -357,7 +357,7 @@ def test_an_interrupted_writer_is_killed(tmp_path: Path) -> None:
         assert (done, total) == (1, 2)
         raise KeyboardInterrupt
 
-    with WriterProcess("tests.stubborn_writer") as process:
+    with Child("tests.stubborn_writer") as process:
         job = stubborn_job(process, tmp_path / "AWQ", "return")
         child = json.loads((job.write() / "quantscope.json").read_text())["details"]
         written = sha256(tmp_path / "AWQ" / "quantscope.json")
