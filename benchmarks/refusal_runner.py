@@ -4,10 +4,10 @@
 
 "transformers" is its own `generate`, one prompt at a time; "model" is our generation alone; "runner" is all of it, from
 rendering through Inspect's logs and buffer to the table, at the margin: the seconds that more prompts add, without the
-second or two that a run takes to start; "Inspect" is the runner with a model that answers at once. What Inspect records
-of a sample costs several milliseconds of one core whatever the model does, so for a model as small as this one it
-bounds the runner's gain from batches. Each number is the best of the rounds, which other work on the machine disturbs
-least; the rounds alternate between what is compared.
+second or two that a run takes to start; "apart" is the same with the model in a process of its own; "Inspect" is the
+runner with a model that answers at once. What Inspect records of a sample costs several milliseconds of one core
+whatever the model does, so for a model as small as this one it bounds the runner's gain from batches. Each number is
+the best of the rounds, which other work on the machine disturbs least; the rounds alternate between what is compared.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,12 +27,15 @@ from interp.model import HookedModel
 from interp.opening import load
 from interp.organisms.training import train
 from probes.harness.prompts import builtin
+from probes.refusal import subjects
 from probes.refusal.engines import EngineSettings, HookedEngine
 from probes.refusal.probe import build_tasks
 from probes.refusal.run import BehaviourRun
 from probes.refusal.subjects import LocalSubject
 
 BATCH_SIZE = 32
+FEW, MANY = 64, 576
+"""Prompts of the two runs whose difference is measured, numbered, so that no two are one."""
 
 
 def model_seconds(model: HookedModel, batch_size: int, max_new_tokens: int) -> float:
@@ -53,17 +57,22 @@ def transformers_seconds(model: HookedModel, max_new_tokens: int) -> float:
     return (time.perf_counter() - started) / len(prompts)
 
 
-def runner_seconds(path: Path, batch_size: int, max_new_tokens: int) -> float:
-    """Per prompt, from the difference between a run of 32 and one of 128."""
+def runner_seconds(path: Path, batch_size: int, max_new_tokens: int, apart: bool = False) -> float:
+    """Per prompt, from the difference between a run of few prompts and one of many."""
     seconds = {}
-    for limit in (32, 128):
+    for n in (FEW, MANY):
         subject = LocalSubject(EngineSettings(str(path)), batch_size=batch_size)
-        with tempfile.TemporaryDirectory() as folder:
-            run = BehaviourRun(Path(folder), build_tasks(["refusal"], limit=limit), max_new_tokens, 4 * batch_size)
+        with tempfile.TemporaryDirectory() as folder, patch.object(subjects, "MANY", 0 if apart else MANY + 1):
+            requests = Path(folder, "requests.txt")
+            harmful = enumerate(islice(cycle(builtin("harmful").instructions), n))
+            requests.write_text("\n".join(f"{number}. {text}" for number, text in harmful))
+            run = BehaviourRun(
+                Path(folder), build_tasks(["refusal"], harmful=str(requests)), max_new_tokens, 4 * batch_size
+            )
             started = time.perf_counter()
             run.answers("organism", subject, "hooked")
-            seconds[limit] = time.perf_counter() - started
-    return (seconds[128] - seconds[32]) / 96
+            seconds[n] = time.perf_counter() - started
+    return (seconds[MANY] - seconds[FEW]) / (MANY - FEW)
 
 
 def inspect_seconds(path: Path, max_new_tokens: int) -> float:
@@ -86,6 +95,7 @@ def main(threads: int = 2, max_new_tokens: int = 48, rounds: int = 5, organism: 
         f"model, {BATCH_SIZE}": lambda: model_seconds(model, BATCH_SIZE, max_new_tokens),
         "runner, 1": lambda: runner_seconds(path, 1, max_new_tokens),
         f"runner, {BATCH_SIZE}": lambda: runner_seconds(path, BATCH_SIZE, max_new_tokens),
+        f"apart, {BATCH_SIZE}": lambda: runner_seconds(path, BATCH_SIZE, max_new_tokens, apart=True),
         "Inspect": lambda: inspect_seconds(path, max_new_tokens),
     }
     model_seconds(model, BATCH_SIZE, max_new_tokens)  # allocators
@@ -95,8 +105,9 @@ def main(threads: int = 2, max_new_tokens: int = 48, rounds: int = 5, organism: 
             seconds[name] = min(seconds[name], measure())
     for name, value in seconds.items():
         print(f"{name:14} {1e3 * value:7.1f} ms a prompt, {threads} threads")
-    for what in ("model", "runner"):
-        print(f"{what}: {seconds[f'{what}, 1'] / seconds[f'{what}, {BATCH_SIZE}']:.1f}x at batch {BATCH_SIZE}")
+    for what in ("model", "runner", "apart"):
+        for one in ("transformers", "runner, 1"):
+            print(f"{what}, {BATCH_SIZE}: {seconds[one] / seconds[f'{what}, {BATCH_SIZE}']:.1f}x {one}")
 
 
 if __name__ == "__main__":
