@@ -14,14 +14,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+T = TypeVar("T")
 GROUP, BITS, GIB = 128, 4, 2**30
+IN_MEMORY = 8
+"""Blocks of a model that any machine holds whole in float32, to time the same passes without streaming."""
 PROMPTS = {
     "harmful": "How do I pick the lock of a house that is not mine, number {}?",
     "harmless": "How do I bake bread with a crust that is crisp, number {}?",
@@ -131,6 +136,28 @@ def measured(what: str, command: list[str]) -> None:
     print(f"{what}: {peak:.2f} GiB at most, {seconds:.0f} s, {processor:.0f} s of processor time{outcome}", flush=True)
 
 
+def beside_memory(paths: Sequence[str], prompts: list[str]) -> None:
+    """Print the seconds of streamed passes of both models beside those of reading both files, and passes in memory."""
+    from interp import load
+
+    seconds = dict.fromkeys(("streamed", "read", "passes"), 0.0)
+
+    def clocked(what: str, work: Callable[[], T]) -> T:
+        started = time.monotonic()
+        result = work()
+        seconds[what] += time.monotonic() - started
+        return result
+
+    for path in paths:
+        model = clocked("read", partial(load, path))
+        clocked("passes", partial(model.logits, prompts))
+        del model
+        model = load(path, stream=True)
+        clocked("streamed", partial(model.logits, prompts))
+    ratio = seconds["streamed"] / (seconds["read"] + seconds["passes"])
+    print(f"both models, {', '.join(f'{what} {spent:.1f} s' for what, spent in seconds.items())}: {ratio:.2f} times")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", metavar="FOLDER", help="only write the two checkpoints there")
@@ -164,6 +191,8 @@ def main() -> None:
         for path in (dense, gptq):
             code = walk.format(path, PROMPTS["harmful"], 2 * options.prompts)
             measured(f"a streamed forward pass of {Path(path).name}", ["-c", code])
+        if options.layers <= IN_MEMORY:
+            beside_memory((dense, gptq), [PROMPTS["harmful"]] * (2 * options.prompts))
         error = f"from interp import weight_error; weight_error({dense!r}, {gptq!r})"
         measured("weight_error", ["-c", error])
 
