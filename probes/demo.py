@@ -69,7 +69,7 @@ def main(
     from interp.quantize.cells import need
     from probes.report import files
     from probes.study.reader import parse_study
-    from probes.study.run import run_study, study_status
+    from probes.study.run import StudyRun, run_study, study_status
     from probes.study.state import PartStatus
     from probes.study.terminal import exit_code, show
 
@@ -79,9 +79,14 @@ def main(
         raise InputError(f"There is no organism {architecture!r}", f"one of {', '.join((*ARCHITECTURES, ALL))}")
     names = list(ARCHITECTURES) if architecture == ALL else [architecture]
     study = parse_study(study_text(names, seed), Path.cwd(), "the demo")
-    if (study_status(study, out)["status"] != PartStatus.DONE).any():
+    status = study_status(study, out)
+    unmeasured = (status["status"] != PartStatus.DONE).any()
+    if unmeasured:
         _measure_in_two(study, out)
-    run = run_study(study, out)
+    if unmeasured or not _has_report(study, out):
+        run = run_study(study, out)
+    else:
+        run = StudyRun(out, study, status, out / files.PAGE)
     show(run)
     lines = [line for model in run.study.models for line in _story(run, model)]
     for line in lines:
@@ -89,6 +94,18 @@ def main(
     report = files.write(run.path)[0] if _explained_since(run) else run.report
     cli.log.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(exit_code(run))
+
+
+def _has_report(study: Study, out: Path) -> bool:
+    """Whether a run folder has the report of this very study, by this version of what writes reports."""
+    from probes.report import files
+    from probes.study.state import COPY
+
+    page, copy = out / files.PAGE, out / COPY
+    if not page.exists() or not copy.exists() or copy.read_text().strip() != study.text.strip():
+        return False
+    writers = Path(files.__file__).parent.rglob("*.*")
+    return page.stat().st_mtime > max(file.stat().st_mtime for file in writers)
 
 
 def _measure_in_two(study: Study, out: Path) -> None:
@@ -107,11 +124,11 @@ def _measure_in_two(study: Study, out: Path) -> None:
     process.start()
     try:
         run_study(study, out, shard=own, changed=True)  # an earlier version's run is gone on with
-        run = merge_study(out, study)
+        run = merge_study(out, study, report=False)
+        process.join()  # explanations take its core, too
         for model in study.models:
             if model.name in own.models(study) and (cells := _to_explain(_danger(run, model))):
                 _explained(run, model, cells)
-        process.join()
     finally:
         process.terminate()
         process.join()

@@ -134,12 +134,13 @@ def run_study(
     return _merged(study, folder, known)
 
 
-def merge_study(path: str | Path, study: Study | None = None) -> StudyRun:
+def merge_study(path: str | Path, study: Study | None = None, report: bool = True) -> StudyRun:
     """Write the tables and the report of whatever a run folder holds, for example of finished shards.
 
     Args:
         path: the run folder.
         study: its study; by default the copy that lies in it.
+        report: False to write the tables alone.
 
     Returns:
         The run; what is not measured yet is in its `status`.
@@ -152,14 +153,14 @@ def merge_study(path: str | Path, study: Study | None = None) -> StudyRun:
     """
     path = Path(path)
     folder, study = RunFolder.at(path), study or study_of(path)
-    return _merged(study, folder, records_of(study, folder, looking=True))
+    return _merged(study, folder, records_of(study, folder, looking=True), report)
 
 
-def _merged(study: Study, folder: RunFolder, known: dict[StudyPart, Record]) -> StudyRun:
+def _merged(study: Study, folder: RunFolder, known: dict[StudyPart, Record], report: bool = True) -> StudyRun:
     with held(folder.path / WORKERS / "tables", _waiting):
         matrix = write_tables(study, folder, known)
-        report = None if matrix is None else _report(folder.path)
-    return StudyRun(folder.path, study, as_table(known), report)
+        page = _report(folder.path) if report and matrix is not None else None
+    return StudyRun(folder.path, study, as_table(known), page)
 
 
 def _waiting(owner: Owner | None) -> None:

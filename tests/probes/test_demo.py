@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -83,7 +84,7 @@ class _Process:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_models_are_measured_in_two_processes(study: Any, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    """The danger is explained while the other half is measured, which ends with this process however this ends."""
+    """The danger is explained when both halves are measured; the other process ends however this one ends."""
     shards: list[str] = []
     explained: list[tuple[str, list[str]]] = []
     run = _run(study, {("llama-fragile", "Q4_0"): "hidden_danger", ("llama", "Q4_0"): "hidden_danger"})
@@ -96,14 +97,26 @@ def test_models_are_measured_in_two_processes(study: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(demo, "get_context", lambda _: SimpleNamespace(Process=_Process))
     monkeypatch.setattr(demo, "_measure_share", lambda *args: shards.append(f"there {args[-1]}"))
     monkeypatch.setattr("probes.study.run.run_study", lambda *_, shard, changed: shards.append(f"here {shard}"))
-    monkeypatch.setattr("probes.study.run.merge_study", lambda *_: run)
+    monkeypatch.setattr("probes.study.run.merge_study", lambda *_, report: run)
     monkeypatch.setattr(demo, "_explained", explain)
     _Process.ended.clear()
     with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
         demo._measure_in_two(study, Path("run"))
     assert shards == ["there 2/2", "here 1/2"]
     assert explained == [("llama-fragile", ["Q4_0"])]
-    assert _Process.ended == [*([] if fails else ["joined"]), "terminated", "joined"]
+    assert _Process.ended == ["joined", "terminated", "joined"]
+
+
+def test_a_run_with_its_report_is_read_and_one_of_another_study_or_version_is_not(study: Any, tmp_path: Path) -> None:
+    assert not demo._has_report(study, tmp_path)
+    (tmp_path / "study.toml").write_text(study.text)
+    (tmp_path / "report.html").write_text("")
+    assert demo._has_report(study, tmp_path)
+    (tmp_path / "study.toml").write_text(study.text + "limit = 3\n")
+    assert not demo._has_report(study, tmp_path)
+    (tmp_path / "study.toml").write_text(study.text)
+    os.utime(tmp_path / "report.html", (0, 0))  # before this version was installed
+    assert not demo._has_report(study, tmp_path)
 
 
 def _refused(path: Path, like: Path | None = None) -> Iterator[bool]:
