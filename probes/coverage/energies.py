@@ -23,7 +23,7 @@ class LinearError:
     """A linear's weight and the errors whose outputs are compared.
 
     Attributes:
-        weight: the baseline's.
+        weight: the baseline's, in float32: squares of small errors, and sums of large ones, are no float16.
         error: cell − baseline.
         rounded: of plain rounding.
     """
@@ -34,12 +34,12 @@ class LinearError:
 
     def energies(self, inputs: Float[Tensor, "text pos in"]) -> Float[Tensor, "variant text"]:
         """Squared lengths of the outputs, summed over the positions; "random" is exactly what errors of the same sizes
-        with random signs give on average: products of different inputs cancel."""
+        with random signs give on average: products of different inputs cancel. In the dtype of the weights."""
         linear = torch.nn.functional.linear
         outputs = [linear(inputs, weight).square() for weight in (self.weight, self.error, self.rounded)]
         random = inputs.square() * self.error.square().sum(0)
-        output, error, rounded = (each.sum((1, 2)) for each in outputs)
-        return torch.stack([output, error, random.sum((1, 2)), rounded])
+        output, error, rounded = (each.sum(2).double().sum(1) for each in outputs)
+        return torch.stack([output, error, random.sum(2).double().sum(1), rounded])
 
 
 Energies = Float64[Tensor, "linear variant text"]
@@ -83,7 +83,7 @@ def _adding(
     error: LinearError, mask: Bool[Tensor, "text pos"], sums: Float64[Tensor, "variant text"], indices: Tensor
 ) -> Callable[..., None]:
     def add(_: Any, inputs: tuple[Tensor, ...], __: Tensor) -> None:
-        counted = inputs[0] * mask[..., None].to(inputs[0])
-        sums[:, indices] = error.energies(counted).double().cpu()
+        counted = inputs[0].to(error.weight) * mask[..., None].to(error.weight)
+        sums[:, indices] = error.energies(counted).cpu()
 
     return add

@@ -113,7 +113,7 @@ def _errors(baseline: HookedModel, cell: HookedModel) -> dict[str, LinearError]:
     errors = {}
     with aligned(cell, baseline):
         for name in block_linears(baseline):
-            weight = oriented_weight(baseline, name)
+            weight = oriented_weight(baseline, name).float()
             error = oriented_weight(cell, name).to(weight) - weight
             errors[name] = LinearError(weight, error, rounded(weight, *grid_of(cell.checkpoint, name)) - weight)
     return errors

@@ -17,7 +17,7 @@ from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from probes.depth.forced import ANSWER, REFUSAL, Prefilled, kl, log_probabilities, margin, prefilled
-from probes.depth.settings import ALL, FIRST, HOLDS, LATER, POSITIONS, PREFILL
+from probes.depth.settings import ALL, FIRST, HOLDS, LATER, POSITIONS, PREFILL, UNKNOWN
 from probes.harness.comparison import Comparison, Models, compare
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
@@ -81,7 +81,7 @@ def measure(
 
     `depth_cells`: one row per cell: cell, first, later, position (the shift at position 1, and the lowest of the later
     ones with its position; harmful prompts, a begun refusal), first_fell, later_fell (p ≤ 0.05, Holm over the later
-    positions), verdict, reason.
+    positions), verdict, reason (why it cannot be told).
 
     Args:
         baseline: the unquantized model.
@@ -173,20 +173,34 @@ def _fell(shift: Float[np.ndarray, " n"]) -> float:
 
 
 def _verdict(cell: str, seen: Observed, reference: Observed, positions: int) -> dict[str, Any]:
-    shifts = [
+    shifts = (
         (seen[REFUSAL, "harmful", place][0] - reference[REFUSAL, "harmful", place][0]).numpy()
         for place in range(positions)
-    ]
-    known = [shift[~np.isnan(shift)] for shift in shifts]
-    means = [mean_interval(shift) if len(shift) else Estimate(np.inf) for shift in known]
-    lowest = 1 + int(np.argmin([mean.value for mean in means[1:]]))
-    p = [_fell(shift) for shift in known]
-    first, later = p[0] <= ALPHA, bool(np.nanmin(p[1:], initial=1) * (positions - 1) <= ALPHA)
+    )
+    read = {place: shift[~np.isnan(shift)] for place, shift in enumerate(shifts, 1)}
+    fell = {place: _fell(shift) for place, shift in read.items() if len(shift) > 1}
+    means = {place: mean_interval(shift) for place, shift in read.items() if len(shift)}
+    later = [place for place in means if place > 1]
+    lowest = min(later, key=lambda place: means[place].value, default=None)
+    verdict, first_fell, later_fell, reason = UNKNOWN, False, False, _not_told(len(read[1]), fell, later)
+    if not reason:
+        first_fell = fell.pop(1) <= ALPHA
+        later_fell = min(fell.values()) * (positions - 1) <= ALPHA
+        verdict = {(0, 0): HOLDS, (0, 1): LATER, (1, 0): FIRST, (1, 1): ALL}[int(first_fell), int(later_fell)]
     return {
         "cell": cell,
-        **interval_columns("first", means[0]),
-        **interval_columns("later", means[lowest]),
-        **{"position": lowest + 1, "first_fell": first, "later_fell": later},
-        "verdict": {(0, 0): HOLDS, (0, 1): LATER, (1, 0): FIRST, (1, 1): ALL}[int(first), int(later)],
-        "reason": "",
+        **interval_columns("first", means.get(1, Estimate(np.nan))),
+        **interval_columns("later", Estimate(np.nan) if lowest is None else means[lowest]),
+        **{"position": lowest, "first_fell": first_fell, "later_fell": later_fell},
+        "verdict": verdict,
+        "reason": reason,
     }
+
+
+def _not_told(n: int, fell: Mapping[int, float], later: Sequence[int]) -> str:
+    """Why nothing can be said of a cell; "" where something can."""
+    if not later:
+        return "the baseline has ended all answers after their first token"
+    if 1 not in fell or len(fell) == 1:
+        return f"a test needs two prompts, and {n} {'begins' if n == 1 else 'begin'}, or fewer go on"
+    return ""

@@ -12,3 +12,5 @@ HOLDS, LATER, FIRST, ALL = (
     "the first token fell, and later ones",
 )
 """What is said of a cell."""
+UNKNOWN = "cannot be told"
+"""Where there are too few prompts for a test, or no later token."""

@@ -32,7 +32,7 @@ def render(result: Result) -> FittedTable:
     table = result.table
     last = table.loc[table["of"] == "activations", "where"].iloc[-1:].tolist()
     rows = table[table["where"].isin(["all", *last]) | table["where"].isna()]
-    told = rows.apply(_told, axis=1)
+    told = rows.fillna({"of": "", "prompts": ""}).apply(_told, axis=1)  # of a cell that could not be measured
     return tables.render(TITLE, rows.assign(told=told), COLUMNS)
 
 

@@ -84,7 +84,7 @@ def observe(model: HookedModel, texts: Mapping[str, list[str]], batch_size: int 
         logits, cache = model.run_with_cache(prompts, hooks, position=-1, batch_size=batch_size)
         assert logits is not None
         observed |= {Place(STREAM, hook, side): cache[hook] for hook in hooks}
-        observed[Place(LOGITS, ALL, side)] = logits - logits.mean(1, keepdim=True)
+        observed[Place(LOGITS, ALL, side)] = logits
     return observed
 
 
@@ -96,7 +96,7 @@ def projections(cell: Observed, baseline: Observed, before: Observed) -> dict[Pl
         baseline: what it was quantized from.
         before: what that was aligned from.
     """
-    single = {place: _project(cell[place], baseline[place], before[place]) for place in baseline}
+    single = {place: _project(place, cell[place], baseline[place], before[place]) for place in baseline}
     weights = [projection for place, projection in single.items() if place.of == WEIGHTS]
     together = Projection(
         sum((each.products for each in weights), np.zeros(1)),
@@ -106,9 +106,19 @@ def projections(cell: Observed, baseline: Observed, before: Observed) -> dict[Pl
     return {Place(WEIGHTS, ALL): together, **single}
 
 
-def _project(cell: Float[Tensor, "n d"], start: Float[Tensor, "n d"], end: Float[Tensor, "n d"]) -> Projection:
+def _project(
+    place: Place, cell: Float[Tensor, "n _"], start: Float[Tensor, "n _"], end: Float[Tensor, "n _"]
+) -> Projection:
+    if place.of == LOGITS:
+        cell, start, end = _comparable(cell, start, end)
     origin = start.double()
     way = end.double() - origin
     products = torch.linalg.vecdot(cell.double() - origin, way)
-    n = start.numel() if len(start) == 1 else len(start)
+    n = start.numel() if place.of == WEIGHTS else len(start)
     return Projection(products.cpu().numpy(), way.square().sum(1).cpu().numpy(), n)
+
+
+def _comparable(*logits: Float[Tensor, "n _"]) -> list[Float[Tensor, "n vocab"]]:
+    """Of the tokens that all models have (who fine-tunes may add some), and without their mean, which means nothing."""
+    known = min(each.shape[1] for each in logits)
+    return [each[:, :known] - each[:, :known].mean(1, keepdim=True) for each in logits]

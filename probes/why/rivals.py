@@ -154,8 +154,8 @@ _NOISE = "losses outside these bounds: prompts that the law, fitted on harmless 
 _REVERSION = "logits no further back than errors with random signs"
 _COVERAGE = "errors on harmful prompts no larger than random signs give, or as large on harmless prompts"
 _DEPTH = "a first token that falls, or later ones that hold"
-Reading = Callable[[pd.DataFrame], tuple[str, Estimate, str, bool, str]]
-"""Rows of a probe → evidence, value, null, whether it fits, why."""
+Reading = Callable[[pd.DataFrame], tuple[str, Estimate, str, bool | None, str]]
+"""Rows of a probe → evidence, value, null, whether it fits (None: cannot be told), why."""
 
 
 def _of(
@@ -165,34 +165,42 @@ def _of(
         why = f"python -m {command} measures it, into the same --out"
         return Rival(explanation, "", Estimate(nan), "", UNMEASURED, why, falsified_by)
     evidence, value, null, fits, why = read(beside[name])
-    return Rival(explanation, evidence, value, null, FITS if fits else NOT, why, falsified_by)
+    verdict = UNMEASURED if fits is None else FITS if fits else NOT
+    return Rival(explanation, evidence, value, null, verdict, why, falsified_by)
 
 
-def _noisy(rows: pd.DataFrame) -> tuple[str, Estimate, str, bool, str]:
+def _noisy(rows: pd.DataFrame) -> tuple[str, Estimate, str, bool | None, str]:
     row = rows[rows["fitted_on"] == "harmless"].iloc[0]
+    evidence = "refusals lost by the shift and spread of harmless margins"
+    if row["reason"]:  # then its numbers are missing
+        return evidence, Estimate(nan), "", None, f"the law is undefined: {row['reason']}"
     expected, lost = interval_of(row, "expected_lost"), row["lost"] - row["by_noise"]
     fits = bool(lost > 0 and expected.low <= lost <= expected.high)
     null = f"the baseline loses {row['by_noise']:.1f} to itself"
     why = f"{lost:.0f} of {row['n']:.0f} refusals were lost, {'as' if fits else 'not as'} the law expects"
-    if row["reason"]:
-        why = f"the law is undefined: {row['reason']}"
-    elif lost <= 0:
+    if lost <= 0:
         why = f"none of {row['n']:.0f} refusals was lost"
-    return "refusals lost by the shift and spread of harmless margins", expected, null, fits, why
+    return evidence, expected, null, fits, why
 
 
-def _reverted(rows: pd.DataFrame) -> tuple[str, Estimate, str, bool, str]:
+def _reverted(rows: pd.DataFrame) -> tuple[str, Estimate, str, bool | None, str]:
     row = rows[(rows["of"] == "logits") & (rows["prompts"] == "harmful")].iloc[0]
+    evidence = "how far back the logits went, 0 to 1"
+    if row["reason"]:
+        return evidence, Estimate(nan), "", None, row["reason"]
     back = interval_of(row, "back")
     fits = bool(row["p"] <= ALPHA and back.low >= FAR)
     null = f"random signs {row['random']:.2f} [{row['random_low']:.2f}, {row['random_high']:.2f}], p = {row['p']:.3f}"
     why = f"it is {'' if fits else 'not '}beyond random signs and at least {FAR:g} of the way"
-    return "how far back the logits went, 0 to 1", back, null, fits, why
+    return evidence, back, null, fits, why
 
 
 def _uncovered(stored_as: str) -> Reading:
-    def read(rows: pd.DataFrame) -> tuple[str, Estimate, str, bool, str]:
+    def read(rows: pd.DataFrame) -> tuple[str, Estimate, str, bool | None, str]:
         row = rows[rows["linear"] == "all"].iloc[0]
+        evidence = "error of linears on harmful prompts, over that of random signs"
+        if row["reason"]:
+            return evidence, Estimate(nan), "", None, row["reason"]
         beyond, harmless = interval_of(row, "beyond"), interval_of(row, "harmless")
         null = f"1; harmless prompts {harmless.value:.2f} [{harmless.low:.2f}, {harmless.high:.2f}]"
         larger = bool(beyond.low > max(1.0, harmless.high))
@@ -200,13 +208,15 @@ def _uncovered(stored_as: str) -> Reading:
         why = f"errors are {'' if larger else 'not '}larger there than random signs and harmless prompts say"
         if stored_as not in CALIBRATED:
             why = f"the writers of {stored_as} fit to no texts"
-        return "error of linears on harmful prompts, over that of random signs", beyond, null, fits, why
+        return evidence, beyond, null, fits, why
 
     return read
 
 
-def _deeper(rows: pd.DataFrame) -> tuple[str, Estimate, str, bool, str]:
+def _deeper(rows: pd.DataFrame) -> tuple[str, Estimate, str, bool | None, str]:
     row = rows.iloc[0]
+    if row["reason"]:
+        return "the lowest later shift of the margin, nats", Estimate(nan), "", None, row["reason"]
     first = interval_of(row, "first")
     null = f"the first token: {first.value:+.2f} [{first.low:+.2f}, {first.high:+.2f}]"
     evidence = f"the lowest later shift of the margin, nats (token {int(row['position'])})"

@@ -51,6 +51,22 @@ def test_a_cell_equal_to_its_baseline_has_no_ratio(baseline: HookedModel, tiny: 
     assert (table["reason"] == "its weight is the baseline's").all()
 
 
+def test_models_in_float16_are_measured_as_well(tiny: Callable[[str], Path]) -> None:
+    """Squares of their errors are below float16's least number, and sums of their outputs above its largest."""
+    tables = []
+    for dtype in (torch.float16, torch.float32):
+        models = [load(tiny("llama"), dtype=torch.float16) for _ in range(2)]
+        for model in models:
+            model.hf.model.layers[0].input_layernorm.weight.data *= 300
+        models[1].hf.model.layers[0].self_attn.q_proj.weight.data += 2.0**-13
+        for model in models:
+            model.hf.to(dtype)
+        tables.append(measured(*models))
+    errors = ["error_calibration", "error_harmful", "beyond"]
+    linear = "model.layers.0.self_attn.q_proj"
+    np.testing.assert_allclose(*(table.loc[linear, errors].astype(float) for table in tables), rtol=0.02)
+
+
 def test_errors_with_random_signs_are_the_null(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:
     cell = load(tiny("llama"))
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +97,7 @@ def test_energies_are_squared_lengths_and_random_signs_their_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, weight, error = (torch.randn(*shape, generator=generator) for shape in ((2, 3, 8), (5, 8), (5, 8)))
     output, own, random, plain = LinearError(weight, error, 2 * error).energies(inputs)
-    torch.testing.assert_close(output, torch.stack([(weight @ text.T).square().sum() for text in inputs]))
+    torch.testing.assert_close(output, torch.stack([(weight @ text.T).square().sum() for text in inputs]).double())
     torch.testing.assert_close(plain, 4 * own)
     signs = [torch.randint(0, 2, error.shape, generator=generator) * 2 - 1 for _ in range(4000)]
     drawn = torch.stack([LinearError(weight, error * sign, error).energies(inputs)[1] for sign in signs])

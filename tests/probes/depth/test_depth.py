@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from interp.errors import InputError
 from interp.generation import Answer
 from probes import depth
 from probes.depth import __main__ as command
-from probes.depth.forced import Prefilled, kl, log_probabilities, margin, prefilled
-from probes.depth.probe import HOLDS, LATER, DepthResult
+from probes.depth.forced import REFUSAL, Prefilled, kl, log_probabilities, margin, prefilled
+from probes.depth.probe import HOLDS, LATER, DepthResult, Observed, _verdict
+from probes.depth.settings import UNKNOWN
 from probes.harness.results import read_result
 from probes.margin.openings import lexicon_openings
 from probes.margin.refusal_margin import margins
@@ -59,6 +61,30 @@ def test_damage_that_only_later_tokens_see_is_found(baseline: HookedModel, tiny:
         assert result.table.query("position > 1 and begun == 'refusal'")["kl"].min() > 1e-6
         verdicts.append(row["verdict"])
     assert LATER in verdicts
+
+
+def _seen(*margins: list[float]) -> Observed:
+    """Margins of harmful prompts at each position of a begun refusal."""
+    return {
+        (REFUSAL, "harmful", place): (torch.tensor(each), torch.zeros(len(each))) for place, each in enumerate(margins)
+    }
+
+
+@pytest.mark.parametrize(
+    ("cell", "baseline", "reason"),
+    [
+        (([-9.0], [-9.0]), ([9.0], [9.0]), "a test needs two prompts"),
+        (([-9.0, -8.0], [nan, nan]), ([9.0, 9.0], [nan, nan]), "ended all answers after their first token"),
+        (([-9.0, -8.0], [-9.0, nan]), ([9.0, 9.0], [9.0, nan]), "a test needs two prompts"),
+    ],
+    ids=["one prompt", "answers of one token", "one goes on"],
+)
+def test_what_no_test_can_tell_is_no_verdict(cell: list[float], baseline: list[float], reason: str) -> None:
+    row = _verdict("cell", _seen(*cell), _seen(*baseline), 2)
+    assert row["verdict"] == UNKNOWN
+    assert reason in row["reason"]
+    assert not np.isinf(row["later"])
+    assert row["first"] < -17
 
 
 def test_positions_are_those_of_the_answer_so_far(baseline: HookedModel) -> None:

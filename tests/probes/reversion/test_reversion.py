@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -107,6 +109,34 @@ def test_models_that_are_not_from_before_alignment(baseline: HookedModel, tiny: 
         measured(baseline, silent, shifted(tiny, 1))
     with pytest.raises(InputError, match="other layers"):
         measured(baseline, load(tiny("qwen3")), shifted(tiny, 1))
+
+
+def test_a_model_that_got_a_token_when_it_was_aligned(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:
+    aligned, cell, before = load(tiny("llama")), shifted(tiny, 1), shifted(tiny, 1)
+    for model in (aligned, cell):
+        model.hf.resize_token_embeddings(model.hf.config.vocab_size + 3, mean_resizing=False)
+    table = measured(aligned, before, cell)
+    np.testing.assert_allclose(table.loc["logits", "back"], 1, atol=1e-4)
+
+
+def test_one_prompt_is_one(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:
+    cells = {"cell": shifted(tiny, 1)}
+    result = reversion.measure(baseline, cells, HARMFUL.take(1), HARMLESS.take(1), before=shifted(tiny, 2), draws=1)
+    rows = result.table.set_index("of")
+    assert (rows.loc["logits", "n"] == 1).all()
+    assert (rows.loc["activations", "n"] == 1).all()
+
+
+def test_a_cell_that_could_not_be_measured_is_printed(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:
+    broken = shifted(tiny, 1)
+    broken.hf.get_input_embeddings().weight.data.fill_(np.nan)
+    cells = {"cell": shifted(tiny, 1), "broken": broken}
+    result = reversion.measure(baseline, cells, HARMFUL, HARMLESS, before=shifted(tiny, 2), draws=1)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(command.render(result))
+    said = console.export_text()
+    assert "broken" in said
+    assert "nan," not in said
 
 
 def test_the_interval_holds_the_ratio_of_sums() -> None:

@@ -68,7 +68,7 @@ def test_it_is_the_measurement(margin: MarginShift, doubt: Doubt) -> None:
 
 @pytest.mark.parametrize(("back", "p", "verdict"), [(1.0, 0.05, FITS), (0.02, 0.05, NOT), (1.0, 0.5, NOT)])
 def test_reversion_fits_beyond_random_signs_and_half_of_the_way(back: float, p: float, verdict: str) -> None:
-    row = {"of": "logits", "prompts": "harmful", "p": p} | bounded("back", back) | bounded("random", 0.02)
+    row = {"of": "logits", "prompts": "harmful", "p": p, "reason": ""} | bounded("back", back) | bounded("random", 0.02)
     assert verdicts(shift(-2), reversion=row)["quantization undid alignment"] == verdict
 
 
@@ -77,7 +77,7 @@ def test_reversion_fits_beyond_random_signs_and_half_of_the_way(back: float, p: 
     [(1.10, 0.95, "gptq", FITS), (1.10, 1.10, "gptq", NOT), (0.95, 0.90, "awq", NOT), (1.15, 1.0, "gguf", NOT)],
 )
 def test_coverage_fits_writers_that_calibrate(beyond: float, harmless: float, stored_as: str, verdict: str) -> None:
-    row = {"linear": "all"} | bounded("beyond", beyond) | bounded("harmless", harmless)
+    row = {"linear": "all", "reason": ""} | bounded("beyond", beyond) | bounded("harmless", harmless)
     assert verdicts(shift(-2), stored_as=stored_as, coverage=row)["harmful prompts are not covered"] == verdict
 
 
@@ -89,13 +89,33 @@ def test_noise_fits_where_harmless_margins_expect_the_losses(lost: int, verdict:
 
 
 def test_depth_fits_where_only_later_tokens_fell() -> None:
-    row = {"position": 3} | bounded("first", 0) | bounded("later", -2)
+    row = {"position": 3, "reason": ""} | bounded("first", 0) | bounded("later", -2)
     for verdict, expected in (
         ("the first token holds, later ones do not", FITS),
         ("the first token fell, and later ones", NOT),
     ):
         found = verdicts(shift(-2), depth_cells=row | {"verdict": verdict})
         assert found["it refuses at first and answers later"] == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "explanation", "row"),
+    [
+        (
+            "margin_losses",
+            "noise that hits all prompts alike",
+            {"fitted_on": "harmless", "lost": pd.NA},
+        ),
+        ("reversion", "quantization undid alignment", {"of": "logits", "prompts": "harmful"}),
+        ("coverage", "harmful prompts are not covered", {"linear": "all"}),
+        ("depth_cells", "it refuses at first and answers later", {"position": pd.NA}),
+    ],
+)
+def test_a_number_that_is_missing_is_no_verdict(table: str, explanation: str, row: dict[str, Any]) -> None:
+    beside = {table: pd.DataFrame([row | {"reason": "too few prompts"}])}
+    [found] = [r for r in rivals(shift(-2), NOTHING_KEPT, SURE, beside, "awq") if r.explanation == explanation]
+    assert found.verdict == UNMEASURED
+    assert "too few prompts" in found.why
 
 
 def test_the_verdict_that_is_looked_for_is_the_one_depth_gives() -> None:
