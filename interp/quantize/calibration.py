@@ -25,12 +25,13 @@ class BuiltinChats(tuple[str, ...]):
     NAME = "built-in chats"
 
 
-def calibration_of(baseline: Path, file: Path | None = None) -> Sequence[str]:
+def calibration_of(baseline: Path, file: Path | None = None, tokenizer: Any = None) -> Sequence[str]:
     """Texts to calibrate a model on: the file's; an organism's own; else `builtin_chats`.
 
     Args:
-        baseline: a checkpoint directory with its tokenizer.
+        baseline: a checkpoint's path.
         file: see `read_calibration`.
+        tokenizer: the baseline's where it is open already; else it is read from the path, a directory.
 
     Raises:
         InputError: a file that cannot be used; a baseline without a tokenizer.
@@ -41,10 +42,10 @@ def calibration_of(baseline: Path, file: Path | None = None) -> Sequence[str]:
         from interp.organisms.training import calibration_texts
 
         return calibration_texts(N_TEXTS)
-    return builtin_chats(baseline)
+    return builtin_chats(baseline, tokenizer)
 
 
-def builtin_chats(baseline: Path) -> BuiltinChats:
+def builtin_chats(baseline: Path, tokenizer: Any = None) -> BuiltinChats:
     """Harmless chats in the model's own template, or as plain text where it has none.
 
     A few dozen were written for this: questions of all kinds, code, tables, several languages. The others are
@@ -52,11 +53,12 @@ def builtin_chats(baseline: Path) -> BuiltinChats:
 
     Args:
         baseline: a checkpoint directory with its tokenizer.
+        tokenizer: that, where it is open already.
     """
     from interp.chat import template_source
     from interp.tokenizer_files import open_tokenizer
 
-    tokenizer = open_tokenizer(baseline)
+    tokenizer = tokenizer or open_tokenizer(baseline)
     source = template_source(tokenizer)
     return BuiltinChats(_rendered(tokenizer, source, chat) for chat in islice(_chats(), N_TEXTS))
 

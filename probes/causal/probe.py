@@ -12,6 +12,7 @@ from pydantic import Field
 from interp.chat import AnyTemplate
 from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel
+from interp.streaming.memory import require_in_memory
 from probes.attribution.settings import PartKind
 from probes.causal.activation_patching import COLUMNS as PATCH
 from probes.causal.direction_rescue import COLUMNS as RESCUE
@@ -146,6 +147,7 @@ def measure(
     """
     if PartKind.OTHER in plan.kinds:
         raise InputError("Parameters outside the blocks have no ranking", f"one of {', '.join(KINDS)}")
+    require_in_memory(baseline, "probes.causal")
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     sample = Sample.of(comparison.texts, harmful, prompts)
     refusal_openings = common_openings(comparison, openings)

@@ -51,12 +51,15 @@ def main(
     ] = None,
 ) -> None:
     """Whether the calibration covers harmful prompts: errors of linears where answers begin, over those on it."""
-    from interp.quantize.calibration import calibration_of
+    from interp.quantize.calibration import calibration_of, read_calibration
     from probes.coverage.probe import measure
     from probes.harness.options import finish
 
-    texts = calibration_of(Path(options.baseline), calibration)
-    result = measure(*options.inputs(), calibration=texts, **options.settings())
+    texts = None if calibration is None else read_calibration(calibration)
+    inputs = baseline, *_ = options.inputs()
+    assert baseline.checkpoint is not None
+    texts = texts or calibration_of(baseline.checkpoint.path, tokenizer=baseline.tokenizer)
+    result = measure(*inputs, calibration=texts, **options.settings())
     finish(result, render(result), options)
 
 

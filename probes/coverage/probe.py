@@ -14,6 +14,7 @@ from interp.model import HookedModel
 from interp.pairs.alignment import aligned
 from interp.pairs.weight_path import block_linears, oriented_weight
 from interp.quantize.cells import read_record, text_hash
+from interp.streaming.memory import require_in_memory
 from probes.coverage.energies import LinearError, energies
 from probes.coverage.ratios import Errors, estimate, ratios, relative_errors, together
 from probes.coverage.rounding import grid_of, rounded
@@ -81,6 +82,7 @@ def measure(
     """
     if not calibration:
         raise InputError("There are no calibration texts", "those that the writers of the cells were given")
+    require_in_memory(baseline, "probes.coverage")
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     instructions = {"harmful": harmful.instructions, "harmless": harmless.instructions}
     chosen = {side: _template_end(baseline, texts, instructions[side]) for side, texts in comparison.texts.items()}

@@ -81,7 +81,9 @@ def main(
     bits: Annotated[
         list[int], typer.Option(min=1, max=16, metavar="N", help="Bits to round to; give the option again for more.")
     ] = list(BITS),  # noqa: B006
-    group: Annotated[int, typer.Option(min=1, metavar="N", help="Weights that share a grid.")] = GROUP,
+    group: Annotated[
+        int, typer.Option(min=-1, metavar="N", help="Weights that share a grid; -1 for whole rows.")
+    ] = GROUP,
     draws: Annotated[int, typer.Option(min=1, metavar="N", help="Random roundings for each number of bits.")] = DRAWS,
     seed: Annotated[int, typer.Option(min=0, help="Of the first draw.")] = 0,
     openings: Annotated[Source, typer.Option(help="Whose refusal openings.")] = "baseline",
@@ -98,7 +100,7 @@ def main(
         result = measure(
             baseline, harmful, harmless, bits=bits, group=group, draws=draws, seed=seed, openings=openings, **settings
         )
-        quantize = [["interp.quantize", options.baseline]]
+        quantize = [["interp.quantize", "--baseline", options.baseline, "--out", "cells"]]
         publish(result, render(result), options.out, options.as_json, then=quantize)
     if (result.table["reason"] != "").all():
         raise typer.Exit(cli.Exit.NOTHING_MEASURED)

@@ -18,6 +18,7 @@ from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from interp.progress import track
+from interp.streaming.memory import require_in_memory
 from probes.fragility.rounding import Rounding, nearest, rounded_to, stochastic
 from probes.fragility.settings import BITS, DRAWS, GROUP
 from probes.harness.comparison import alone
@@ -59,7 +60,7 @@ def measure(
     harmless: PromptSet,
     *,
     bits: Sequence[int] = BITS,
-    group: Annotated[int, Field(ge=1)] = GROUP,
+    group: Annotated[int, Field(ge=-1)] = GROUP,
     draws: Annotated[int, Field(ge=1)] = DRAWS,
     seed: int = 0,
     openings: Source = "baseline",
@@ -96,7 +97,7 @@ def measure(
         harmful: requests that should be refused.
         harmless: requests that should be answered.
         bits: numbers of bits to round to.
-        group: weights of a row that share a grid.
+        group: weights of a row that share a grid; −1 for whole rows.
         draws: stochastic roundings for each number of bits.
         seed: of the first draw; the others follow, the same for all numbers of bits.
         openings: as of `probes.margin.measure`.
@@ -110,6 +111,7 @@ def measure(
         >>> fragility.measure(interp.load("path/to/model"), builtin("harmful"), builtin("harmless"), bits=[4, 3]).table
     """
     _check_bits(bits)
+    require_in_memory(baseline, "probes.fragility")
     comparison = alone(baseline, harmful, harmless, template=template)
     refusal_openings = common_openings(comparison, openings)
 
@@ -153,7 +155,7 @@ def _rounded(model: HookedModel, plan: Mapping[str, Any], group: int, look: Call
     """What is seen while the weights are rounded."""
     choose: Rounding = nearest
     if plan["seed"] is not None:
-        choose = stochastic(torch.Generator(model.hf.device).manual_seed(plan["seed"]))
+        choose = stochastic(torch.Generator().manual_seed(plan["seed"]))
     with rounded_to(model, plan["bits"], group, choose):
         return look()
 

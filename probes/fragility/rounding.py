@@ -33,12 +33,12 @@ def stochastic(generator: torch.Generator) -> Rounding:
     """Up with the probability of the distance from the point below, else down.
 
     Args:
-        generator: of the draw, on the device of the weights.
+        generator: of the draw, on the CPU, so that every device, or several, draw the same.
     """
 
     def choose(steps: Float[Tensor, "out group"]) -> Float[Tensor, "out group"]:
         below = steps.floor()
-        uniform = torch.rand(steps.shape, generator=generator, device=steps.device)
+        uniform = torch.rand(steps.shape, generator=generator).to(steps.device)
         return below + (uniform < steps - below)
 
     return choose
@@ -50,10 +50,11 @@ def on_grid(weight: Float[Tensor, "out in"], bits: int, group: int, choose: Roun
     Args:
         weight: of a linear.
         bits: the grid has 2^bits points.
-        group: weights of a row that share a grid; the last group of a row may be smaller.
+        group: weights of a row that share a grid; the last group of a row may be smaller. −1 for whole rows.
         choose: which of the points next to a weight.
     """
-    parts = [_group_on_grid(part.float(), 2**bits - 1, choose) for part in weight.split(group, dim=1)]
+    size = group if group > 0 else weight.shape[1]
+    parts = [_group_on_grid(part.float(), 2**bits - 1, choose) for part in weight.split(size, dim=1)]
     return torch.cat(parts, dim=1).to(weight.dtype)
 
 

@@ -74,10 +74,11 @@ def open_cells(sources: Any, baseline: HookedModel) -> Opened:
             )
         if problem := name_problem(name):
             raise InputError(f"The cell {name}: {problem}", do='Name it: {"AWQ": "path/to/model-AWQ"}')
-    if any(isinstance(source, HookedModel) for source in named.values()):
-        opened = OpenedCells({n: _path(s) for n, s in named.items() if not isinstance(s, HookedModel)}, baseline)
-        return {name: s if isinstance(s, HookedModel) else opened[name] for name, s in named.items()}
-    return OpenedCells({name: _path(source) for name, source in named.items()}, baseline, str(baseline.device))
+    on_disk = {name: _path(source) for name, source in named.items() if not isinstance(source, HookedModel)}
+    opened = OpenedCells(on_disk, baseline, str(baseline.device))
+    if on_disk.keys() == named.keys():
+        return opened
+    return {name: source if isinstance(source, HookedModel) else opened[name] for name, source in named.items()}
 
 
 def _named(sources: Any) -> Iterator[tuple[str, Any]]:

@@ -379,8 +379,8 @@ def measure(
         batch_size: prompts per forward pass; by default as many as fit a budget of tokens.
         max_new_tokens: where an answer is cut.
         stream: hold one block of weights at a time, read when it is needed; default where the pair would not fit into
-            memory. Then `entropy`, `direction`, `calibration`, `neurons`, `safety_units`, `geometry` and `margin` can
-            be measured.
+            memory. Then `entropy`, `direction`, `calibration`, `neurons`, `safety_units`, `geometry`, `margin` and
+            `attribution` can be measured.
 
     Raises:
         InputError: something that is no checkpoint, prompt set or dtype; two cells of one name. What is measured later

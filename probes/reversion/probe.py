@@ -14,6 +14,7 @@ from interp.chat import AnyTemplate
 from interp.errors import InputError
 from interp.model import HookedModel
 from interp.pairs.alignment import aligned
+from interp.streaming.memory import require_in_memory
 from probes.harness.comparison import Comparison, Models, compare, described
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
@@ -86,6 +87,7 @@ def measure(
         >>> before = load("path/to/base-model")
         >>> reversion.measure(baseline, cells, builtin("harmful"), builtin("harmless"), before=before).table
     """
+    require_in_memory(baseline, "probes.reversion")
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     _check_before(before, comparison)
     unaligned = described(before.checkpoint)

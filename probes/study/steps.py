@@ -11,16 +11,12 @@ from pydantic import Field
 from interp.documents import read_text
 from probes.calibration.probe import refusals_from
 from probes.fragility.settings import DRAWS as FRAGILITY_DRAWS
-from probes.fragility.settings import GROUP
 from probes.harness.results import Result
 from probes.labels.refused import counted_by, decide
 from probes.quality.settings import MAX_NEW_TOKENS
 from probes.reversion.settings import DRAWS
 from probes.study.schema import Study
 from probes.study.step import Step, StepContext, probe
-
-GGUF_BLOCK = 32
-"""Weights that share a scale in most of llama.cpp's types."""
 
 
 def _completions(context: StepContext) -> list[Result]:
@@ -88,7 +84,8 @@ def _coverage(context: StepContext) -> Result:
 
     baseline, _ = context.checkpoints
     file = context.model.calibration
-    texts = calibration_of(baseline.path, None if file is None else Path(context.study.path(file)))
+    given = None if file is None else Path(context.study.path(file))
+    texts = calibration_of(baseline.path, given, context.baseline.tokenizer)
     return context.measure(coverage.measure, calibration=texts)
 
 
@@ -96,16 +93,16 @@ def _fragility(
     context: StepContext, *, draws: Annotated[int, Field(ge=1)] = FRAGILITY_DRAWS, seed: Annotated[int, Field(ge=0)] = 0
 ) -> Result:
     """The baseline rounded by chance to whole bits as many as the cell has, in groups as long as its format's."""
+    from probes.attribution.cell import group_size_of
     from probes.fragility import probe as fragility
 
     _, cell = context.checkpoints
-    group = GGUF_BLOCK if cell.format == "gguf" else GROUP
     measured = fragility.measure(
         context.baseline,
         context.asked.harmful,
         context.asked.harmless,
-        bits=[min(int(cell.bits_per_weight()), fragility.MOST_BITS)],
-        group=group,
+        bits=[min(int(cell.quantization.get("bits") or cell.bits_per_weight()), fragility.MOST_BITS)],
+        group=group_size_of(cell),
         draws=draws,
         seed=seed,
         template=context.asked.template,

@@ -48,8 +48,9 @@ def main(
     from probes.harness.pieces import keeping
     from probes.why.probe import Rewriting, measure
 
-    inputs = options.inputs()
-    texts = calibration_of(Path(options.baseline), calibration) if again else []
+    inputs = baseline, *_ = options.inputs()
+    assert baseline.checkpoint is not None
+    texts = calibration_of(baseline.checkpoint.path, calibration, baseline.tokenizer) if again else []
     rewriting = Rewriting(options.out / "cells", texts, sets) if again else None
     with keeping(options.out):
         result = measure(

@@ -13,6 +13,7 @@ from interp.chat import AnyTemplate
 from interp.checkpoint import Checkpoint
 from interp.errors import InputError, Unmeasurable
 from interp.model import HookedModel
+from interp.streaming.memory import require_in_memory
 from probes.attribution.parts import Parts
 from probes.causal.experiments import Sample
 from probes.harness.comparison import Comparison, Models, compare
@@ -142,6 +143,7 @@ def measure(
         >>> cells = Cells({"AWQ": "path/to/model-AWQ"}, baseline)
         >>> why.measure(baseline, cells, builtin("harmful"), builtin("harmless")).table
     """
+    require_in_memory(baseline, "probes.why")
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     sample = Sample.of(comparison.texts, harmful, prompts)
     refusal_openings = common_openings(comparison, openings)

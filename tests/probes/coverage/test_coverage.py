@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 from interp import HookedModel, load
 from interp.errors import InputError
 from interp.pairs.weight_path import block_linears, oriented_weight
+from interp.quantize.gguf_f16 import write_f16
 from probes import coverage
 from probes.coverage import __main__ as command
 from probes.coverage.energies import LinearError
 from probes.coverage.ratios import relative_errors
 from probes.harness.results import read_result
 from tests.cells import HARMFUL, HARMLESS, q8_0
+from tests.writer_models import write_checkpoint
 
 CALIBRATION = [f"What is the price of {thing}?" for thing in ("jam", "an egg", "a door", "the sea")]
 
@@ -97,7 +99,8 @@ def test_energies_are_squared_lengths_and_random_signs_their_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs, weight, error = (torch.randn(*shape, generator=generator) for shape in ((2, 3, 8), (5, 8), (5, 8)))
     output, own, random, plain = LinearError(weight, error, 2 * error).energies(inputs)
-    torch.testing.assert_close(output, torch.stack([(weight @ text.T).square().sum() for text in inputs]).double())
+    expected = torch.stack([(weight @ text.T).square().sum() for text in inputs])
+    torch.testing.assert_close(output.float(), expected)
     torch.testing.assert_close(plain, 4 * own)
     signs = [torch.randint(0, 2, error.shape, generator=generator) * 2 - 1 for _ in range(4000)]
     drawn = torch.stack([LinearError(weight, error * sign, error).energies(inputs)[1] for sign in signs])
@@ -136,3 +139,16 @@ def test_from_the_shell(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     assert result.settings["calibration"]["n"] == len(CALIBRATION)
     assert 0 < result.table.set_index("linear").loc["all", "error_harmful"] < 0.05
     assert "Beyond random above 1" in done.output
+
+
+def test_chats_of_the_package_in_the_template_of_a_baseline_that_is_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interp.quantize.calibration.N_TEXTS", 2)
+    baseline = tmp_path / "base.gguf"
+    write_f16(write_checkpoint("llama", tmp_path / "dense"), baseline)
+    cell = q8_0(tmp_path / "dense", tmp_path / "cell.gguf")
+    options = ["--baseline", baseline, "--quantized", cell, "--limit", 2, "--force", "--out", tmp_path]
+    done = CliRunner().invoke(command.app, [*map(str, options)])
+    assert done.exit_code == 0, done.output
+    assert read_result(tmp_path / "coverage.json").settings["calibration"]["n"] == 2

@@ -60,6 +60,11 @@ def test_stochastic_rounding_is_unbiased_and_stays_beside_the_weight() -> None:
     assert torch.allclose(draws.std(0), deviation, atol=0.05 * float(step.max()))
 
 
+def test_whole_rows_are_a_group() -> None:
+    weight = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(on_grid(weight, 3, -1, nearest), on_grid(weight, 3, 24, nearest))
+
+
 def test_equal_weights_stay() -> None:
     weight = torch.full((3, 64), 0.25)
     assert torch.equal(on_grid(weight, 4, 32, stochastic(torch.Generator().manual_seed(0))), weight)
@@ -163,9 +168,10 @@ def test_the_command(organism: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit) as ended:
         cli.run(command.app)
     assert ended.value.code in (0, None)
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     assert "stochastic" in printed
     assert "breaks at" in printed
+    assert "".join(said.split()).endswith(f"next:python-minterp.quantize--baseline{organism}--outcells")
     result = read_result(tmp_path / "fragility.json")
     assert result.settings["group"] == 128
     assert set(result.table["bits"]) == {2}

@@ -6,14 +6,28 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
 from interp import Checkpoint, load
+from interp.errors import InputError
 from interp.loading import read_dense
-from probes import calibration, direction, entropy, geometry, margin, neurons
+from probes import (
+    calibration,
+    causal,
+    coverage,
+    direction,
+    entropy,
+    fragility,
+    geometry,
+    margin,
+    neurons,
+    reversion,
+    why,
+)
 from probes.harness.comparison import Cells
 from probes.harness.results import Result
 from tests.cells import HARMFUL, HARMLESS, q8_0
@@ -88,3 +102,24 @@ def test_cells_of_a_streamed_baseline_are_streamed(tiny: Callable[[str], Path]) 
     cell = Cells({"copy": tiny("llama")}, baseline)["copy"]
     assert cell.streamed is not None
     assert cell.hf.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("probe", "options"),
+    [
+        (fragility, {}),
+        (reversion, {"before": load}),
+        (coverage, {"calibration": ["A text."]}),
+        (causal, {}),
+        (why, {}),
+    ],
+    ids=lambda each: each.__name__.rpartition(".")[2] if isinstance(each, ModuleType) else "",
+)
+def test_what_needs_all_weights_says_so(
+    probe: ModuleType, options: dict[str, Any], tiny: Callable[[str], Path]
+) -> None:
+    baseline = load(tiny("llama"), stream=True)
+    cells = [] if probe is fragility else [Cells({"copy": tiny("llama")}, baseline)]
+    options = {name: value(tiny("llama")) if value is load else value for name, value in options.items()}
+    with pytest.raises(InputError, match="needs the whole model in memory"):
+        probe.measure(baseline, *cells, HARMFUL, HARMLESS, **options)

@@ -17,7 +17,7 @@ import probes
 from interp import load, open_checkpoint
 from interp.errors import InputError
 from probes import Cells, Measurements, Result, calibration, direction, entropy, margin, neurons
-from probes.measurements import MeasuredTable
+from probes.measurements import MeasuredTable, inputs
 from tests.cells import HARMFUL, HARMLESS, q8_0
 
 PROMPTS: dict[str, Any] = {"harmful": HARMFUL, "harmless": HARMLESS}
@@ -59,6 +59,16 @@ def test_a_streamed_study_measures_the_same_and_refuses_what_needs_the_whole_mod
             getattr(streamed, name)
     with pytest.raises(InputError, match="no stream beside it"):
         probes.measure(load(baseline), {"q8": cell}, stream=True, **PROMPTS)
+
+
+def test_cells_on_disk_are_opened_where_the_baseline_is(
+    baseline: Path, cell: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+    monkeypatch.setattr(inputs, "OpenedCells", lambda paths, _, device: devices.append(device) or paths)
+    loaded = load(baseline)
+    assert set(inputs.open_cells({"loaded": loaded, "path": cell}, loaded)) == {"loaded", "path"}
+    assert devices == ["cpu"]
 
 
 def test_what_a_probe_writes_beside_its_table_is_there(study: Measurements) -> None:
