@@ -116,7 +116,8 @@ class Checkpoint:
 
         Returns:
             Steps from the block's offset; None where the weight alone does not determine them: AWQ and GPTQ fit their
-            grids to activations, K-quants search for theirs, and a dense tensor has none.
+            grids to activations, K-quants (and all types that an importance matrix was used for) search for theirs, and
+            a dense tensor has none.
 
         Example:
             >>> codes = cell.codes(name, cell.weight(name))

@@ -22,7 +22,7 @@ from torch import Tensor
 from interp.architectures import MOST_EXPERTS, Architecture
 from interp.errors import InputError
 from interp.formats.ggml_blocks import PLAIN, dequantize
-from interp.formats.gguf_codes import block_codes
+from interp.formats.gguf_codes import UNIT_SCALES, block_codes, by_the_rule
 from interp.formats.gguf_experts import Place, in_turns, of_all_experts, own_place
 from interp.formats.gguf_header import StoredTensor
 from interp.formats.gguf_split import read_parts
@@ -98,6 +98,7 @@ class GGUFReader(Reader):
         n_blocks = self._n_blocks()
         model, self.architecture = _skeleton(self.architecture, n_blocks, self._n_experts)
         self._stored = self._locate(model, n_blocks)
+        self._rules: dict[str, bool] = {}
         self._check_stored(model)
         self.linears = [name for name in model.linears if f"{name}.weight" in self._stored]
         self._shapes = {
@@ -139,7 +140,13 @@ class GGUFReader(Reader):
 
     def codes(self, module: str, weight: Tensor) -> Tensor | None:
         """See `Reader.codes`."""
-        return block_codes(weight, self._stored[f"{module}.weight"].tensor.kind)
+        kind = self._stored[f"{module}.weight"].tensor.kind
+        return block_codes(weight, kind) if self._by_the_rule(module, kind) else None
+
+    def _by_the_rule(self, module: str, kind: BlockType) -> bool:
+        if module not in self._rules:
+            self._rules[module] = kind in UNIT_SCALES and by_the_rule(self.read(f"{module}.weight"), kind)
+        return self._rules[module]
 
     def floating_dtypes(self) -> dict[torch.dtype, int]:
         """See `Reader.floating_dtypes`; norms and biases do not count, as a GGUF always holds them in float32."""

@@ -8,7 +8,7 @@ import torch
 from gguf import GGMLQuantizationType as BlockType
 from gguf import dequantize, quantize
 
-from interp.formats.gguf_codes import UNIT_SCALES, block_codes
+from interp.formats.gguf_codes import UNIT_SCALES, block_codes, by_the_rule
 from interp.organisms import Inside
 
 LEVELS = {
@@ -56,3 +56,14 @@ def test_weights_inside_their_rounding_intervals_have_the_same_codes(name: str) 
 
 def test_types_that_search_for_their_scales_have_none() -> None:
     assert block_codes(torch.ones(1, 256), BlockType.Q4_K) is None
+
+
+@pytest.mark.parametrize("kind", UNIT_SCALES)
+def test_a_weight_tells_its_codes_where_the_plain_rule_gave_them(kind: BlockType) -> None:
+    """A search, as with an importance matrix, may leave the outer levels of a block's grid empty."""
+    weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(0)).numpy()
+    assert by_the_rule(torch.from_numpy(dequantize(quantize(weight, kind), kind)), kind)
+    inner = LEVELS[kind][2:-2].float()
+    generator = torch.Generator().manual_seed(0)
+    searched = 0.125 * inner[torch.randint(len(inner), (16, 256), generator=generator)]
+    assert not by_the_rule(searched, kind)
