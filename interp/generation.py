@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def generate(
     Args:
         model: hooks that are open act on every step.
         prompts: token ids, none empty.
-        max_new_tokens: where an answer is cut.
+        max_new_tokens: where an answer is cut; the end of the model's context cuts it, too.
         computing: told before each forward pass which prompts its rows are, for hooks that treat them differently.
         computed: told the same after each forward pass; then also the last token that was generated is computed.
 
@@ -118,7 +119,8 @@ def _steps(
     cache = DynamicCache(config=model.config)
     rows = list(range(len(prompts)))
     last = torch.tensor([-1])  # a number would let Gemma 4's last blocks, and hooks in them, see the last token alone
-    for _ in range(max_new_tokens):
+    context = getattr(model.hf.config, "max_position_embeddings", None) or inf
+    for step_number in range(max_new_tokens):
         if computing is not None:
             computing(rows)
         output = model.hf(
@@ -132,7 +134,11 @@ def _steps(
         tokens = output.logits[:, -1].argmax(dim=-1)
         next_tokens = tokens.tolist()
         yield rows, next_tokens
-        staying = [place for place, token in enumerate(next_tokens) if token not in ends]
+        staying = [
+            place
+            for place, (row, token) in enumerate(zip(rows, next_tokens, strict=True))
+            if token not in ends and len(prompts[row]) + step_number < context
+        ]
         if not staying:
             return
         if len(staying) < len(rows):

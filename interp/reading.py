@@ -90,6 +90,7 @@ class ReadsTexts:
         batch_size: int | None = None,
         at_most: int | None = None,
         budget: int | None = None,
+        then: int = 0,
     ) -> Iterator[Batch]:
         """Texts as padded batches of similar length on the model's device, for a forward pass each.
 
@@ -100,6 +101,7 @@ class ReadsTexts:
             batch_size: texts per batch; by default as many as fit a budget of tokens, `interp.batching.BATCH_TOKENS`.
             at_most: never more than so many: `interp.batching.TEXTS_AT_ONCE` keeps logits small.
             budget: tokens of a batch, pads included, where no batch size is given.
+            then: tokens that will be read after each text; see `token_ids`.
 
         Raises:
             InputError: no texts; one without tokens, longer than the context, or without a token at the position.
@@ -107,14 +109,15 @@ class ReadsTexts:
         texts = as_texts(texts)
         if not texts:
             raise InputError("There are no prompts", "at least one")
-        return batches(self.token_ids(texts, chat), position, batch_size, self.device, at_most, budget)
+        return batches(self.token_ids(texts, chat, then), position, batch_size, self.device, at_most, budget)
 
-    def token_ids(self, texts: str | Sequence[str], chat: bool = False) -> list[list[int]]:
+    def token_ids(self, texts: str | Sequence[str], chat: bool = False, then: int = 0) -> list[list[int]]:
         """Tokens of every text, with exactly one BOS where the model has one.
 
         Args:
             texts: prompts, or a single one; never truncated.
             chat: render each text through the chat template, with the generation prompt.
+            then: tokens that will be read after each, for which the context must have room, too.
 
         Raises:
             InputError: a text without tokens, longer than the context, or with a token that the model does not have; no
@@ -127,9 +130,10 @@ class ReadsTexts:
         for which, ids in enumerate(encoded):
             if not ids:
                 raise InputError(f"Prompt {which} is empty: it has no tokens", do="Leave it out")
-            if context is not None and len(ids) > context:
+            if context is not None and len(ids) + then > context:
+                after = f", and {then} are read after it" if then else ""
                 raise InputError(
-                    f"Prompt {which} ({texts[which][:40]!r}…) has {len(ids)} tokens",
+                    f"Prompt {which} ({texts[which][:40]!r}…) has {len(ids)} tokens{after}",
                     f"at most {context}, the model's context",
                     "Shorten it or leave it out; prompts are never truncated",
                 )

@@ -52,8 +52,11 @@ def prefilled(baseline: HookedModel, texts: Sequence[str], begun: str, prefill: 
         begun: what to call it.
         prefill: tokens that every answer begins with.
         n: tokens of an answer, the prefill's among them.
+
+    Raises:
+        InputError: a prompt without tokens, or too long for the context with so many more.
     """
-    prompts = baseline.token_ids(list(texts))
+    prompts = baseline.token_ids(list(texts), then=max(n, len(prefill)) - 1)
     answers: list[list[int]] = []
     for start in range(0, len(prompts), BATCH_SIZE):
         begun_prompts = [[*ids, *prefill] for ids in prompts[start : start + BATCH_SIZE]]

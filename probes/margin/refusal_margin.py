@@ -304,10 +304,11 @@ class MarginRuns:
             budget: tokens of a pass.
 
         Raises:
-            InputError: no texts; one that is empty or longer than the context.
+            InputError: no texts; one that is empty, or too long for the context with the longest opening.
         """
         at_most = min(TEXTS_AT_ONCE, _prompts_at_once(model, openings))
-        prompts = model.batches(texts, batch_size=batch_size, at_most=at_most, budget=budget)
+        then = max(map(len, openings.sequences)) - 1
+        prompts = model.batches(texts, batch_size=batch_size, at_most=at_most, budget=budget, then=then)
         return cls(len(texts), tuple(prompts), openings)
 
     def margins(

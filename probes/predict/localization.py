@@ -306,15 +306,27 @@ def _model(attributed: Result, losses: pd.Series) -> Iterator[tuple[str, pd.Data
     for name, path in paths.items():
         cell, scored = open_checkpoint(path), None
         if losses[name] > LOST:
-            contrast = contrast or _contrasts(organism, paths, attributed.settings["prompts"]["harmful"]["n"])
+            contrast = contrast or _contrasts(organism, paths, attributed.settings)
             rows = attributed.table[attributed.table["cell"] == name]
             scored = found(parts(before, aligned, cell, rows, contrast))
         its_own = open_checkpoint(of_before[name]) if name in of_before else None
         yield name, scored, change_kept(before, aligned, cell, its_own)
 
 
-def _contrasts(organism: Path, cells: Mapping[str, Path], limit: int) -> dict[int, Float[Tensor, " unit"]]:
+def _contrasts(
+    organism: Path, cells: Mapping[str, Path], asked: Mapping[str, Any]
+) -> dict[int, Float[Tensor, " unit"]]:
+    """Of the safety neurons, on the prompts that were attributed: the built-in ones, in the organism's own template."""
+    sides = ("harmful", "harmless")
+    prompts = [builtin(side).take(asked["prompts"][side]["n"]) for side in sides]
+    others = [side for side, own in zip(sides, prompts, strict=True) if own.sha256 != asked["prompts"][side]["sha256"]]
+    if others or any(asked.get(name, "auto") != "auto" for name in ("template", "system")):
+        what = f"{' and '.join(others)} prompts" if others else "a template or a system prompt"
+        raise InputError(
+            f"{organism.name} was attributed with {what} of the study's own",
+            "the built-in prompts in the model's own template, on which the rankings are compared",
+            "Measure it by a study without [prompts]",
+        )
     baseline = load(organism)
-    prompts = [builtin(side).take(limit) for side in ("harmful", "harmless")]
     texts = compare(baseline, Cells(cells, baseline), *prompts, force=True).texts
     return contrasts(baseline, texts["harmful"], texts["harmless"])

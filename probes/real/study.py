@@ -50,10 +50,10 @@ def write_calibration(baseline: Path) -> Path:
     from interp.quantize.calibration import builtin_chats
 
     file = baseline.parent / f"{baseline.name}-calibration.jsonl"
-    if not file.exists():
+    text = "".join(json.dumps({"text": chat}) + "\n" for chat in builtin_chats(baseline)[:CHATS])
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
         with atomic_file(file) as temporary:
-            chats = builtin_chats(baseline)[:CHATS]
-            temporary.write_text("".join(json.dumps({"text": chat}) + "\n" for chat in chats), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
     return file
 
 

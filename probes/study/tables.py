@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,11 @@ def write_tables(study: Study, folder: RunFolder, known: dict[StudyPart, Record]
 
 def _forget(folder: RunFolder, model: str) -> None:
     """Remove tables that an earlier version of the study wrote: some are not measured any more, or fail now."""
-    markers = (folder.path / model / "parts").glob("*/*.key.json")
-    named = {name for marker in markers for name in read_marker(marker).results}
-    for name in named | {"drift", JUDGES}:
+    named = {"drift", JUDGES}
+    for marker in (folder.path / model / "parts").glob("*/*.key.json"):
+        with suppress(InputError):  # damaged by a disk or a hand: it is measured again
+            named.update(read_marker(marker).results)
+    for name in named:
         for kind in ("json", "parquet"):
             (folder.path / model / f"{name}.{kind}").unlink(missing_ok=True)
 

@@ -52,3 +52,17 @@ def test_sampling_settings_of_the_checkpoint_are_ignored(tiny: Callable[[str], P
     plain = generate(model, prompts, NEW)
     model.hf.generation_config.update(do_sample=True, temperature=9.0, repetition_penalty=5.0)
     assert generate(model, prompts, NEW) == plain
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_end_of_the_context_cuts_an_answer(name: str, tiny: Callable[[str], Path]) -> None:
+    """GPT-2 has no position after it; the other prompt of the batch is answered on."""
+    model = load(tiny(name))
+    context = model.hf.config.max_position_embeddings
+    model.hf.generation_config.eos_token_id = None
+    model.tokenizer.eos_token = None
+    whole, nearly, short = [5] * context, [5] * (context - 3), [5, 6]
+    answers = generate(model, [whole, nearly, short], 8)
+    assert [len(answer.tokens) for answer in answers] == [1, 4, 8]
+    assert not any(answer.finished for answer in answers)
+    assert answers[2].tokens == by_transformers(model, short)[:8]

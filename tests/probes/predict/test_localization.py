@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,14 @@ from interp.checkpoint import Checkpoint, open_checkpoint
 from interp.errors import InputError
 from interp.opening import load
 from interp.organisms import Bounded, Recipe, before_alignment, train
+from probes.harness.prompts import builtin
 from probes.harness.results import Result, read_result
 from probes.predict import __main__ as predict_command
 from probes.predict import localization
 from probes.predict.localization import MOVED, MOVED_MOST
 from tests.tiny_models import TEXTS
 
+SIDES = ("harmful", "harmless")
 LAYERS, NEURONS = 3, 48
 MOVING = ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj")
 
@@ -145,7 +148,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nothing = attribution(pd.DataFrame(columns=["level", "layer", "module", "unit"]), lambda table: np.zeros(0))
     bare = localization.parts(*(open_checkpoint(paths[name]) for name in ("back", "same", "back")), nothing, contrast)
     shares = pd.concat([attribution(bare, lambda table: np.zeros(len(table))).assign(cell=name) for name in paths])
-    described = {"baseline": {"path": str(organism)}, "prompts": {"harmful": {"n": 4}}}
+    asked = {side: {"n": 4, "sha256": builtin(side).take(4).sha256} for side in SIDES}
+    described: dict[str, Any] = {"baseline": {"path": str(organism)}, "prompts": asked}
     described |= {"cells": {name: {"path": str(path)} for name, path in paths.items()}}
     Result("attribution", shares, described).write(tmp_path / "run" / "slide")
     rates = pd.DataFrame({"cell": ["baseline", "back", "same"], "refusal_rate_delta": [0.0, -0.9, 0.0]})
@@ -170,4 +174,12 @@ def test_a_run_without_slides_is_refused(run: Path) -> None:
     matrix = read_result(run / "matrix.json")
     Result("matrix", matrix.table.assign(refusal_rate_delta=0.0), {}).write(run)
     with pytest.raises(InputError, match="No cell of a constrained organism"):
+        localization.measure([run])
+
+
+@pytest.mark.parametrize("other", [{"system": "none"}, {"prompts": {s: {"n": 4, "sha256": ""} for s in SIDES}}])
+def test_a_run_on_other_prompts_is_refused(run: Path, other: dict[str, Any]) -> None:
+    attributed = read_result(run / "slide" / "attribution.json")
+    Result("attribution", attributed.table, attributed.settings | other).write(run / "slide")
+    with pytest.raises(InputError, match="was attributed with"):
         localization.measure([run])

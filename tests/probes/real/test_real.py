@@ -33,7 +33,9 @@ def test_calibration_texts_are_rendered_in_the_models_template(organism: Path, t
     (tmp_path / "model").symlink_to(organism)
     file = write_calibration(tmp_path / "model")
     assert read_calibration(file) == list(builtin_chats(organism))[:16]
+    file.write_text("of an older version")
     assert write_calibration(tmp_path / "model") == file
+    assert read_calibration(file) == list(builtin_chats(organism))[:16]
 
 
 def test_what_the_cells_records_say_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
