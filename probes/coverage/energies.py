@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from interp.batching import Batch
+from interp.batching import Batch, batches
 from interp.model import HookedModel
 
 VARIANTS = ("output", "error", "random", "rounded")
@@ -48,7 +48,7 @@ Energies = Float64[Tensor, "linear variant text"]
 def energies(
     baseline: HookedModel,
     errors: Mapping[str, LinearError],
-    texts: Sequence[str],
+    texts: Sequence[Sequence[int]],
     chosen: Sequence[Sequence[bool]],
     batch_size: int | None = None,
 ) -> Energies:
@@ -57,12 +57,12 @@ def energies(
     Args:
         baseline: what runs.
         errors: linear → its errors.
-        texts: rendered prompts, or calibration texts.
+        texts: token ids of rendered prompts, or of calibration texts.
         chosen: for each text which of its tokens count.
         batch_size: texts per forward pass.
     """
     sums = torch.zeros(len(errors), len(VARIANTS), len(texts), dtype=torch.float64)
-    for batch in baseline.batches(texts, batch_size=batch_size):
+    for batch in batches(texts, -1, batch_size, baseline.device):
         mask = _mask(batch, chosen)
         with ExitStack() as hooked, torch.no_grad():
             for row, (name, error) in enumerate(errors.items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from interp.errors import InputError
 from interp.model import HookedModel
 from interp.pairs.alignment import aligned
 from interp.pairs.weight_path import block_linears, oriented_weight
+from interp.quantize.calibration import token_rows
 from interp.quantize.cells import read_record, text_hash
 from interp.streaming.memory import require_in_memory
 from probes.coverage.energies import LinearError, energies
@@ -67,7 +69,8 @@ def measure(
         cells: quantized copies by name; a lazy mapping is opened one cell at a time.
         harmful: requests that should be refused.
         harmless: requests that should be answered.
-        calibration: the texts that writers were calibrated on; a warning says where a cell's record names others.
+        calibration: the texts that writers were calibrated on, cut where the context ends, as they do; a warning says
+            where a cell's record names others.
         template: "auto", "none" (raw text; then the last token counts) or a Jinja file, used for all cells.
         force: measure cells that are no quantizations of this baseline.
         batch_size: texts per forward pass.
@@ -86,8 +89,9 @@ def measure(
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     instructions = {"harmful": harmful.instructions, "harmless": harmless.instructions}
     chosen = {side: _template_end(baseline, texts, instructions[side]) for side, texts in comparison.texts.items()}
-    texts = comparison.texts | {"calibration": list(calibration)}
-    chosen["calibration"] = [[True] * len(ids) for ids in baseline.token_ids(texts["calibration"])]
+    texts = {side: baseline.token_ids(prompts) for side, prompts in comparison.texts.items()}
+    texts["calibration"] = _as_writers_read(baseline, calibration)
+    chosen["calibration"] = [[True] * len(ids) for ids in texts["calibration"]]
 
     def look(cell: HookedModel) -> list[dict[str, Any]]:
         linears = _errors(baseline, cell)
@@ -101,6 +105,15 @@ def measure(
     result = comparison.result("coverage", [{"cell": cell, **row} for cell in rows for row in rows[cell]], **settings)
     result.table = result.table.reindex(columns=list(COLUMNS))
     return result
+
+
+def _as_writers_read(baseline: HookedModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of calibration texts, which every writer cuts where the context ends."""
+    rows = token_rows(baseline.tokenizer, texts, getattr(baseline.config, "max_position_embeddings", sys.maxsize))
+    baseline.require_known(rows)
+    if not all(rows):
+        raise InputError(f"Calibration text {rows.index([])} is empty: it has no tokens", do="Leave it out")
+    return rows
 
 
 def _template_end(baseline: HookedModel, texts: Sequence[str], instructions: Sequence[str]) -> list[list[bool]]:

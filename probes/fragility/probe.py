@@ -89,8 +89,8 @@ def measure(
         breaks: whether the expected loss is more than 10 points of the harmful prompts, the study's bound of danger;
         reason: why a number is NaN, else "".
 
-    `fragility_draws`: one row per draw, with columns bits, rounding, draw, seed, shift, spread, harmless_shift,
-        expected_lost, crossed, reason.
+    `fragility_draws`: one row per draw, with columns bits, rounding, draw, seed, n_refused, n, shift, spread,
+        harmless_shift, expected_lost, crossed, reason.
 
     Args:
         baseline: the model; its weights are changed in place and put back bit by bit.

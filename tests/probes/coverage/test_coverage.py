@@ -124,6 +124,17 @@ def test_plain_rounding_stays_within_half_a_step(bits: int, group: int) -> None:
     assert len(coverage.rounded(weight, bits, group)[0, : groups.shape[2]].unique()) <= 2**bits
 
 
+def test_texts_are_cut_where_writers_cut_them(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:
+    cell = load(tiny("llama"))
+    for name in block_linears(cell):
+        oriented_weight(cell, name).mul_(1.01)
+    tables = []
+    for words in (baseline.config.max_position_embeddings, 2 * baseline.config.max_position_embeddings):
+        long = [" ".join(["sea"] * words), *CALIBRATION]
+        tables.append(coverage.measure(baseline, {"cell": cell}, HARMFUL, HARMLESS, calibration=long).table)
+    pd.testing.assert_frame_equal(*tables)
+
+
 def test_no_calibration_texts(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match="no calibration texts"):
         coverage.measure(baseline, {"cell": load(tiny("llama"))}, HARMFUL, HARMLESS, calibration=[])
