@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +56,7 @@ def main(
     from probes.coverage.probe import measure
     from probes.harness.options import finish
 
-    texts = None if calibration is None else read_calibration(calibration)
+    texts: Sequence[str] = [] if calibration is None else read_calibration(calibration)
     inputs = baseline, *_ = options.inputs()
     assert baseline.checkpoint is not None
     texts = texts or calibration_of(baseline.checkpoint.path, tokenizer=baseline.tokenizer)

@@ -21,7 +21,7 @@ from probes.depth.settings import ALL, FIRST, HOLDS, LATER, POSITIONS, PREFILL, 
 from probes.harness.comparison import Comparison, Models, compare
 from probes.harness.prompts import PromptSet
 from probes.harness.results import Result
-from probes.margin.openings import Openings, common_openings
+from probes.margin.openings import PHRASES, Openings, common_openings
 from probes.margin.settings import Source
 from probes.stats.intervals import ALPHA, Estimate, interval_columns, mean_interval
 
@@ -66,8 +66,9 @@ def measure(
 ) -> DepthResult:
     """Refusing at the first tokens of an answer: a margin at the first token says nothing of the second.
 
-    All models read the same answers: one begins with the baseline's most usual refusal opening, one with `prefill`, and
-    both go on as the baseline does. Position 1 is the answer's first token, where nothing has been forced.
+    All models read the same answers: one begins with the baseline's most usual refusal opening (of a lexicon, of which
+    no answer was looked at, with its first), one with `prefill`, and both go on as the baseline does. Position 1 is the
+    answer's first token, where nothing has been forced.
 
     Table: one row per cell, beginning, side and position, with columns
         cell; begun: "refusal" or "answer"; prompts: "harmful" or "harmless"; position: 1 to `positions`;
@@ -107,8 +108,14 @@ def measure(
     comparison = compare(baseline, cells, harmful, harmless, template=template, force=force)
     refusal_openings = common_openings(comparison, openings)
     options = {"openings": refusal_openings.describe(), "prefill": prefill, "positions": positions}
+    most_usual = _most_usual(refusal_openings)
+    if not refusal_openings.counts[most_usual]:
+        begun = refusal_openings.texts[most_usual]
+        comparison.warnings.append(f"no answer was looked at for how refusals begin: {begun!r} begins the forced ones")
     given = comparison.of_baseline(
-        "prefilled", lambda: list(_given(comparison, refusal_openings, prefill, positions)), **options
+        "prefilled",
+        lambda: list(_given(comparison, refusal_openings.sequences[most_usual], prefill, positions)),
+        **options,
     )
     look = partial(_observe, given=given, openings=refusal_openings, positions=positions)
     reference = comparison.of_baseline("depth", lambda: look(baseline), **options)
@@ -120,15 +127,23 @@ def measure(
     return DepthResult(**vars(result), cells=comparison.result("depth_cells", verdicts, **options))
 
 
-def _given(comparison: Comparison, openings: Openings, prefill: str, positions: int) -> Iterator[tuple[str, Prefilled]]:
+def _most_usual(openings: Openings) -> int:
+    """The opening that most answers of the baseline begin with; where none was looked at, the lexicon's first."""
+    if any(openings.counts):
+        return int(np.argmax(openings.counts))
+    return next((place for place, text in enumerate(openings.texts) if PHRASES[0].startswith(text)), 0)
+
+
+def _given(
+    comparison: Comparison, refusal: Sequence[int], prefill: str, positions: int
+) -> Iterator[tuple[str, Prefilled]]:
     """Each side's prompts, once with a begun refusal and once with a begun answer."""
     model = comparison.baseline
-    most_usual = openings.sequences[int(np.argmax(openings.counts))]
     answer = model.tokenizer(prefill, add_special_tokens=False).input_ids
     if not answer:
         raise InputError(f"The prefill {prefill!r} has no tokens", "the beginning of an answer")
     for side, texts in comparison.texts.items():
-        for begun, tokens in ((REFUSAL, most_usual), (ANSWER, answer)):
+        for begun, tokens in ((REFUSAL, refusal), (ANSWER, answer)):
             yield side, prefilled(model, texts, begun, tokens, positions)
 
 

@@ -40,13 +40,17 @@ def test_a_cell_equal_to_its_baseline_holds_at_every_position(
     baseline: HookedModel, tiny: Callable[[str], Path]
 ) -> None:
     result = measured(baseline, load(tiny("llama")))
+    assert "how refusals begin" in result.warnings[-1]
     assert (result.table[["kl", "shift"]] == 0).all(axis=None)
     assert len(result.table) == 2 * 2 * 4
     assert result.cells.table["verdict"].tolist() == [HOLDS]
 
 
-def test_damage_that_only_later_tokens_see_is_found(baseline: HookedModel, tiny: Callable[[str], Path]) -> None:
-    """The embedding of the opening's first token moves: nothing reads it before the answer has begun."""
+def test_damage_that_only_later_tokens_see_is_found(
+    baseline: HookedModel, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedding of a token moves with which one opening begins, the least probable of all."""
+    monkeypatch.setattr("probes.depth.probe._most_usual", lambda _: 0)
     token = lexicon_openings(baseline.tokenizer).sequences[0][0]
     assert not any(token in ids for side in (HARMFUL, HARMLESS) for ids in baseline.token_ids(side.instructions))
     noise = torch.randn(baseline.config.hidden_size, generator=torch.Generator().manual_seed(0))
