@@ -70,7 +70,13 @@ def write(job: dict[str, Any], report: JobReport) -> dict[str, Any]:
     with _recorded_folds() as folds:
         model.quantize(rows, batch_size=BATCH_SIZE, calibration_data_min_length=0)
     model.save(job["out"])
-    return {"folds": sorted(folds), "calibration_tokens": sum(map(len, ids))}
+    return {"folds": sorted(folds), "calibration_tokens": sum(map(len, ids)), "computed_with": computed_with()}
+
+
+def computed_with() -> dict[str, Any]:
+    """What orders sums, and so decides their last bits: of nearly equal roundings another is written by one more
+    thread."""
+    return {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def write_awq(job: dict[str, Any], source: str, report: Report) -> dict[str, Any
     )
     model.save_quantized(job["out"])
     used = sum(min(len(row), length) for row in job["rows"])  # which it joins, and cuts into blocks of this length
-    return {"folds": sorted(folds), "calibration_tokens": used // length * length}
+    return {"folds": sorted(folds), "calibration_tokens": used // length * length, "computed_with": computed_with()}
 
 
 def write_gptq(job: dict[str, Any], source: str, report: Report) -> dict[str, Any]:
@@ -152,7 +152,12 @@ def write_gptq(job: dict[str, Any], source: str, report: Report) -> dict[str, An
     quantized.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows])
     report(n_blocks, n_blocks)
     quantized.save_quantized(job["out"])
-    return {"folds": [], "calibration_tokens": sum(len(row) for row in rows)}
+    return {"folds": [], "calibration_tokens": sum(len(row) for row in rows), "computed_with": computed_with()}
+
+
+def computed_with() -> dict[str, Any]:
+    """As `interp.quantize.gptqmodel_worker.computed_with`."""
+    return {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 WRITERS = {"awq": write_awq, "gptq": write_gptq}

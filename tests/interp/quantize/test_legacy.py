@@ -252,6 +252,7 @@ def test_the_record_says_who_wrote_it_and_on_what(written: dict[str, Path]) -> N
         assert record.writer == ("AutoAWQ" if "awq" in name else "AutoGPTQ")
         assert record.versions["transformers"] == "4.51.3"
         assert record.details["calibration_tokens"] > 0
+        assert record.details["computed_with"]["threads"] >= 1
         assert record.settings["calibration_texts"] == len(CALIBRATION)
         assert record.notes == []
 
