@@ -191,10 +191,10 @@ def main() -> None:
         for path in (dense, gptq):
             code = walk.format(path, PROMPTS["harmful"], 2 * options.prompts)
             measured(f"a streamed forward pass of {Path(path).name}", ["-c", code])
-        if options.layers <= IN_MEMORY:
-            beside_memory((dense, gptq), [PROMPTS["harmful"]] * (2 * options.prompts))
         error = f"from interp import weight_error; weight_error({dense!r}, {gptq!r})"
         measured("weight_error", ["-c", error])
+        if options.layers <= IN_MEMORY:  # last: children begin with the memory of their parent
+            beside_memory((dense, gptq), [PROMPTS["harmful"]] * (2 * options.prompts))
 
 
 if __name__ == "__main__":
