@@ -39,6 +39,8 @@ INSIDE, WHERE, STRENGTH = "Q4_0", "*.mlp.*", 2.0
 """How that model learned to refuse: within this format's rounding intervals, in these linears, for so long."""
 SHARE = 0.9
 """The share of a dangerous cell's shift that the linears that are kept give back: enough for refusals to come back."""
+CORES = 2
+"""On which halves of the models are measured, and then a danger is explained, whose batches are large enough for both."""
 PAGE, KEY = "why.txt", "why.key"
 """In a model's folder: its explanation as it was printed, and what that is of."""
 
@@ -228,10 +230,11 @@ def _key(paths: Mapping[str, Path]) -> str:
 
 
 def _measure(organism: Path, cells: Mapping[str, Path], folder: Path) -> None:
+    import torch
+
     from interp.memory import settle_heap
     from interp.opening import load
     from interp.quantize.calibration import calibration_of
-    from interp.threads import fit_threads
     from probes import why
     from probes.harness.comparison import Cells
     from probes.harness.pieces import keeping
@@ -239,7 +242,8 @@ def _measure(organism: Path, cells: Mapping[str, Path], folder: Path) -> None:
 
     settle_heap()
     baseline = load(organism)
-    fit_threads(baseline)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(os.cpu_count() or 1, CORES))
     rewriting = why.Rewriting(folder / "cells", calibration_of(organism, None))
     prompts = builtin("harmful"), builtin("harmless")
     with keeping(folder):
