@@ -40,7 +40,7 @@ INSIDE, WHERE, STRENGTH = "Q4_0", "*.mlp.*", 2.0
 SHARE = 0.9
 """The share of a dangerous cell's shift that the linears that are kept give back: enough for refusals to come back."""
 CORES = 2
-"""Half of the models are measured on each; then a danger is explained on both, for which its batches are large enough."""
+"""Half of the models are measured on each; a danger is then explained on both, as its batches are large."""
 PAGE, KEY = "why.txt", "why.key"
 """In a model's folder: its explanation as it was printed, and what that is of."""
 
