@@ -157,6 +157,8 @@ def write_gptq(job: dict[str, Any], source: str, report: Report) -> dict[str, An
 
 def computed_with() -> dict[str, Any]:
     """As `interp.quantize.gptqmodel_worker.computed_with`."""
+    import torch
+
     return {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
 
 
