@@ -220,8 +220,18 @@ def bare_model(name: str, **overrides: Any) -> Any:
     return model
 
 
-def write(name: str, directory: Path, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:
-    """Save the model and its tokenizer with save_pretrained, as anyone would."""
-    bare_model(name).to(dtype).save_pretrained(directory, max_shard_size=shard)
+def write(
+    name: str, directory: Path, dtype: torch.dtype = torch.float32, shard: str = "5GB", stacked: bool = False
+) -> Path:
+    """Save the model and its tokenizer with save_pretrained, as anyone would.
+
+    Args:
+        name: of `CONFIGS`.
+        directory: the new one.
+        dtype: of the weights.
+        shard: the largest file.
+        stacked: all experts of a block in one tensor, as the model itself has them.
+    """
+    bare_model(name).to(dtype).save_pretrained(directory, max_shard_size=shard, save_original_format=not stacked)
     tokenizer().save_pretrained(directory)
     return directory
