@@ -33,9 +33,9 @@ class Experts:
         router: module that gives the logits of all experts, and the weights and numbers of those that are taken.
         module: all experts.
         stored_mlp: what files call `mlp`, where it is another name.
-        stacked: files hold all experts of a block in one tensor, [experts, in, out], as the model does (gpt-oss).
+        transposed: the tensors of all experts of a block are [experts, in, out], and files hold no others (gpt-oss).
         scaled: a per-channel scale can move between the last of `inputs` and `output`.
-        shared: the MLP beside them that every token goes through, where there is one (Qwen3-Next).
+        shared: the MLP beside them that every token goes through, where there is one (Qwen3-Next, Qwen 3.5).
     """
 
     count_key: str = "num_experts"
@@ -44,7 +44,7 @@ class Experts:
     router: str = "mlp.gate"
     module: str = "mlp.experts"
     stored_mlp: str = "mlp"
-    stacked: bool = False
+    transposed: bool = False
     scaled: bool = True
     shared: str | None = None
 
@@ -328,7 +328,10 @@ def _hybrid(*inputs: str) -> dict[str, Any]:
     return {"recurrence": recurrence, "scaled_by_norm": norms, "norm_offset": 1.0}
 
 
-_GPT_OSS = Experts("num_local_experts", ("gate_up_proj",), "down_proj", router="mlp.router", stacked=True, scaled=False)
+_GPT_OSS = Experts(
+    "num_local_experts", ("gate_up_proj",), "down_proj", router="mlp.router", transposed=True, scaled=False
+)
+_SHARED = Experts(shared="mlp.shared_expert")
 _MIXTRAL = Experts("num_local_experts", ("w1", "w3"), "w2", stored_mlp="block_sparse_moe")
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -343,8 +346,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mixtral", "llama", gguf_permuted=True, experts=_MIXTRAL),
         Architecture("qwen3_moe", "qwen3moe", experts=Experts()),
         Architecture("olmoe", "olmoe", experts=Experts()),
-        Architecture("qwen3_next", "", experts=Experts(shared="mlp.shared_expert"), **_hybrid("qkvz", "ba")),
+        Architecture("qwen3_next", "", experts=_SHARED, **_hybrid("qkvz", "ba")),
         Architecture("qwen3_5_text", "", **_hybrid("qkv", "z", "b", "a")),
+        Architecture("qwen3_5_moe_text", "", experts=_SHARED, **_hybrid("qkv", "z", "b", "a")),
         Architecture("gpt_oss", "gpt-oss", experts=_GPT_OSS),
         Architecture("smollm3", "smollm3", gguf_permuted=True),
         Architecture(

@@ -27,7 +27,7 @@ from probes.neurons import __main__ as neurons_command
 from probes.study.reader import parse_study
 from tests.cells import HARMFUL, HARMLESS, q8_0
 from tests.packed_files import edit, gptq_copy
-from tests.tiny_models import write
+from tests.tiny_models import NO_GGUF, write
 
 APPS = {
     "entropy": entropy_command.app,
@@ -78,7 +78,7 @@ def test_writes_and_prints(name: str, invoke: Any, arguments: list[str], tmp_pat
     assert result.settings["prompts"]["harmless"]["n"] == 4
 
 
-@pytest.mark.parametrize("model", ["qwen3_next", "qwen3_5_text", "gemma4_text"])
+@pytest.mark.parametrize("model", NO_GGUF)
 @pytest.mark.parametrize("stream", [[], ["--stream"]])
 def test_blocks_that_differ(
     model: str, stream: list[str], tiny: Callable[[str], Path], invoke: Any, arguments: list[str], tmp_path: Path

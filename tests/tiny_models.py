@@ -139,6 +139,16 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         mlp_only_layers=[1],
     ),
     "qwen3_5_text": lambda: transformers.Qwen3_5TextConfig(**_SIZES, **_GROUPED, **_WIDE_HEADS, **_DELTA_NET),
+    "qwen3_5_moe_text": lambda: transformers.Qwen3_5MoeTextConfig(
+        **_SIZES,
+        **_GROUPED,
+        **_WIDE_HEADS,
+        **_DELTA_NET,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=40,
+    ),
     "olmoe": lambda: transformers.OlmoeConfig(**_SIZES, **_GROUPED, num_experts=6, num_experts_per_tok=3),
     "gpt_oss": lambda: transformers.GptOssConfig(
         **_SIZES | {"intermediate_size": 64},
@@ -157,11 +167,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(**_SIZES, use_parallel_residual=False),
 }
 """Name → config; the names are `model_type`s, but for a second GPT-NeoX whose blocks are not parallel."""
-MIXTURES = ("mixtral", "qwen3_moe", "qwen3_next", "olmoe", "gpt_oss")
+MIXTURES = ("mixtral", "qwen3_moe", "qwen3_next", "qwen3_5_moe_text", "olmoe", "gpt_oss")
 """Of experts."""
-NO_GGUF = ("qwen3_next", "qwen3_5_text", "gemma4_text")
+NO_GGUF = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "gemma4_text")
 """Those that are not read from GGUF files."""
-HYBRIDS = ("qwen3_next", "qwen3_5_text")
+HYBRIDS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 """Two blocks of three have a recurrence in place of attention."""
 DENSE = [name for name in CONFIGS if name not in MIXTURES]
 DISTINCT = [name for name in DENSE if name not in ("ministral", "ministral3", "olmo2", "smollm3")]
@@ -210,8 +220,18 @@ def bare_model(name: str, **overrides: Any) -> Any:
     return model
 
 
-def write(name: str, directory: Path, dtype: torch.dtype = torch.float32, shard: str = "5GB") -> Path:
-    """Save the model and its tokenizer with save_pretrained, as anyone would."""
-    bare_model(name).to(dtype).save_pretrained(directory, max_shard_size=shard)
+def write(
+    name: str, directory: Path, dtype: torch.dtype = torch.float32, shard: str = "5GB", stacked: bool = False
+) -> Path:
+    """Save the model and its tokenizer with save_pretrained, as anyone would.
+
+    Args:
+        name: of `CONFIGS`.
+        directory: the new one.
+        dtype: of the weights.
+        shard: the largest file.
+        stacked: all experts of a block in one tensor, as the model itself has them.
+    """
+    bare_model(name).to(dtype).save_pretrained(directory, max_shard_size=shard, save_original_format=not stacked)
     tokenizer().save_pretrained(directory)
     return directory

@@ -51,7 +51,7 @@ def of_all_experts(module: str, row: Architecture) -> tuple[str, int | None]:
 def own_place(name: str, row: Architecture) -> Place | None:
     """Where a parameter of gpt-oss is that has a name of its own, or None."""
     match = re.fullmatch(rf"({re.escape(row.blocks)}\.[0-9]+)\.(.*?)(?:(?<=experts)\.([0-9]+))?(\.\w+\.weight)?", name)
-    if row.experts is None or not row.experts.stacked or match is None:
+    if row.experts is None or not row.experts.transposed or match is None:
         return None
     known = OWN_NAMES.get(f"{match[2]}{match[4] or ''}")
     if known is None:

@@ -39,7 +39,7 @@ from interp.formats.packed import FLOATS, PackedFormat, PackedModule, layout_of
 from interp.formats.reader import Reader
 from interp.formats.shards import Shards
 from interp.formats.skeleton import Skeleton, count_blocks, skeleton
-from interp.formats.stacked import STACKED_MXFP4, open_shards
+from interp.formats.stacked import STACKED_MXFP4, StackedShards, open_shards
 from interp.rounding import resembles
 
 Layouts = tuple[PackedFormat, ...]
@@ -100,6 +100,8 @@ class HuggingFaceReader(Reader):
         self.config = transformers_config(directory, settings_of_model)
         self._check_blocks(self.config.num_hidden_layers)
         self.architecture = self.architecture.expanded(self.config)
+        if isinstance(self.shards, StackedShards):
+            self.shards.check_experts(self.config)
         self.skeleton = _skeleton(directory, self.config, self.architecture)
         untied = self._untied()
         self.skeleton = self.skeleton.untie(untied)

@@ -1,25 +1,28 @@
-"""Files that hold all experts of a block in one tensor (gpt-oss), seen as if each expert's linears had tensors of
-their own.
+"""Files that hold all experts of a block in one tensor, seen as if each expert's linears had tensors of their own.
 
-Dense ones are [experts, in, out]. In MXFP4 they are `…_blocks`, [experts, out, in / 32, 16] bytes, and `…_scales`,
-[experts, out, in / 32].
+Dense ones are [experts, out, in], of gates and after them ups (Qwen 3.5; transformers' `save_original_format=False` of
+any mixture), or [experts, in, out] (gpt-oss). In MXFP4 they are `…_blocks`, [experts, out, in / 32, 16] bytes, and
+`…_scales`, [experts, out, in / 32].
 """
 
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.architectures import Architecture
+from interp.architectures import MOST_EXPERTS, Architecture, Experts
 from interp.errors import InputError
-from interp.experts import DOWN, GATE_UP
+from interp.experts import DOWN, GATE_UP, ExpertSlice, stacked_linears
 from interp.formats.packed import PackedFormat, PackedModule, Quantization, TensorRule
 from interp.formats.placing import placed
 from interp.formats.shards import Header, Shards
+from interp.formats.wrappers import FURTHER_TOKENS
 
 GROUP = 32
 """Inputs that share a power of two."""
@@ -31,46 +34,76 @@ def open_shards(directory: Path, row: Architecture) -> Shards:
     """The tensors of a directory, those of experts apart.
 
     Raises:
-        InputError: as `Shards`; a tensor of all experts of another number of dimensions.
+        InputError: as `StackedShards`.
     """
-    stacked = row.experts is not None and row.experts.stacked
-    return StackedShards(directory) if stacked else Shards(directory)
+    return Shards(directory) if row.experts is None else StackedShards(directory, row.experts)
 
 
 class StackedShards(Shards):
-    """As `Shards`, with `experts.3.down_proj.weight` (or `.blocks` and `.scales`) in place of `experts.down_proj`."""
+    """As `Shards`, with `experts.3.down_proj.weight` (or `.blocks` and `.scales`) in place of `experts.down_proj`.
 
-    def __init__(self, directory: Path) -> None:
+    Raises:
+        InputError: as `Shards`; a tensor of all experts of a shape that cannot be, or beside one of an expert alone.
+    """
+
+    def __init__(self, directory: Path, experts: Experts) -> None:
         super().__init__(directory)
-        self._slices: dict[str, tuple[str, int]] = {}
-        stacked = re.compile(rf"(.*\.experts)\.({GATE_UP}|{DOWN})(?:_(blocks|scales))?")
+        self._experts = experts
+        self._slices: dict[str, ExpertSlice] = {}
+        self._stacks: dict[str, Header] = {}
+        further = re.escape(FURTHER_TOKENS)
+        stacked = re.compile(rf"(?!{further})(.*\.experts)\.({GATE_UP}|{DOWN})(?:_(blocks|scales))?")
         for name in [name for name in self.headers if stacked.fullmatch(name)]:
-            module, linear, suffix = re.fullmatch(stacked, name).groups()  # type: ignore[union-attr]
-            self._take_apart(name, module, f"{linear}.{suffix or 'weight'}")
+            module, parameter, suffix = re.fullmatch(stacked, name).groups()  # type: ignore[union-attr]
+            self._take_apart(name, module, stacked_linears(experts)[parameter], suffix or "weight")
 
     def read(self, name: str) -> Tensor:
-        """One tensor; a dense one of an expert is turned to [out, in]."""
+        """One tensor; a dense one of an expert is [out, in]."""
         if name not in self._slices:
             return super().read(name)
-        stored, expert = self._slices[name]
-        header = self.headers[name]
-        tensor = placed(self._open.reading(header.file, header.n_bytes).get_slice(stored)[expert])
-        return tensor.T.contiguous() if name.endswith(".weight") else tensor
+        place, header = self._slices[name], self.headers[name]
+        stored = self._open.reading(header.file, header.n_bytes).get_slice(place.parameter)
+        if place.transposed:
+            return placed(stored[place.expert]).T.contiguous()
+        start = place.part * header.shape[0]
+        return placed(stored[place.expert, start : start + header.shape[0]])
 
-    def _take_apart(self, name: str, module: str, of_expert: str) -> None:
-        header = self.headers.pop(name)
-        suffix = of_expert.rpartition(".")[2]
+    def check_experts(self, config: Any) -> None:
+        """Raise an InputError unless every tensor of all experts holds as many as the config says."""
+        count = getattr(config, self._experts.count_key)
+        for name, header in self._stacks.items():
+            if header.shape[0] != count:
+                raise _misshapen(name, header, f"{count} experts, as config.json says")
+
+    def _take_apart(self, name: str, module: str, linears: tuple[str, ...], suffix: str) -> None:
+        header = self._stacks[name] = self.headers.pop(name)
         if len(header.shape) != DIMENSIONS[suffix]:
-            raise InputError(
-                f"The tensor {name!r} of {header.file} has the shape {list(header.shape)}",
-                f"{DIMENSIONS[suffix]} dimensions, the first one of experts",
-                "Write or download the checkpoint again",
-            )
+            raise _misshapen(name, header, f"{DIMENSIONS[suffix]} dimensions, the first one of experts")
         count, *each = header.shape
-        shape = tuple(reversed(each) if suffix == "weight" else each)
-        for expert in range(count):
-            self.headers[f"{module}.{expert}.{of_expert}"] = Header(header.file, header.dtype, shape)
-            self._slices[f"{module}.{expert}.{of_expert}"] = (name, expert)
+        transposed = self._experts.transposed and suffix == "weight"
+        rows, *rest = reversed(each) if transposed else each
+        if count > MOST_EXPERTS or rows % len(linears):
+            many = f" for each of {', '.join(linears)}" if len(linears) > 1 else ""
+            raise _misshapen(name, header, f"at most {MOST_EXPERTS} experts, and as many rows{many}")
+        of_one = Header(header.file, header.dtype, (rows // len(linears), *rest))
+        for expert, (part, linear) in product(range(count), enumerate(linears)):
+            own = f"{module}.{expert}.{linear}.{suffix}"
+            if own in self.headers:
+                raise InputError(
+                    f"The tensor {own!r} of {self.headers[own].file} is part of {name!r} of {header.file}, too",
+                    "each tensor once",
+                    "Download or write the checkpoint again",
+                )
+            self.headers[own] = of_one
+            self._slices[own] = ExpertSlice(name, expert, part, len(linears), transposed)
+
+
+def _misshapen(name: str, header: Header, expected: str) -> InputError:
+    return InputError(
+        f"The tensor {name!r} of {header.file} has the shape {list(header.shape)}",
+        expected,
+        "Write or download the checkpoint again",
+    )
 
 
 def verify(module: PackedModule) -> None:

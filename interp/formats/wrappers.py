@@ -11,7 +11,13 @@ from typing import Any
 
 from interp.errors import InputError
 
-TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text", "gemma4": "gemma4_text"}
+TEXT_PARTS = {
+    "gemma3": "gemma3_text",
+    "mistral3": "mistral",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "gemma4": "gemma4_text",
+}
 """`model_type` of what also sees → that of its language model, where its own config does not say it."""
 PREFIXES = ("language_model.model.", "model.language_model.")
 """What stands before a tensor's name instead of `model.`, by older and newer writers."""

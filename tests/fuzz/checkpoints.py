@@ -187,7 +187,8 @@ def stacked_settings(root: Path) -> Reader:
 @target
 def experts(root: Path) -> Reader:
     seed = tiny_models.write("qwen3_moe", root / "qwen3_moe", torch.float16)
-    return _checkpoint("experts", [seed], "config.json", "*.safetensors", check=oracles.dense_is_wrong)
+    stacked = tiny_models.write("qwen3_5_moe_text", root / "qwen3_5_moe_text", torch.float16, stacked=True)
+    return _checkpoint("experts", [seed, stacked], "config.json", "*.safetensors", check=oracles.stacked_is_wrong)
 
 
 @target

@@ -112,19 +112,27 @@ def wrapped_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> st
 
 
 def stacked_is_wrong(directory: Path, tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """An expert's linear is its part of the tensor of all experts, turned, or what its MXFP4 blocks stand for."""
+    """An expert's linear is its part of the tensor of all experts, or what its MXFP4 blocks stand for.
+
+    gpt-oss's gates and ups are one linear, and all are turned.
+    """
     arrays = safetensors_arrays(directory)
+    turned = not any(".experts." in name and name.endswith("gate_proj.weight") for name in tensors)
     for name, tensor in tensors.items():
         expert = re.fullmatch(r"(.*\.experts)\.([0-9]+)\.(\w+)\.weight", name)
-        if not same(tensor, arrays[name] if expert is None else _of_expert(arrays, *expert.groups())):
+        if not same(tensor, arrays[name] if expert is None else _of_expert(arrays, turned, *expert.groups())):
             return f"{name} is not what the file holds"
     return None
 
 
-def _of_expert(arrays: Arrays, module: str, number: str, linear: str) -> NDArray[Any]:
+def _of_expert(arrays: Arrays, turned: bool, module: str, number: str, linear: str) -> NDArray[Any]:
+    if f"{module}.{number}.{linear}.weight" in arrays:
+        return arrays[f"{module}.{number}.{linear}.weight"]
+    if linear in (halves := ("gate_proj", "up_proj")):
+        return np.split(arrays[f"{module}.gate_up_proj"][int(number)], 2)[halves.index(linear)]
     stored = f"{module}.{linear}"
     if stored in arrays:
-        return arrays[stored][int(number)].T
+        return arrays[stored][int(number)].T if turned else arrays[stored][int(number)]
     packed, powers = (arrays[f"{stored}_{part}"][int(number)] for part in ("blocks", "scales"))
     with np.errstate(over="ignore"):
         return e2m1(packed.reshape(len(packed), -1)) * np.repeat(power(powers), 32, axis=1)

@@ -28,12 +28,12 @@ from probes.neurons.settings import Site
 from probes.neurons.weight_errors import safety_units
 from tests.cells import HARMFUL, HARMLESS
 from tests.packed_files import edit, gptq_copy
-from tests.tiny_models import HYBRIDS, TEXTS, bare_model
+from tests.tiny_models import HYBRIDS, MIXTURES, TEXTS, bare_model
 
 Tiny = Callable[[str], Path]
 INPUTS = {
     "qwen3_next": ("in_proj_qkvz", "in_proj_ba"),
-    "qwen3_5_text": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
+    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text"), ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")),
 }
 """The linears that read the first norm in a block with a recurrence."""
 RECURRENT = (0, 2)
@@ -82,8 +82,9 @@ def gated(x: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
     return weight("down_proj") @ (silu(weight("gate_proj") @ x) * (weight("up_proj") @ x))
 
 
-def test_the_mixture_is_that_of_the_experts_and_of_the_one_that_all_share(tiny: Tiny) -> None:
-    model, checkpoint = load(tiny("qwen3_next")), open_checkpoint(tiny("qwen3_next"))
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5_moe_text"])
+def test_the_mixture_is_that_of_the_experts_and_of_the_one_that_all_share(name: str, tiny: Tiny) -> None:
+    model, checkpoint = load(tiny(name)), open_checkpoint(tiny(name))
     points = ("hook_resid_mid", "mlp.hook_expert_weights", "mlp.hook_expert_indices", "hook_mlp_out")
     mid, weights, indices, added = model.activations(TEXTS, [f"blocks.2.{point}" for point in points]).values()
     with torch.no_grad():
@@ -101,7 +102,9 @@ def test_the_mixture_is_that_of_the_experts_and_of_the_one_that_all_share(tiny: 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_an_error_is_told_of_its_linear(name: str, tiny: Tiny, tmp_path: Path) -> None:
     linears = ["model.layers.0.linear_attn.out_proj", f"model.layers.2.linear_attn.{INPUTS[name][0]}"]
-    linears += ["model.layers.2.mlp.shared_expert.up_proj"] if name == "qwen3_next" else []
+    linears += ["model.layers.2.mlp.shared_expert.up_proj", "model.layers.0.mlp.experts.3.gate_proj"] * (
+        name in MIXTURES
+    )
     before = load_file(tiny(name) / "model.safetensors")
     noise = {f"{linear}.weight": 0.1 * torch.randn_like(before[f"{linear}.weight"]) for linear in linears}
     noise = {key: 0.1 * before[key].std() * value for key, value in noise.items()}
@@ -198,7 +201,9 @@ def test_what_cannot_be_asked_of_a_hybrid_is_told(tiny: Tiny) -> None:
     assert (queries.linear, queries.start, queries.stop) == ("model.layers.1.self_attn.q_proj", 24, 48)  # and its gate
 
 
-@pytest.mark.parametrize(("gguf", "experts"), [("qwen3next", True), ("qwen35", False), ("", False), ("", True)])
+@pytest.mark.parametrize(
+    ("gguf", "experts"), [("qwen3next", True), ("qwen35", False), ("qwen35moe", True), ("", False), ("", True)]
+)
 def test_a_gguf_of_a_hybrid_is_refused_by_name(gguf: str, experts: bool) -> None:
     with pytest.raises(InputError, match=f"The architecture '{gguf}' of model.gguf.* is not supported"):
         architecture_of(Path("model.gguf"), gguf, experts)

@@ -1,10 +1,11 @@
-"""gpt-oss: all experts of a block in one tensor, dense or in MXFP4, against transformers and the definition."""
+"""All experts of a block in one tensor: gpt-oss, dense or in MXFP4, and other mixtures as transformers' models have them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch import Tensor
 from interp import load, open_checkpoint
 from interp.errors import InputError
 from interp.pairs.weight_error import check_pair, weight_error
-from tests.packed_files import e2m1, edit
-from tests.tiny_models import TEXTS, bare_model
+from tests.packed_files import e2m1, edit, gptq_copy
+from tests.tiny_models import MIXTURES, TEXTS, bare_model, write
 
 Tiny = Callable[[str], Path]
 PREFIX = "model.layers.{}.mlp.experts."
@@ -143,7 +144,7 @@ def three_experts(tensors: dict[str, Tensor]) -> None:
         (no_scales, r"experts\.0\.down_proj\.scales' is missing"),
         (narrow_scales, r"experts\.0\.down_proj\.scales' of .* has shape \[32, 1\]"),
         (flat_blocks, r"experts\.down_proj_blocks' of .* has the shape \[4, 32, 32\]"),
-        (three_experts, r"experts\.3\.down_proj\.weight' is missing"),
+        (three_experts, r"experts\.down_proj_blocks' of .* has the shape \[3, 32, 2, 16\].*Expected 4 experts"),
     ],
 )
 def test_damage_is_named(change: Any, message: str, tiny: Tiny, tmp_path: Path) -> None:
@@ -160,3 +161,73 @@ def test_a_name_with_braces_is_a_name(tiny: Tiny, tmp_path: Path) -> None:
     save_file({name.replace(old, "{a{.experts.down_proj"): t for name, t in tensors.items()}, file, {"format": "pt"})
     with pytest.raises(InputError):
         open_checkpoint(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", sorted({*MIXTURES} - {"gpt_oss"}))
+def test_stacked_experts_are_those_of_files_that_hold_them_apart(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    source = write(name, tmp_path / "stacked", stacked=True)
+    assert "model.layers.0.mlp.experts.gate_up_proj" in load_file(source / "model.safetensors")
+    apart, stacked = open_checkpoint(tiny(name)), open_checkpoint(source)
+    assert (stacked.warnings, stacked.bits_per_weight()) == ([], apart.bits_per_weight())
+    assert (stacked.names(), stacked.linears()) == (apart.names(), apart.linears())
+    for key in apart.names():
+        assert torch.equal(stacked.tensor(key), apart.tensor(key)), key
+    bare = bare_model(name)
+    for key, parameter in load(source).hf.named_parameters():
+        assert torch.equal(parameter, bare.get_parameter(key)), key
+    stacked.export(tmp_path / "dense", shard_gb=2e-5)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    for key, parameter in bare.named_parameters():
+        assert torch.equal(theirs.get_parameter(key), parameter), key
+    assert check_pair(source, tmp_path / "dense") == []
+
+
+def test_a_packed_copy_of_stacked_experts(tiny: Tiny, tmp_path: Path) -> None:
+    """Quantizers pack each expert's linears apart."""
+    baseline = write("qwen3_5_moe_text", tmp_path / "stacked", stacked=True)
+    cell = gptq_copy(tiny("qwen3_5_moe_text"), tmp_path / "cell")
+    checkpoint, dense = open_checkpoint(cell), load_file(baseline / "model.safetensors")
+    assert (checkpoint.format, check_pair(baseline, cell)) == ("gptq", [])
+    table = weight_error(baseline, cell)
+    for expert, (part, linear) in product(range(5), enumerate(("gate_proj", "up_proj"))):
+        name = f"{PREFIX.format(2)}{expert}.{linear}"
+        assert checkpoint.is_quantized(name)
+        before = dense[f"{PREFIX.format(2)}gate_up_proj"][expert, 24 * part : 24 * (part + 1)].double()
+        error = (checkpoint.weight(name).double() - before).square().mean(1).sqrt()
+        own = torch.tensor(table[table.module == name].rms_error.to_numpy())
+        assert error.min() > 0
+        torch.testing.assert_close(own, error, rtol=1e-5, atol=0)
+    checkpoint.export(tmp_path / "dense")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    for key, parameter in load(cell).hf.named_parameters():
+        assert torch.equal(theirs.get_parameter(key), parameter), key
+
+
+GATES_AND_UPS, DOWNS = (f"{PREFIX.format(1)}{kind}" for kind in ("gate_up_proj", "down_proj"))
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        (DOWNS, lambda t: t.flatten(1), r"down_proj' of .* has the shape \[5, 768\].*Expected 3 dimensions"),
+        (DOWNS, lambda t: None, r"experts\.0\.down_proj\.weight' is missing"),
+        (DOWNS, lambda t: t[:4], r"down_proj' of .* has the shape \[4, 32, 24\].*Expected 5 experts, as config.json"),
+        (DOWNS, lambda t: t[[0, 1, 2, 3, 4, 4]], r"\[6, 32, 24\].*Expected 5 experts, as config.json"),
+        (DOWNS, lambda t: t.transpose(1, 2), r"experts\.0\.down_proj\.weight' of .* has shape \[24, 32\]"),
+        (DOWNS, lambda t: t.int(), r"experts\.0\.down_proj\.weight' of .* has the type torch\.int32"),
+        (DOWNS, lambda t: torch.zeros(10**9, 0, 24), r"\[1000000000, 0, 24\].*Expected at most 2048 experts"),
+        (GATES_AND_UPS, lambda t: t[:, :47], r"\[5, 47, 32\].*as many rows for each of gate_proj, up_proj"),
+        (GATES_AND_UPS, lambda t: t[:, :46], r"experts\.0\.gate_proj\.weight' of .* has shape \[23, 32\]"),
+        (f"{PREFIX.format(1)}3.up_proj.weight", lambda t: torch.ones(24, 32), r"is part of .*gate_up_proj' of"),
+    ],
+)
+def test_damage_of_gates_and_ups_is_named(
+    key: str, change: Callable[[Tensor | None], Tensor | None], message: str, tmp_path: Path
+) -> None:
+    def damage(tensors: dict[str, Tensor]) -> None:
+        if (damaged := change(tensors.pop(key, None))) is not None:
+            tensors[key] = damaged.contiguous()
+
+    directory = edit(write("qwen3_5_moe_text", tmp_path, stacked=True), damage)
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(directory)

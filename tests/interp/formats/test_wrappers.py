@@ -40,6 +40,12 @@ WRAPPERS: dict[str, tuple[Any, Any, Any, Any]] = {
         CONFIGS["qwen3_5_text"],
         {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16, "patch_size": 8},
     ),
+    "qwen3_5_moe": (
+        transformers.Qwen3_5MoeForConditionalGeneration,
+        transformers.Qwen3_5MoeConfig,
+        CONFIGS["qwen3_5_moe_text"],
+        {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16, "patch_size": 8},
+    ),
     "gemma4": (
         transformers.Gemma4ForConditionalGeneration,
         partial(transformers.Gemma4Config, audio_config=None),
@@ -47,8 +53,14 @@ WRAPPERS: dict[str, tuple[Any, Any, Any, Any]] = {
         {"patch_size": 4, "position_embedding_size": 16, "num_key_value_heads": 2, "head_dim": 8},
     ),
 }
-PARTS = {"qwen3_5": "visual", "gemma4": "vision_tower, embed_vision"}
-TEXT_MODELS = {"gemma3": "gemma3_text", "mistral3": "mistral", "qwen3_5": "qwen3_5_text", "gemma4": "gemma4_text"}
+PARTS = {"qwen3_5": "visual", "qwen3_5_moe": "visual", "gemma4": "vision_tower, embed_vision"}
+TEXT_MODELS = {
+    "gemma3": "gemma3_text",
+    "mistral3": "mistral",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "gemma4": "gemma4_text",
+}
 
 
 def whole_model(name: str, tied: bool) -> Any:
@@ -78,7 +90,11 @@ def saved(model: Any, directory: Path, newer_names: bool = False) -> Path:
 
 @pytest.mark.parametrize("newer_names", [False, True])
 @pytest.mark.parametrize(
-    ("name", "tied"), [("gemma3", True), ("mistral3", False), ("qwen3_5", True), ("qwen3_5", False), ("gemma4", True)]
+    ("name", "tied"),
+    [
+        *(("gemma3", True), ("mistral3", False), ("qwen3_5", True), ("qwen3_5", False), ("gemma4", True)),
+        *(("qwen3_5_moe", True), ("qwen3_5_moe", False)),
+    ],
 )
 def test_the_language_model_is_the_wholes_on_text(name: str, tied: bool, newer_names: bool, tmp_path: Path) -> None:
     whole = whole_model(name, tied)
@@ -99,19 +115,24 @@ def test_the_language_model_is_the_wholes_on_text(name: str, tied: bool, newer_n
     assert model.architecture.model_type == TEXT_MODELS[name]
 
 
-def test_an_exported_language_model_is_a_pair_with_the_whole(tmp_path: Path) -> None:
-    source = saved(whole_model("gemma3", True), tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("name", "model_class"),
+    [("gemma3", transformers.Gemma3ForCausalLM), ("qwen3_5_moe", transformers.Qwen3_5MoeForCausalLM)],
+)
+def test_an_exported_language_model_is_a_pair_with_the_whole(name: str, model_class: type, tmp_path: Path) -> None:
+    source = saved(whole_model(name, True), tmp_path / "whole", newer_names=name == "qwen3_5_moe")
     export(open_checkpoint(source), tmp_path / "text", ExportDtype.EXACT)
     assert check_pair(source, tmp_path / "text") == []
     alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype=torch.float32)
-    assert type(alone) is transformers.Gemma3ForCausalLM
+    assert type(alone) is model_class
     assert torch.equal(alone(torch.arange(3, 20)[None]).logits, load(source).hf(torch.arange(3, 20)[None]).logits)
 
 
-def test_a_part_that_guesses_further_tokens_is_left_out(tmp_path: Path) -> None:
-    directory = saved(whole_model("qwen3_5", False), tmp_path)
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_a_part_that_guesses_further_tokens_is_left_out(name: str, tmp_path: Path) -> None:
+    directory = saved(whole_model(name, False), tmp_path, newer_names=True)
     tensors = load_file(directory / "model.safetensors")
-    layers = {"mtp.layers.0.mlp.up_proj.weight": torch.ones(48, 32), "mtp.fc.weight": torch.ones(32, 64)}
+    layers = {"mtp.layers.0.mlp.experts.down_proj": torch.ones(7, 32, 24), "mtp.fc.weight": torch.ones(32, 64)}
     save_file(tensors | layers | {"stray": torch.ones(2)}, directory / "model.safetensors", {"format": "pt"})
     of_images, of_tokens, of_others = open_checkpoint(directory).warnings
     assert "(visual) are left out" in of_images
