@@ -63,9 +63,9 @@ def verdict(result: FragilityResult) -> str:
         return f"Nothing can be expected: {rows['reason'].iloc[0]}."
     broken = known[known["breaks"].astype(bool)]
     if broken.empty:
-        return (
-            f"It breaks at none of {', '.join(map(str, known.index))} bits: nowhere more than 10 points are expected."
-        )
+        *first, last = map(str, known.index)
+        bits = f"{', '.join(first)} or {last}" if first else last
+        return f"It does not break at {bits} bits: no more than 10 points are expected to be lost."
     most = broken.index.max()
     lost = broken.loc[most, "expected_lost"]
     return f"It breaks at {most} bits: {lost:.1f} refusals expected to be lost, more than 10 points."

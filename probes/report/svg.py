@@ -49,7 +49,7 @@ LABEL = 11.5
 """Points; the smallest text."""
 CHARACTER = 6.6
 """Points that a character takes on average, wide ones among them."""
-LONGEST = 16
+LONGEST = 18
 """Characters of a name in a figure."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, small, in the page's font
