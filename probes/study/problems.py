@@ -105,8 +105,6 @@ def suggest(wrong: str, right: Any, many: int = 20) -> str:
     """What was perhaps meant, or what there is; the first of very many."""
     known = list(map(str, right))
     close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
-    return (
-        f"did you mean {close[0]!r}?"
-        if close
-        else f"expected one of {', '.join(known[:many])}{' …' if len(known) > many else ''}"
-    )
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"expected one of {', '.join(known[:many])}{' …' if len(known) > many else ''}"
