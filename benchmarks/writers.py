@@ -9,6 +9,7 @@ Without a checkpoint it takes the shipped organisms that refuse; OUT, with the c
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -33,9 +34,8 @@ def written(baseline: Path, out: Path, n_texts: int | None) -> dict[str, Path]:
     return {f"{cell}-{read_record(path).writer}": path for cells in (new, old) for cell, path in cells.items()}
 
 
-def compared(baseline: Path, out: Path, n_texts: int | None, limit: int | None) -> pd.DataFrame:
-    """A row for each cell: weight error, the margin's shift, refusals."""
-    cells = written(baseline, out, n_texts)
+def compared(baseline: Path, cells: Mapping[str, Path], limit: int | None) -> pd.DataFrame:
+    """A row for the baseline and each cell: weight error, the margin's shift, refusals."""
     study = probes.measure(baseline, cells, limit=limit)
     margins = pd.DataFrame(study.table("margin_prompts"))
     answers = ask(study.baseline, study.cells, study.harmful, "refusal", max_new_tokens=READ_TOKENS)
@@ -70,7 +70,7 @@ def main() -> None:
     shipped = sorted(path for path in SHIPPED.iterdir() if "alignment0" not in path.name)
     for baseline in given.checkpoints or shipped:
         print(baseline.name)
-        table = compared(baseline, given.out / baseline.name, given.texts, given.limit)
+        table = compared(baseline, written(baseline, given.out / baseline.name, given.texts), given.limit)
         print(table.fillna("").to_string(index=False), flush=True)
 
 
