@@ -328,9 +328,7 @@ def _hybrid(*inputs: str) -> dict[str, Any]:
     return {"recurrence": recurrence, "scaled_by_norm": norms, "norm_offset": 1.0}
 
 
-_GPT_OSS = Experts(
-    "num_local_experts", ("gate_up_proj",), "down_proj", router="mlp.router", transposed=True, scaled=False
-)
+_GPT_OSS = Experts("num_local_experts", ("gate_up_proj",), router="mlp.router", transposed=True, scaled=False)
 _SHARED = Experts(shared="mlp.shared_expert")
 _MIXTRAL = Experts("num_local_experts", ("w1", "w3"), "w2", stored_mlp="block_sparse_moe")
 

@@ -79,7 +79,8 @@ def expert_shapes(row: Architecture, name: str, shape: tuple[int, ...]) -> dict[
 def stored_together(row: Architecture, names: Iterable[str]) -> dict[str, list[str]]:
     """Name of each tensor of a dense file → the weights in it: one, or one of each expert.
 
-    transformers writes experts apart, and so do we, but where files never hold them so; see `Experts.transposed`.
+    Experts are written apart, which transformers reads as well, but where files never hold them so; see
+    `Experts.transposed`.
     """
     held: dict[str, list[str]] = {}
     for name in names:

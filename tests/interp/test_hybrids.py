@@ -102,9 +102,8 @@ def test_the_mixture_is_that_of_the_experts_and_of_the_one_that_all_share(name: 
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_an_error_is_told_of_its_linear(name: str, tiny: Tiny, tmp_path: Path) -> None:
     linears = ["model.layers.0.linear_attn.out_proj", f"model.layers.2.linear_attn.{INPUTS[name][0]}"]
-    linears += ["model.layers.2.mlp.shared_expert.up_proj", "model.layers.0.mlp.experts.3.gate_proj"] * (
-        name in MIXTURES
-    )
+    of_experts = ("shared_expert.up_proj", "experts.3.gate_proj") if name in MIXTURES else ()
+    linears += [f"model.layers.2.mlp.{linear}" for linear in of_experts]
     before = load_file(tiny(name) / "model.safetensors")
     noise = {f"{linear}.weight": 0.1 * torch.randn_like(before[f"{linear}.weight"]) for linear in linears}
     noise = {key: 0.1 * before[key].std() * value for key, value in noise.items()}

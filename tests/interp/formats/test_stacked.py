@@ -1,4 +1,4 @@
-"""All experts of a block in one tensor: gpt-oss, dense or in MXFP4, and other mixtures as transformers has them."""
+"""All experts of a block in one tensor: gpt-oss, dense or in MXFP4, other mixtures as their models have them."""
 
 from __future__ import annotations
 
